@@ -1,0 +1,77 @@
+# Everything a contributor types. Each target installs what it needs: Debian packages with apt, Python packages with
+# pinned versions and hashes into .venv.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+STAMPS := .cache
+PYTHON ?= python3
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+APT_BASE := python3-venv ca-certificates
+APT_MESH := iproute2 iputils-ping wireguard-go wireguard-tools
+APT_GUEST := qemu-system-x86 busybox-static cpio kmod nftables
+APT := apt-get install -y -qq --no-install-recommends
+
+.PHONY: help demo test test-kernel check format bench lock clean
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/ready $(STAMPS)/apt-mesh  ## three nodes, a mesh, sabotage and healing, in network namespaces (root)
+	$(VENV)/bin/plexd lab up --nodes 3
+
+test: $(VENV)/ready $(STAMPS)/apt-mesh  ## unit, contract, integration and namespace tests (root for the last)
+	$(VENV)/bin/pytest -m "not kernel"
+
+test-kernel: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## the agent against the Debian kernel in QEMU (root)
+	$(VENV)/bin/python -m tests.kernel.run
+
+check: $(VENV)/ready  ## format, lint, types, import contract
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/ready  ## put the code in order
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## figures and ratios; nothing is asserted (root)
+	$(VENV)/bin/python -m tests.bench
+
+lock: $(VENV)/ready  ## renew requirements.lock from pyproject.toml
+	$(VENV)/bin/pip-compile --quiet --all-extras --generate-hashes --allow-unsafe --strip-extras --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	  --output-file requirements.lock pyproject.toml
+
+clean:  ## remove what make made here
+	rm -rf $(VENV) $(STAMPS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/ready: requirements.lock pyproject.toml | $(STAMPS)/apt-base
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# $(call apt,packages): installs the missing ones; without root it says what to install
+define apt
+	@mkdir -p $(STAMPS)
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ $$(id -u) -ne 0 ]; then echo "missing Debian packages, install them as root: $$missing" >&2; exit 1; fi; \
+	  echo "installing" $$missing; export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq && $(APT) $$missing >/dev/null; \
+	fi
+	@touch $@
+endef
+
+$(STAMPS)/apt-base:
+	$(call apt,$(APT_BASE))
+$(STAMPS)/apt-mesh:
+	$(call apt,$(APT_MESH))
+$(STAMPS)/apt-guest:
+	$(call apt,$(APT_GUEST))

@@ -1,0 +1,142 @@
+"""The errors of plexd, named for what the caller can do next.
+
+PlexdError
+├── FatalError                 the process ends with `exit_code`; the message says what to do
+│   ├── ConfigError            5   correct the configuration
+│   ├── RegistrationRefused    6   put a usable bootstrap token in place
+│   ├── LocalStateError        7   repair the data directory, or stop the other daemon
+│   ├── RegistrationTimedOut   8   start again later
+│   └── PrivilegeError         9   run as root
+├── ControlError               a call to the control plane failed (transport contract, section 4)
+│   ├── Transient              try again by the retry policy of the endpoint
+│   │   ├── RateLimited        try again, not before `retry_after`
+│   │   └── Misconfigured      like Transient; the base URL answers with a redirect
+│   ├── Unauthenticated        the identity is refused; deliveries pause
+│   ├── Forbidden              no immediate retry
+│   ├── NotFound               no such thing, or the control plane lacks the call
+│   ├── Conflict               it stands otherwise at the control plane
+│   ├── TooLarge               send less at a time
+│   └── Rejected               never send the same body again
+├── WireError                  a document or event is not what the contract says; nothing of it is used
+└── KernelError                the kernel, or a program in its place, refused
+    ├── BackendUnavailable     neither WireGuard back end works here; `causes` says why, and what to install
+    ├── PortInUse              another program holds the listen port
+    ├── NotPermitted           a capability is missing
+    └── ForeignLink            a link of our name belongs to somebody else; it is never touched
+"""
+
+from __future__ import annotations
+
+
+class PlexdError(Exception):
+    """Root of the tree; raise one of its leaves."""
+
+
+class FatalError(PlexdError):
+    """Ends the process. The message is one sentence that says what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(FatalError):
+    """The configuration is missing, unreadable or invalid; `problems` has one line for each mistake."""
+
+    exit_code = 5
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RegistrationRefused(FatalError):  # noqa: N818 - named for what happened, as are its neighbours
+    exit_code = 6
+
+
+class LocalStateError(FatalError):
+    exit_code = 7
+
+
+class RegistrationTimedOut(FatalError):  # noqa: N818
+    exit_code = 8
+
+
+class PrivilegeError(FatalError):
+    exit_code = 9
+
+
+class ControlError(PlexdError):
+    """A call to the control plane failed.
+
+    `status` is the HTTP status, None when no answer came; `retry_after` is in seconds, already clamped;
+    `body` is the start of the answer's text, for the log only.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None, body: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.body = body
+
+
+class Transient(ControlError):  # noqa: N818
+    pass
+
+
+class RateLimited(Transient):
+    pass
+
+
+class Misconfigured(Transient):
+    pass
+
+
+class Unauthenticated(ControlError):  # noqa: N818
+    pass
+
+
+class Forbidden(ControlError):  # noqa: N818
+    pass
+
+
+class NotFound(ControlError):  # noqa: N818
+    pass
+
+
+class Conflict(ControlError):  # noqa: N818
+    pass
+
+
+class TooLarge(ControlError):  # noqa: N818
+    pass
+
+
+class Rejected(ControlError):  # noqa: N818
+    pass
+
+
+class WireError(PlexdError):
+    """What arrived is not what the contract says. The message names the place, never a secret."""
+
+
+class KernelError(PlexdError):
+    """The kernel refused. The message carries no key material."""
+
+
+class BackendUnavailable(KernelError):  # noqa: N818
+    def __init__(self, *causes: str) -> None:
+        super().__init__("; ".join(causes))
+        self.causes = causes
+
+
+class PortInUse(KernelError):  # noqa: N818
+    pass
+
+
+class NotPermitted(KernelError):  # noqa: N818
+    pass
+
+
+class ForeignLink(KernelError):  # noqa: N818
+    pass

@@ -1,0 +1,1 @@
+"""What the node should look like and how to get there. Pure: no waiting, no clock, no socket, no log."""

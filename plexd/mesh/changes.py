@@ -1,0 +1,110 @@
+"""The steps a plan consists of. The same values are logged, applied, reported as drift and shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from plexd.mesh.address import Endpoint, Prefix
+from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
+from plexd.mesh.observed import Route
+
+
+@dataclass(frozen=True, slots=True)
+class CreateLink:
+    """Create the interface, alias included, with key and port set before it is up. Existing: an error."""
+
+    private_key: PrivateKey
+    listen_port: int
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    """Delete the interface; deleting what is gone succeeds. `reason` is for the log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAlias:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SetDevice:
+    """Private key and listen port of the device; `fwmark` is set to 0. `fields` names what differed."""
+
+    private_key: PrivateKey
+    listen_port: int
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    address: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAddress:
+    address: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class SetMtu:
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    pass
+
+
+class RemovePeer(NamedTuple):
+    """`peer_id` is None for a peer that nobody asked for."""
+
+    peer_id: str | None
+    public_key: PublicKey
+
+
+class PutPeer(NamedTuple):
+    """Add a peer, or change one. None: leave this part as it is in the device.
+
+    `is_new` adds (or replaces whole); otherwise the peer must exist and only the given parts change
+    (UPDATE_ONLY). `fields` names what differed, for log and drift.
+    """
+
+    peer_id: str
+    public_key: PublicKey
+    is_new: bool
+    psk: PresharedKey | None
+    endpoint: Endpoint | None
+    keepalive: int | None
+    allowed_ips: tuple[Prefix, ...] | None
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute:
+    """Add, or replace the route of the same prefix and metric."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute:
+    route: Route
+
+
+PeerChange = RemovePeer | PutPeer
+Change = (
+    CreateLink | DeleteLink | SetAlias | SetDevice | AddAddress | RemoveAddress | SetMtu | SetUp | RemovePeer
+    | PutPeer | AddRoute | RemoveRoute
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What became of a change; `error` is one sentence, None when it succeeded."""
+
+    change: Change
+    error: str | None = None
