@@ -36,10 +36,7 @@ class Prefix(NamedTuple):
             return cls(packed, len(packed) * 8)
         # ipaddress would also take a netmask here
         if not (
-            length.isascii()
-            and length.isdigit()
-            and str(int(length)) == length
-            and int(length) <= len(packed) * 8
+            length.isascii() and length.isdigit() and str(int(length)) == length and int(length) <= len(packed) * 8
         ):
             raise ValueError(f"{text!r} has no valid prefix length")
         return cls.of(packed, int(length))
