@@ -51,7 +51,7 @@ class Link(NamedTuple):
     """`backend` is None when the link is neither WireGuard of the kernel nor a TUN."""
 
     name: str
-    index: int
+    ifindex: int
     backend: Backend | None
     alias: str
     mtu: int

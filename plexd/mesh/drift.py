@@ -1,0 +1,109 @@
+"""What a pass has to say to the control plane: corrections, named as in the mesh contract, section 5.4.
+
+A correction never holds key material, and a change that an event announced is no correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from plexd.mesh.changes import (
+    AddAddress,
+    AddRoute,
+    CreateLink,
+    DeleteLink,
+    Outcome,
+    PutPeer,
+    RemoveAddress,
+    RemovePeer,
+    RemoveRoute,
+    SetAlias,
+    SetDevice,
+    SetMtu,
+    SetUp,
+)
+from plexd.mesh.desired import Desired, Rejection
+
+
+class Correction(NamedTuple):
+    type: str
+    detail: str
+
+
+def interface_corrections(interface: str, outcomes: Iterable[Outcome]) -> tuple[Correction, ...]:
+    """What the pass repaired. A link made anew is one correction that counts its peers and routes."""
+    done = [outcome.change for outcome in outcomes if outcome.error is None]
+    if any(isinstance(change, CreateLink) for change in done):
+        peers = sum(isinstance(change, PutPeer) for change in done)
+        routes = sum(isinstance(change, AddRoute) for change in done)
+        return (Correction("interface_repaired", f"{interface}: link, {peers} peers, {routes} routes"),)
+    repaired: dict[str, None] = {}
+    corrections: list[Correction] = []
+    for change in done:
+        match change:
+            case SetAlias():
+                repaired["alias"] = None
+            case SetDevice():
+                repaired.update(dict.fromkeys(change.fields))
+            case AddAddress() | RemoveAddress():
+                repaired["address"] = None
+            case SetMtu():
+                repaired["mtu"] = None
+            case SetUp():
+                repaired["up"] = None
+            case DeleteLink():
+                repaired["link"] = None
+            case RemovePeer(peer_id, public_key):
+                subject = f"peer {peer_id}" if peer_id else f"peer key {public_key.short}"
+                corrections.append(Correction("peer_removed", subject))
+            case PutPeer(peer_id, is_new=True):
+                corrections.append(Correction("peer_added", f"peer {peer_id}"))
+            case PutPeer(peer_id):
+                corrections.append(Correction("peer_updated", f"peer {peer_id}: {', '.join(change.fields)}"))
+            case AddRoute(route):
+                corrections.append(Correction("route_added", str(route.prefix)))
+            case RemoveRoute(route):
+                corrections.append(Correction("route_removed", str(route.prefix)))
+            case CreateLink():
+                pass  # reported above
+    if repaired:
+        corrections.insert(0, Correction("interface_repaired", f"{interface}: {', '.join(repaired)}"))
+    return tuple(corrections)
+
+
+def snapshot_corrections(before: Desired, after: Desired) -> tuple[Correction, ...]:
+    """What a state pull changed apart from peers, which show in the interface's own corrections."""
+    return tuple(_snapshot_corrections(before, after))
+
+
+def _snapshot_corrections(before: Desired, after: Desired) -> Iterator[Correction]:
+    if before.signing_keys != after.signing_keys:
+        yield Correction("signing_keys_updated", "signing keys rotated")
+    old_policies = {policy.id: policy for policy in before.policies}
+    new_policies = {policy.id: policy for policy in after.policies}
+    for policy_id in old_policies.keys() - new_policies.keys():
+        yield Correction("policy_removed", f"policy {policy_id}")
+    for policy_id, policy in new_policies.items():
+        if policy_id not in old_policies:
+            yield Correction("policy_added", f"policy {policy_id}")
+        elif old_policies[policy_id] != policy:
+            yield Correction("policy_updated", f"policy {policy_id}")
+    if before.metadata != after.metadata:
+        yield Correction("metadata_updated", f"metadata updated: {_differing(before.metadata, after.metadata)} entries")
+    if before.data != after.data:
+        yield Correction("data_updated", f"data updated: {_differing(before.data, after.data)} entries")
+    if before.secret_refs != after.secret_refs:
+        count = _differing(before.secret_refs, after.secret_refs)
+        yield Correction("secret_refs_updated", f"secret refs updated: {count} entries")
+    for rejection in after.rejected:
+        if rejection not in before.rejected:
+            yield rejection_correction(rejection)
+
+
+def rejection_correction(rejection: Rejection) -> Correction:
+    return Correction("peer_rejected", f"peer {rejection.peer_id}: {rejection.reason}")
+
+
+def _differing(before: Mapping[str, object], after: Mapping[str, object]) -> int:
+    return sum(before.get(key) != after.get(key) or (key in before) != (key in after) for key in before.keys() | after)

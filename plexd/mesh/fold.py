@@ -1,0 +1,178 @@
+"""How the desired snapshot changes: a full state replaces it, an event is folded in. Repeating either changes nothing.
+
+Every function returns the snapshot it was given when nothing changed, so `is` tells whether there is work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from plexd.mesh.desired import Candidates, Desired, EndpointSource, FullState, Peer, Rejection, SigningKeys
+from plexd.mesh.events import (
+    EndpointOffered,
+    Foldable,
+    NodeStateUpdated,
+    PeerAdded,
+    PeerKeyRotated,
+    PeerRemoved,
+    SecretRefsUpdated,
+    SigningKeyReplaced,
+    SigningKeysRotated,
+)
+
+
+class Unfoldable(Exception):  # noqa: N818 - not a failure of the program: a pull will settle it
+    """The event cannot be folded in; nothing was changed and a state pull is due. The text says why."""
+
+
+def replace_state(desired: Desired, state: FullState) -> Desired:
+    """Take over a state pull. Categories without a statement stay; endpoint candidates of other sources stay."""
+    changed: dict[str, object] = {}
+    if state.peers is not None:
+        peers = {peer.id: peer for peer in state.peers}
+        # order counts (the first claimant of a prefix wins), and mappings compare without it
+        if list(desired.peers.items()) != list(peers.items()):
+            changed["peers"] = MappingProxyType(peers)
+        candidates = {
+            peer.id: desired.candidates.get(peer.id, Candidates()).offer(EndpointSource.PEER, peer.endpoint)
+            for peer in state.peers
+        }
+        if desired.candidates != candidates:
+            changed["candidates"] = MappingProxyType(candidates)
+        if desired.rejected != state.rejected:
+            changed["rejected"] = state.rejected
+    if state.policies is not None and desired.policies != state.policies:
+        changed["policies"] = state.policies
+    if state.signing_keys is not None and desired.signing_keys != state.signing_keys:
+        changed["signing_keys"] = state.signing_keys
+    for name in ("metadata", "data", "secret_refs", "configs"):
+        new: Mapping[str, object] = getattr(state, name)
+        if getattr(desired, name) != new:
+            changed[name] = MappingProxyType(dict(new))
+    return replace(desired, **changed) if changed else desired  # type: ignore[arg-type]
+
+
+def fold(desired: Desired, event: Foldable) -> Desired:
+    """Fold one verified event in. Raises Unfoldable when only a state pull can tell what it means."""
+    match event:
+        case PeerAdded(peer):
+            return _put_peer(desired, peer)
+        case PeerRemoved(peer_id):
+            return _remove_peer(desired, peer_id)
+        case PeerKeyRotated():
+            return _rotate_key(desired, event)
+        case EndpointOffered(peer_id, endpoint, source):
+            return _offer_endpoint(desired, peer_id, endpoint, source)
+        case SigningKeysRotated(keys):
+            return desired if desired.signing_keys == keys else replace(desired, signing_keys=keys)
+        case SigningKeyReplaced():
+            return _replace_signing_key(desired, event)
+        case NodeStateUpdated():
+            return _update_node_state(desired, event)
+        case SecretRefsUpdated(secret_refs):
+            if desired.secret_refs == secret_refs:
+                return desired
+            return replace(desired, secret_refs=MappingProxyType(dict(secret_refs)))
+
+
+def reject_peer(desired: Desired, rejection: Rejection) -> Desired:
+    """A peer arrived that cannot be used: an older entry of that id must not stay in force."""
+    remaining = _remove_peer(desired, rejection.peer_id)
+    others = tuple(r for r in remaining.rejected if r.peer_id != rejection.peer_id)
+    if (*others, rejection) == remaining.rejected:
+        return remaining
+    return replace(remaining, rejected=(*others, rejection))
+
+
+def expire_signing_key(desired: Desired, now: float) -> Desired:
+    """Drop the previous signing key once its time is over; `now` in Unix seconds."""
+    keys = desired.signing_keys
+    if keys is None or keys.previous is None or now < keys.previous_until:
+        return desired
+    return replace(desired, signing_keys=SigningKeys(keys.current))
+
+
+def _put_peer(desired: Desired, peer: Peer) -> Desired:
+    known = desired.candidates.get(peer.id, Candidates())
+    candidates = known.offer(EndpointSource.PEER, peer.endpoint)
+    holder = next((p.id for p in desired.peers.values() if p.public_key == peer.public_key and p.id != peer.id), None)
+    if holder is not None:
+        raise Unfoldable(f"peer {peer.id} has the public key of peer {holder}")
+    if desired.peers.get(peer.id) == peer and candidates == known:
+        return desired
+    return replace(
+        desired,
+        peers=MappingProxyType({**desired.peers, peer.id: peer}),
+        candidates=MappingProxyType({**desired.candidates, peer.id: candidates}),
+        rejected=tuple(r for r in desired.rejected if r.peer_id != peer.id),
+    )
+
+
+def _remove_peer(desired: Desired, peer_id: str) -> Desired:
+    if peer_id not in desired.peers and peer_id not in desired.candidates:
+        return desired
+    return replace(
+        desired,
+        peers=MappingProxyType({k: v for k, v in desired.peers.items() if k != peer_id}),
+        candidates=MappingProxyType({k: v for k, v in desired.candidates.items() if k != peer_id}),
+    )
+
+
+def _rotate_key(desired: Desired, event: PeerKeyRotated) -> Desired:
+    known = desired.peers.get(event.peer_id)
+    if known is None:
+        if event.complete is None:
+            raise Unfoldable(f"peer {event.peer_id} is not known and the event does not describe it")
+        return _put_peer(desired, event.complete)
+    mesh_ip = known.mesh_ip if event.mesh_ip is None else event.mesh_ip
+    return _put_peer(
+        desired,
+        known._replace(
+            public_key=event.public_key,
+            psk=known.psk if event.psk is None else event.psk,
+            mesh_ip=mesh_ip,
+            endpoint=known.endpoint if event.endpoint is None else event.endpoint,
+            allowed_ips=known.allowed_ips if event.allowed_ips is None else event.allowed_ips,
+        ),
+    )
+
+
+def _offer_endpoint(desired: Desired, peer_id: str, endpoint: str, source: EndpointSource) -> Desired:
+    if peer_id not in desired.peers:
+        if source is EndpointSource.REPORT:
+            return desired  # the answer to a report may name peers that have not reached us yet
+        raise Unfoldable(f"peer {peer_id} is not known")
+    known = desired.candidates.get(peer_id, Candidates())
+    if not endpoint and source is EndpointSource.REPORT:
+        return desired
+    candidates = known.offer(source, endpoint)
+    if candidates is known:
+        return desired
+    return replace(desired, candidates=MappingProxyType({**desired.candidates, peer_id: candidates}))
+
+
+def _replace_signing_key(desired: Desired, event: SigningKeyReplaced) -> Desired:
+    keys = desired.signing_keys
+    if keys is not None and keys.current == event.current:
+        return desired  # a repetition must not make the new key its own predecessor
+    previous = keys.current if keys is not None else None
+    return replace(
+        desired, signing_keys=SigningKeys(event.current, previous, event.previous_until if previous else 0.0)
+    )
+
+
+def _update_node_state(desired: Desired, event: NodeStateUpdated) -> Desired:
+    changed: dict[str, Mapping[str, object]] = {}
+    if event.metadata is not None and event.metadata != desired.metadata:
+        changed["metadata"] = MappingProxyType(dict(event.metadata))
+    if event.data is not None:
+        # replayed events may be older than what a pull brought: an entry never goes back in version by an event
+        data = {
+            key: known if (known := desired.data.get(key)) is not None and known.version > entry.version else entry
+            for key, entry in event.data.items()
+        }
+        if data != desired.data:
+            changed["data"] = MappingProxyType(data)
+    return replace(desired, **changed) if changed else desired  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+"""The differ: what to do so that the kernel becomes the target. Pure, total, and empty when nothing differs.
+
+Two ways in. `plan` compares the target with a look at everything: start-up, the periodic pass, repair. `plan_event`
+compares two targets, before and after an event, and yields only what the event touches, without any look: one event
+among a thousand peers costs the messages of one peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from plexd.errors import ForeignLink
+from plexd.mesh.address import Prefix
+from plexd.mesh.changes import (
+    AddAddress,
+    AddRoute,
+    Change,
+    CreateLink,
+    DeleteLink,
+    PeerChange,
+    PutPeer,
+    RemoveAddress,
+    RemovePeer,
+    RemoveRoute,
+    SetAlias,
+    SetDevice,
+    SetMtu,
+    SetUp,
+)
+from plexd.mesh.keys import PublicKey
+from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, MESH_ALIAS, Device, DevicePeer, Link, Observed, Route
+from plexd.mesh.target import Settings, Target, TargetPeer, derive_mtu
+
+
+def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] = frozenset()) -> tuple[Change, ...]:
+    """Every step from `observed` to `target`, in the order they must be taken; `now` in Unix seconds.
+
+    `moved` are the peers whose endpoint candidate is news since the last pass: it is written even to a fresh peer.
+
+    Raises ForeignLink when a link of our name is not ours: it is never touched.
+    """
+    link = observed.link
+    if link is not None and not is_ours(link, observed.device, target.settings):
+        raise ForeignLink(
+            f"{link.name} exists and is not plexd's: remove it (ip link delete {link.name}) or set mesh.interface"
+        )
+    changes: list[Change] = []
+    if link is not None and (reason := _unusable(link, observed.device, target.settings)) is not None:
+        changes.append(DeleteLink(reason))
+        link = None
+    if link is None:
+        changes.extend(_build(target, observed))
+        return tuple(changes)
+    device = observed.device
+    assert device is not None  # noqa: S101 - _unusable() is about exactly this
+    changes.extend(_plan_link(link, device, observed, target.settings))
+    changes.extend(_plan_peers(target, device, now, moved))
+    changes.extend(_plan_routes(target.routes, observed.routes))
+    return tuple(changes)
+
+
+def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
+    """What changed between two targets, as steps that may be repeated and need no look at the kernel."""
+    removed: list[PeerChange] = [
+        RemovePeer(peer.id, peer.public_key)
+        for peer_id, peer in before.peers.items()
+        if (now := after.peers.get(peer_id)) is None or now.public_key != peer.public_key
+    ]
+    put: list[PeerChange] = []
+    for peer_id, peer in after.peers.items():
+        was = before.peers.get(peer_id)
+        if was == peer:
+            continue
+        if was is None or was.public_key != peer.public_key:
+            put.append(_new_peer(peer, after.settings))
+        else:
+            change = _update(
+                peer,
+                psk=peer.psk != was.psk,
+                endpoint=peer.endpoint is not None and peer.endpoint != was.endpoint,
+                keepalive=None,
+                allowed_ips=peer.allowed_ips != was.allowed_ips,
+            )
+            if change is not None:
+                put.append(change)
+    return (*removed, *put, *_plan_routes(after.routes, before.routes))
+
+
+def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
+    """The ownership rule of the mesh contract, sections 3 and 3.2: the alias, or a device that holds our own key.
+
+    A TUN without alias whose program has no key yet is the remains of a start that died half-way.
+    """
+    if link.backend is None:
+        return False
+    if link.alias == MESH_ALIAS:
+        return True
+    if device is None:
+        return False
+    return device.private_key == settings.private_key or (link.backend == "userspace" and device.private_key is None)
+
+
+def _unusable(link: Link, device: Device | None, settings: Settings) -> str | None:
+    if settings.backend is not None and link.backend is not settings.backend:
+        return f"mesh.backend asks for {settings.backend}"
+    if device is None:
+        return "no program answers for it"
+    return None
+
+
+def _build(target: Target, observed: Observed) -> Iterator[Change]:
+    settings = target.settings
+    yield CreateLink(settings.private_key, settings.listen_port, derive_mtu(settings, observed.underlay_mtu))
+    yield AddAddress(Prefix.host(settings.mesh_ip))
+    yield SetUp()
+    for peer in target.peers.values():
+        yield _new_peer(peer, settings)
+    for route in sorted(target.routes, key=_route_identity):
+        yield AddRoute(route)
+
+
+def _plan_link(link: Link, device: Device, observed: Observed, settings: Settings) -> Iterator[Change]:
+    if link.alias != MESH_ALIAS:
+        yield SetAlias()
+    differing = tuple(
+        name
+        for name, differs in (
+            ("key", device.private_key != settings.private_key),
+            ("port", device.listen_port != settings.listen_port),
+            ("fwmark", device.fwmark != 0),
+        )
+        if differs
+    )
+    if differing:
+        yield SetDevice(settings.private_key, settings.listen_port, differing)
+    own = Prefix.host(settings.mesh_ip)
+    if own not in observed.addresses:
+        yield AddAddress(own)
+    for address in sorted(observed.addresses - {own}):
+        yield RemoveAddress(address)
+    if link.mtu != (mtu := derive_mtu(settings, observed.underlay_mtu)):
+        yield SetMtu(mtu)
+    if not link.up:
+        yield SetUp()
+
+
+def _plan_peers(target: Target, device: Device, now: float, moved: frozenset[str]) -> Iterator[Change]:
+    settings = target.settings
+    ids = {peer.public_key: peer for peer in target.peers.values()}
+    for key in device.peers:
+        if key not in ids:
+            yield RemovePeer(None, PublicKey(key))
+    added: list[PutPeer] = []
+    for peer in ids.values():
+        held = device.peers.get(peer.public_key)
+        if held is None:
+            added.append(_new_peer(peer, settings))
+            continue
+        change = _update(
+            peer,
+            psk=held.psk != peer.psk,
+            endpoint=_endpoint_due(peer, held, now, peer.id in moved),
+            keepalive=settings.keepalive if held.keepalive != settings.keepalive else None,
+            allowed_ips=held.allowed_ips != peer.allowed_ips and set(held.allowed_ips) != set(peer.allowed_ips),
+        )
+        if change is not None:
+            yield change
+    yield from added
+
+
+def _endpoint_due(peer: TargetPeer, held: DevicePeer, now: float, moved: bool) -> bool:
+    """A peer that shook hands lately may have roamed: its endpoint is its own business (section 4.4)."""
+    if peer.endpoint is None or held.endpoint == peer.endpoint:
+        return False
+    return moved or held.endpoint is None or now - held.last_handshake > HANDSHAKE_FRESH_SECONDS
+
+
+def _new_peer(peer: TargetPeer, settings: Settings) -> PutPeer:
+    return PutPeer(
+        peer.id, peer.public_key, True, peer.psk, peer.endpoint, settings.keepalive, peer.allowed_ips, ("added",)
+    )
+
+
+def _update(peer: TargetPeer, *, psk: bool, endpoint: bool, keepalive: int | None, allowed_ips: bool) -> PutPeer | None:
+    fields = tuple(
+        name
+        for name, differs in (
+            ("allowed_ips", allowed_ips),
+            ("psk", psk),
+            ("keepalive", keepalive is not None),
+            ("endpoint", endpoint),
+        )
+        if differs
+    )
+    if not fields:
+        return None
+    return PutPeer(
+        peer.id,
+        peer.public_key,
+        False,
+        peer.psk if psk else None,
+        peer.endpoint if endpoint else None,
+        keepalive,
+        peer.allowed_ips if allowed_ips else None,
+        fields,
+    )
+
+
+def _plan_routes(wanted: frozenset[Route], held: frozenset[Route]) -> Iterator[Change]:
+    replaced = {_route_identity(route) for route in wanted}
+    for route in sorted(held - wanted, key=_route_identity):
+        if _route_identity(route) not in replaced:  # adding replaces it without a gap
+            yield RemoveRoute(route)
+    for route in sorted(wanted - held, key=_route_identity):
+        yield AddRoute(route)
+
+
+def _route_identity(route: Route) -> tuple[Prefix, int]:
+    """What the kernel tells routes of one table apart by."""
+    return route.prefix, route.metric
