@@ -1,0 +1,137 @@
+"""Files written whole or not at all, and the data directory they live in."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from pathlib import Path
+
+from plexd.errors import LocalStateError
+from plexd.log import get_logger
+
+log = get_logger("store")
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+_TEMPORARY = ".tmp-"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` with mode 0600: temporary file, fsync, rename, fsync of the directory.
+
+    After a crash at any point the file holds the old or the new content. OSError leaves the old one in force.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename within one directory and make it last."""
+    source.rename(target)
+    sync_directory(target.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file; removing what is gone succeeds."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_optional(path: Path) -> bytes | None:
+    """The content, or None when there is no such file.
+
+    Any other failure is a LocalStateError: a disk that does not answer must never look like a node without identity.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise LocalStateError(
+            f"cannot read {path}: {exc.strerror}; repair the file or its permissions, then start plexd again"
+        ) from exc
+
+
+def move_aside(path: Path, reason: str) -> Path:
+    """Rename a file that cannot be used to `<name>.corrupt-<unix time>`, so that nothing is lost and start goes on."""
+    target = path.with_name(f"{path.name}.corrupt-{int(time.time())}")
+    rename_durably(path, target)
+    log.error("unusable file moved aside", path=str(path), kept_as=str(target), reason=reason)
+    return target
+
+
+class DataDirectory:
+    """The data directory, made, checked and locked. One daemon holds it at a time; `close` gives it back."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LocalStateError when the directory cannot be used, or another plexd works in it."""
+        self.path = path
+        try:
+            path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            (path / "state").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            (path / "state" / "data").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            self._lock = os.open(path / "plexd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError as exc:
+            raise LocalStateError(
+                f"cannot use data directory {path}: {exc.strerror}; it must be a writable directory (set data_dir)"
+            ) from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(self._lock)
+            if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise LocalStateError(f"cannot lock {path / 'plexd.lock'}: {exc.strerror}") from exc
+            raise LocalStateError(
+                f"plexd is already running with data directory {path}: stop it first, or use another --data-dir"
+            ) from None
+        try:
+            self._repair()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def _repair(self) -> None:
+        """Remove what a crash left, narrow modes that are too wide, refuse files of a foreign owner."""
+        trusted = {0, os.geteuid()}
+        directories = [self.path, self.path / "state", self.path / "state" / "data"]
+        for entry in [*directories, *(file for directory in directories for file in directory.iterdir())]:
+            status = entry.lstat()
+            if status.st_uid not in trusted:
+                raise LocalStateError(
+                    f"{entry} belongs to user id {status.st_uid}: chown it to root, or to the user plexd runs as"
+                )
+            if entry.name.startswith(_TEMPORARY):
+                entry.unlink()
+                continue
+            wanted = DIRECTORY_MODE if stat.S_ISDIR(status.st_mode) else FILE_MODE
+            if stat.S_IMODE(status.st_mode) & ~wanted and not stat.S_ISLNK(status.st_mode):
+                log.warning("file mode repaired", path=str(entry), was=f"{stat.S_IMODE(status.st_mode):04o}")
+                entry.chmod(wanted)

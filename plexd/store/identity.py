@@ -1,0 +1,181 @@
+"""Who the node is, on disk. `identity.json` is the commit mark: without it the node is not registered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from plexd.errors import LocalStateError
+from plexd.log import get_logger
+from plexd.mesh.address import format_ip, parse_ip
+from plexd.mesh.desired import SigningKeys
+from plexd.mesh.keys import PrivateKey, PublicKey, decode_key
+from plexd.store.files import DataDirectory, move_aside, read_optional, remove_durably, rename_durably, write_whole
+from plexd.wire.times import format_time, parse_time
+
+log = get_logger("store")
+
+IDENTITY = "identity.json"
+PRIVATE_KEY = "private_key"
+PENDING_KEY = "private_key.pending"
+NODE_KEY = "node_secret_key"
+SIGNING_KEY = "signing_public_key"
+SIGNING_KEYS = "signing_keys.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`private_key` is None when its file is lost or damaged: the node keeps its place and needs a new key pair."""
+
+    node_id: str
+    mesh_ip: bytes
+    node_key: SecretStr
+    private_key: PrivateKey | None
+
+
+class IdentityDamaged(Exception):  # noqa: N818
+    """The identity on disk was unusable and has been moved aside; the text says what was wrong."""
+
+
+class IdentityStore:
+    """Reads and writes the identity files of a data directory."""
+
+    def __init__(self, directory: DataDirectory) -> None:
+        self._path = directory.path
+
+    def load(self) -> Identity | None:
+        """None: not registered. Raises IdentityDamaged after moving the files aside, LocalStateError on I/O errors."""
+        raw = read_optional(self._path / IDENTITY)
+        if raw is None:
+            return None
+        node_key = (read_optional(self._path / NODE_KEY) or b"").decode("utf-8", "replace").strip()
+        try:
+            document = json.loads(raw)
+            node_id, mesh_ip = document["node_id"], parse_ip(document["mesh_ip"].partition("/")[0])
+            if not isinstance(node_id, str) or not node_id:
+                raise ValueError("no node_id")
+            if not node_key:
+                raise ValueError(f"{NODE_KEY} is missing or empty")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            self._move_aside(str(exc))
+            raise IdentityDamaged(f"identity in {self._path} is damaged: {exc}") from exc
+        return Identity(node_id, mesh_ip, SecretStr(node_key), self._read_private_key(PRIVATE_KEY))
+
+    def load_signing_keys(self) -> SigningKeys | None:
+        """`signing_keys.json`, else `signing_public_key`, else the member of `identity.json`; None when none is good."""
+        raw = read_optional(self._path / SIGNING_KEYS)
+        if raw is not None:
+            try:
+                document = json.loads(raw)
+                until = document.get("transition_expires")
+                return SigningKeys(
+                    decode_key(document["current"]),
+                    decode_key(document["previous"]) if document.get("previous") else None,
+                    parse_time(until) or 0.0 if until else 0.0,
+                )
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                move_aside(self._path / SIGNING_KEYS, str(exc))
+        texts = [(read_optional(self._path / SIGNING_KEY) or b"").decode("ascii", "replace").strip()]
+        identity = read_optional(self._path / IDENTITY)
+        if identity is not None:
+            texts.append(str(json.loads(identity).get("signing_public_key", "")))
+        for text in filter(None, texts):
+            try:
+                return SigningKeys(decode_key(text))
+            except ValueError:
+                log.warning("stored signing key ignored", reason="not a key")
+        return None
+
+    def pending_key(self) -> PrivateKey | None:
+        """The key pair of a registration or rotation in progress."""
+        return self._read_private_key(PENDING_KEY)
+
+    def make_pending_key(self) -> PrivateKey:
+        """The pending key, made and stored if there is none: every retry, also after a crash, offers the same one."""
+        key = self.pending_key()
+        if key is None:
+            key = PrivateKey.generate()
+            write_whole(self._path / PENDING_KEY, key.reveal().encode())
+        return key
+
+    def drop_pending_key(self) -> None:
+        remove_durably(self._path / PENDING_KEY)
+
+    def commit_pending_key(self) -> None:
+        """The pending key becomes the private key."""
+        rename_durably(self._path / PENDING_KEY, self._path / PRIVATE_KEY)
+
+    def commit_registration(self, identity: Identity, signing_keys: SigningKeys | None) -> None:
+        """Everything but the commit mark; `commit_mark` follows once the rest of the answer is on disk too."""
+        self.commit_pending_key()
+        write_whole(self._path / NODE_KEY, identity.node_key.get_secret_value().encode())
+        if signing_keys is not None:
+            self.save_signing_keys(signing_keys)
+        else:
+            remove_durably(self._path / SIGNING_KEY)
+            remove_durably(self._path / SIGNING_KEYS)
+
+    def commit_mark(self, identity: Identity, signing_keys: SigningKeys | None) -> None:
+        document = {
+            "node_id": identity.node_id,
+            "mesh_ip": format_ip(identity.mesh_ip),
+            "signing_public_key": str(PublicKey(signing_keys.current)) if signing_keys is not None else "",
+        }
+        write_whole(self._path / IDENTITY, json.dumps(document).encode())
+
+    def save_signing_keys(self, keys: SigningKeys) -> None:
+        document: dict[str, str] = {"current": str(PublicKey(keys.current))}
+        if keys.previous is not None:
+            document["previous"] = str(PublicKey(keys.previous))
+            document["transition_expires"] = format_time(keys.previous_until)
+        write_whole(self._path / SIGNING_KEYS, json.dumps(document).encode())
+        write_whole(self._path / SIGNING_KEY, document["current"].encode())
+
+    def retire(self, suffix: str) -> None:
+        """Take the identity out of use: `identity.json` keeps a copy under `suffix`, the keys are deleted."""
+        rename_durably(self._path / IDENTITY, self._path / f"{IDENTITY}{suffix}")
+        for name in (PRIVATE_KEY, PENDING_KEY, NODE_KEY):
+            remove_durably(self._path / name)
+
+    def replace_aside(self, suffix: str) -> None:
+        """Move every identity file to `<name><suffix>`, the commit mark first."""
+        for name in (IDENTITY, PRIVATE_KEY, PENDING_KEY, NODE_KEY, SIGNING_KEY, SIGNING_KEYS):
+            if (self._path / name).exists():
+                rename_durably(self._path / name, self._path / f"{name}{suffix}")
+
+    def _read_private_key(self, name: str) -> PrivateKey | None:
+        raw = read_optional(self._path / name)
+        if raw is None:
+            return None
+        try:
+            return PrivateKey.parse(raw.decode("ascii").strip())
+        except (UnicodeDecodeError, ValueError):
+            log.error("stored private key ignored", file=name, reason="not 32 bytes of base64")
+            return None
+
+    def _move_aside(self, reason: str) -> None:
+        for name in (IDENTITY, PRIVATE_KEY, PENDING_KEY, NODE_KEY, SIGNING_KEY, SIGNING_KEYS):
+            if (self._path / name).exists():
+                move_aside(self._path / name, reason)
+
+
+def data_dir_is_purgeable(path: Path) -> str | None:
+    """Why `deregister --purge` must not delete the content of this directory; None when it may."""
+    if not path.is_absolute():
+        return "it is not an absolute path"
+    if path.is_symlink():
+        return "it is a symbolic link"
+    if len(path.parts) < 3:  # the root and two components
+        return "it is too close to the root"
+    if not any(path.glob("identity.json*")) and not (path / "state").is_dir():
+        return "it does not look like a plexd data directory"
+    return None
+
+
+def refuse_lost_identity(reason: str) -> LocalStateError:
+    return LocalStateError(
+        f"{reason}; restore the data directory, or provide a bootstrap token to register the node anew"
+    )

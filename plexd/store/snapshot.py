@@ -1,0 +1,240 @@
+"""The desired snapshot on disk, so that the mesh comes up without a control plane; and the drift not yet reported.
+
+Peers, candidates, policies and bridge configuration are one file; metadata, data and secret index have files of
+their own, one for each data entry. PSKs are in here: the files are for their owner only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from plexd.log import get_logger
+from plexd.mesh.address import Prefix, format_ip, parse_ip
+from plexd.mesh.desired import (
+    Candidates,
+    DataEntry,
+    Desired,
+    EndpointSource,
+    Peer,
+    Policy,
+    PolicyRule,
+    Rejection,
+)
+from plexd.mesh.drift import Correction
+from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
+from plexd.store.files import DataDirectory, move_aside, read_optional, remove_durably, write_whole
+
+log = get_logger("store")
+
+FORMAT_VERSION = 1
+MAX_UNSENT_CORRECTIONS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSnapshot:
+    """`fetched_at`: when the last state pull succeeded, Unix seconds, 0.0 for never."""
+
+    desired: Desired
+    fetched_at: float
+
+
+class SnapshotStore:
+    """Reads and writes the snapshot; one call at a time."""
+
+    def __init__(self, directory: DataDirectory) -> None:
+        self._state = directory.path / "state"
+        self._saved: Desired | None = None
+
+    def load(self, node_id: str) -> CachedSnapshot:
+        """The cached snapshot of this node; empty when there is none, it is another node's, or it is unreadable."""
+        desired, fetched_at = Desired(), 0.0
+        document = self._read(self._state / "desired.json")
+        if document is not None:
+            try:
+                if document["version"] != FORMAT_VERSION:
+                    raise ValueError(f"version {document['version']} is not known")
+                if document["node_id"] != node_id:
+                    log.info("cached snapshot of another node ignored")
+                    return CachedSnapshot(Desired(), 0.0)
+                desired, fetched_at = _decode_desired(document), float(document["fetched_at"])
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                move_aside(self._state / "desired.json", repr(exc))
+        desired = replace(
+            desired,
+            metadata=MappingProxyType(self._load_metadata()),
+            data=MappingProxyType({entry.key: entry for entry in self._load_data()}),
+            secret_refs=MappingProxyType(self._load_secret_refs()),
+        )
+        self._saved = desired
+        return CachedSnapshot(desired, fetched_at)
+
+    def save(self, node_id: str, desired: Desired, fetched_at: float) -> None:
+        """Write what differs from the last save. OSError leaves the files that could not be written as they were."""
+        was = self._saved
+        write_whole(self._state / "desired.json", _dump(_encode_desired(node_id, desired, fetched_at)))
+        if was is None or was.metadata != desired.metadata:
+            write_whole(self._state / "metadata.json", _dump(dict(desired.metadata)))
+        if was is None or was.secret_refs != desired.secret_refs:
+            refs = [{"key": key, "version": version} for key, version in desired.secret_refs.items()]
+            write_whole(self._state / "secrets.json", _dump(refs))
+        old_data = was.data if was is not None else {}
+        for key, entry in desired.data.items():
+            if old_data.get(key) != entry:
+                write_whole(self._data_file(key), _encode_data(entry))
+        for key in old_data.keys() - desired.data.keys():
+            remove_durably(self._data_file(key))
+        self._saved = desired
+
+    def load_unsent_corrections(self) -> tuple[Correction, ...]:
+        document = self._read(self._state / "drift.json")
+        if document is None:
+            return ()
+        try:
+            return tuple(Correction(str(c["type"]), str(c["detail"])) for c in document["corrections"])
+        except (KeyError, TypeError) as exc:
+            move_aside(self._state / "drift.json", repr(exc))
+            return ()
+
+    def save_unsent_corrections(self, corrections: Iterable[Correction]) -> tuple[Correction, ...]:
+        """Keep the newest 500; none removes the file. Returns what was kept."""
+        kept = tuple(corrections)[-MAX_UNSENT_CORRECTIONS:]
+        if kept:
+            entries = [{"type": c.type, "detail": c.detail} for c in kept]
+            write_whole(self._state / "drift.json", _dump({"version": FORMAT_VERSION, "corrections": entries}))
+        else:
+            remove_durably(self._state / "drift.json")
+        return kept
+
+    def _read(self, path: Path) -> Any:  # noqa: ANN401 - a JSON document
+        raw = read_optional(path)
+        if raw is None:
+            return None
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError) as exc:
+            move_aside(path, str(exc))
+            return None
+
+    def _load_metadata(self) -> dict[str, str]:
+        document = self._read(self._state / "metadata.json")
+        return {str(k): str(v) for k, v in document.items()} if isinstance(document, dict) else {}
+
+    def _load_secret_refs(self) -> dict[str, int]:
+        document = self._read(self._state / "secrets.json")
+        if document is None:
+            return {}
+        try:
+            return {str(ref["key"]): int(ref["version"]) for ref in document}
+        except (KeyError, TypeError, ValueError) as exc:
+            move_aside(self._state / "secrets.json", repr(exc))
+            return {}
+
+    def _load_data(self) -> Iterable[DataEntry]:
+        for path in sorted((self._state / "data").glob("*.json")):
+            document = self._read(path)
+            if document is None:
+                continue
+            try:
+                yield DataEntry(
+                    str(document["key"]),
+                    str(document["content_type"]),
+                    _payload_text(read_optional(path) or b""),
+                    int(document["version"]),
+                    str(document["updated_at"]),
+                )
+            except (KeyError, TypeError, ValueError) as exc:
+                move_aside(path, repr(exc))
+
+    def _data_file(self, key: str) -> Path:
+        """A name that cannot lead elsewhere: unsafe bytes percent-encoded, long ones hashed."""
+        name = re.sub(rb"[^A-Za-z0-9_.-]|^\.", lambda match: b"%%%02X" % match[0][0], key.encode()).decode("ascii")
+        if len(name) > 200:
+            name = f"h-{hashlib.sha256(key.encode()).hexdigest()}"
+        return self._state / "data" / f"{name}.json"
+
+
+def _dump(document: object) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+# The payload is JSON text whose numbers must survive as they are, so it goes last and is cut out again as text.
+_PAYLOAD_MARK = ',"payload":'
+
+
+def _encode_data(entry: DataEntry) -> bytes:
+    head = _dump(
+        {
+            "key": entry.key,
+            "content_type": entry.content_type,
+            "version": entry.version,
+            "updated_at": entry.updated_at,
+        }
+    )
+    return head[:-1] + _PAYLOAD_MARK.encode() + entry.payload.encode() + b"}"
+
+
+def _payload_text(raw: bytes) -> str:
+    text = raw.decode()
+    # members before it are strings and numbers; json escapes every quote inside them, so the mark is unambiguous
+    start = text.index(_PAYLOAD_MARK) + len(_PAYLOAD_MARK)
+    return text[start : text.rindex("}")]
+
+
+def _encode_desired(node_id: str, desired: Desired, fetched_at: float) -> dict[str, object]:
+    return {
+        "version": FORMAT_VERSION,
+        "node_id": node_id,
+        "fetched_at": fetched_at,
+        "peers": [
+            {
+                "id": peer.id,
+                "public_key": str(peer.public_key),
+                "mesh_ip": format_ip(peer.mesh_ip),
+                "endpoint": peer.endpoint,
+                "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
+                "psk": peer.psk.reveal() if peer.psk != NO_PRESHARED_KEY else "",
+            }
+            for peer in desired.peers.values()
+        ],
+        "rejected": [rejection._asdict() for rejection in desired.rejected],
+        "candidates": {peer_id: candidates.offers for peer_id, candidates in desired.candidates.items()},
+        "policies": [
+            {"id": policy.id, "rules": [rule._asdict() for rule in policy.rules]} for policy in desired.policies
+        ],
+        "configs": dict(desired.configs),
+    }
+
+
+def _decode_desired(document: dict[str, Any]) -> Desired:
+    peers = (
+        Peer(
+            entry["id"],
+            PublicKey.parse(entry["public_key"]),
+            parse_ip(entry["mesh_ip"]),
+            entry["endpoint"],
+            tuple(map(Prefix.parse, entry["allowed_ips"])),
+            PresharedKey.parse(entry["psk"]) if entry["psk"] else NO_PRESHARED_KEY,
+        )
+        for entry in document["peers"]
+    )
+    return Desired(
+        peers=MappingProxyType({peer.id: peer for peer in peers}),
+        rejected=tuple(Rejection(**entry) for entry in document["rejected"]),
+        candidates=MappingProxyType(
+            {
+                peer_id: Candidates(tuple((EndpointSource(source), str(value)) for source, value in offers))
+                for peer_id, offers in document["candidates"].items()
+            }
+        ),
+        policies=tuple(
+            Policy(entry["id"], tuple(PolicyRule(**rule) for rule in entry["rules"])) for entry in document["policies"]
+        ),
+        configs=MappingProxyType({str(k): str(v) for k, v in document["configs"].items()}),
+    )

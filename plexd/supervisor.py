@@ -1,0 +1,87 @@
+"""Keeps services running; knows none of them by name.
+
+A service ends only by cancellation. One that fails, or just returns, is started again after a jittered delay that
+doubles from 1 s to 60 s; a FatalError ends them all and reaches the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from plexd.backoff import Backoff
+from plexd.errors import FatalError
+from plexd.log import get_logger
+
+log = get_logger("supervisor")
+
+STEADY_SECONDS = 300.0  # a service that ran this long has recovered
+FAILURE_WINDOW_SECONDS = 600.0
+FAILURE_LIMIT = 10  # more failures than this within the window are reported
+
+
+class Service(Protocol):
+    """A loop of the daemon."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def run(self) -> None:
+        """Run until cancelled; may be called again after a failure."""
+
+
+class Supervisor:
+    """`on_flapping(names)` is told which services keep failing, whenever that changes."""
+
+    def __init__(self, on_flapping: Callable[[frozenset[str]], None]) -> None:
+        self._on_flapping = on_flapping
+        self._flapping: frozenset[str] = frozenset()
+
+    async def run(self, services: Sequence[Service]) -> None:
+        """Run all of them until cancelled. Raises the first FatalError of any."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for service in services:
+                    group.create_task(self._keep_running(service), name=service.name)
+        except* FatalError as errors:
+            # one mistake may end several services; the first of them says what to do
+            first: BaseException = errors
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None
+
+    async def _keep_running(self, service: Service) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(base=1.0, cap=60.0)
+        failures: deque[float] = deque()
+        while True:
+            steady = loop.call_later(STEADY_SECONDS, self._recovered, service.name, backoff, failures)
+            try:
+                await service.run()
+                log.error("service ended unexpectedly", service=service.name)
+            except FatalError:
+                raise
+            except Exception:
+                log.exception("service failed", service=service.name)
+            finally:
+                steady.cancel()
+            failures.append(loop.time())
+            while failures[0] < loop.time() - FAILURE_WINDOW_SECONDS:
+                failures.popleft()
+            if len(failures) > FAILURE_LIMIT:
+                self._set_flapping(self._flapping | {service.name})
+            delay = backoff.next()
+            log.info("service restarts", service=service.name, delay_seconds=round(delay, 1))
+            await asyncio.sleep(delay)
+
+    def _recovered(self, name: str, backoff: Backoff, failures: deque[float]) -> None:
+        backoff.reset()
+        failures.clear()
+        self._set_flapping(self._flapping - {name})
+
+    def _set_flapping(self, names: frozenset[str]) -> None:
+        if names != self._flapping:
+            self._flapping = names
+            self._on_flapping(names)
