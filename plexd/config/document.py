@@ -1,0 +1,239 @@
+"""One YAML text to one value for each key, with the line it stands on; every mistake is found.
+
+The YAML is composed to nodes only, never constructed: nodes know their lines, and what a plain scalar was taken for.
+YAML 1.1 reads `on` as a boolean and `60:30` as a number, so each scalar is checked against what its key wants.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from plexd.config.models import Config
+
+MAX_BYTES = 1 << 20
+TAG = "tag:yaml.org,2002:"
+READ_AS = {"bool": "a boolean", "int": "a number", "float": "a number", "timestamp": "a date", "null": "nothing"}
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
+
+Value = str | int | bool | dict[str, str]
+Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[float]
+
+
+def _kind(annotation: Any) -> Kind:
+    """How a key of this type is written down: float is a duration; names, paths, URLs and secrets are texts."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kind(get_args(annotation)[0])
+    if origin in {Union, UnionType}:
+        return _kind(next(arg for arg in get_args(annotation) if arg is not type(None)))
+    if origin is dict:
+        return dict
+    return annotation if annotation in {int, bool, float} else str
+
+
+def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Kind]]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _walk(info.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _kind(info.annotation)
+
+
+KEYS: Mapping[str, Kind] = dict(_walk(Config))
+SECTIONS = frozenset(key[: end.start()] for key in KEYS for end in re.finditer(r"\.", key))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    line: int
+    key: str
+    text: str
+
+
+@dataclass(slots=True)
+class Document:
+    """`values` by dotted key; `lines` knows also sections and the entries of maps."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_document(raw: bytes) -> Document:
+    """What the bytes of a configuration file say. What is wrong is in `problems`, and left out of `values`."""
+    document = Document()
+    if len(raw) > MAX_BYTES:
+        document.problems.append(Problem(1, "", "is larger than 1 MiB"))
+        return document
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        document.problems.append(Problem(raw.count(b"\n", 0, exc.start) + 1, "", "is not UTF-8"))
+        return document
+    try:
+        for token in yaml.scan(text, yaml.SafeLoader):
+            if isinstance(token, yaml.TagToken):
+                document.problems.append(Problem(_line(token), "", "YAML tags are not allowed"))
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        document.problems.append(Problem(line, "", f"the character {chr(exc.character)!a} is not allowed in YAML"))
+    except yaml.MarkedYAMLError as exc:
+        document.problems.append(_syntax_problem(exc))
+    except RecursionError:
+        document.problems.append(Problem(1, "", "is nested too deeply"))
+    else:
+        if root is not None and not _is_null(root):
+            _read_section(root, "", document)
+    return document
+
+
+def _syntax_problem(exc: yaml.MarkedYAMLError) -> Problem:
+    mark = exc.problem_mark or exc.context_mark
+    what = exc.problem or exc.context or "unreadable"
+    if exc.context == "expected a single document in the stream":
+        what = "a second document begins here; only one is allowed"
+    return Problem(mark.line + 1 if mark else 1, "", f"is not valid YAML: {what}")
+
+
+def _line(node: yaml.Node | yaml.Token) -> int:
+    return node.start_mark.line + 1
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == f"{TAG}null"
+
+
+def _read_section(node: yaml.Node, prefix: str, document: Document) -> None:
+    known = {key[len(prefix) :].split(".")[0] for key in KEYS if key.startswith(prefix)}
+    for name, name_node, value in _entries(node, prefix.rstrip("."), document):
+        key = prefix + name
+        if name not in known:
+            document.problems.append(Problem(_line(name_node), key, unknown_key(name, known)))
+        elif _is_null(value):
+            continue
+        elif key in SECTIONS:
+            document.lines[key] = _line(name_node)
+            _read_section(value, f"{key}.", document)
+        else:
+            document.lines[key] = _line(name_node)
+            found = _read_value(value, key, KEYS[key], document)
+            if found is not None:
+                document.values[key] = found
+
+
+def _entries(node: yaml.Node, key: str, document: Document) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Name and value nodes of a mapping, each name once."""
+    if not isinstance(node, yaml.MappingNode):
+        document.problems.append(Problem(_line(node), key, "must be a mapping of names to values"))
+        return
+    first: dict[str, int] = {}
+    for name_node, value in node.value:
+        if not isinstance(name_node, yaml.ScalarNode):
+            document.problems.append(Problem(_line(name_node), key, "has a name that is not a text"))
+            continue
+        name = name_node.value
+        path = f"{key}.{name}" if key else name
+        if name_node.tag not in {f"{TAG}str", f"{TAG}merge"}:
+            document.problems.append(
+                Problem(_line(name_node), path, f"has a name that is not a text, {_misread(name_node)}")
+            )
+        elif name in first:
+            text = f"is given twice, first on line {first[name]}"
+            document.problems.append(Problem(_line(name_node), path, text))
+        else:
+            first[name] = _line(name_node)
+            yield name, name_node, value
+
+
+def _read_value(node: yaml.Node, key: str, kind: Kind, document: Document) -> Value | None:
+    if kind is dict:
+        entries: dict[str, str] = {}
+        for name, name_node, item in _entries(node, key, document):
+            document.lines[f"{key}.{name}"] = _line(name_node)
+            value = _read_value(item, f"{key}.{name}", str, document)
+            if isinstance(value, str):
+                entries[name] = value
+        return entries
+    try:
+        return _read_scalar(node, kind)
+    except ValueError as exc:
+        document.problems.append(Problem(_line(node), key, str(exc)))
+        return None
+
+
+def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError("must be a single value")  # noqa: TRY004 - a ValueError is what all of these are
+    text, tag = str(node.value), node.tag.removeprefix(TAG)
+    if kind is bool:
+        if tag != "bool":
+            raise ValueError("must be true or false, without quotes")
+        return BOOLEANS[text.lower()]
+    if kind is int:
+        if tag != "int" or not DECIMAL.fullmatch(text):
+            raise ValueError("must be a whole number in plain decimal digits, without quotes")
+        return int(text)
+    if kind is float and tag in {"int", "float"}:
+        if text != "0":
+            raise ValueError("must be a duration with its unit, such as 90s or 1m30s")
+        return text
+    if tag != "str":
+        raise ValueError(f"must be a text, {_misread(node)}")
+    return text
+
+
+def _misread(node: yaml.ScalarNode) -> str:
+    meaning = READ_AS.get(node.tag.removeprefix(TAG), "something else")
+    return f"but YAML reads {node.value} as {meaning}: put it in quotes"
+
+
+def from_text(text: str, kind: Kind) -> Value:
+    """The value of a flag or environment variable; ValueError says how it has to be written."""
+    if kind is bool:
+        if text.lower() not in BOOLEANS:
+            raise ValueError("must be true, false, 1, 0, yes, no, on or off")
+        return BOOLEANS[text.lower()]
+    if kind is int:
+        if not DECIMAL.fullmatch(text):
+            raise ValueError("must be a whole number in plain decimal digits")
+        return int(text)
+    if kind is dict:
+        try:
+            entries = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            entries = None
+        if not isinstance(entries, dict) or not all(isinstance(item, str) for item in entries.values()):
+            raise ValueError('must be a JSON object of texts, such as {"rack": "12"}')
+        return entries
+    return text
+
+
+def unknown_key(name: str, known: set[str]) -> str:
+    """The problem with a key nobody knows, with the known one it was perhaps meant to be."""
+    near = min(((edit_distance(name, other), other) for other in known), default=(3, ""))
+    return f"is unknown; did you mean {near[1]}?" if near[0] <= 2 else "is unknown"
+
+
+def edit_distance(one: str, other: str) -> int:
+    """How many letters have to be added, removed or replaced to get from one to the other."""
+    if abs(len(one) - len(other)) > 2:
+        return 3  # far enough for anybody who asks
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(one, 1):
+        previous, row[0] = row[0], number
+        for column, candidate in enumerate(other, 1):
+            previous, row[column] = (
+                row[column],
+                min(row[column] + 1, row[column - 1] + 1, previous + (letter != candidate)),
+            )
+    return row[-1]

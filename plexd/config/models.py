@@ -1,0 +1,259 @@
+"""Everything that can be set, one frozen model for each subject, with the default and what is accepted.
+
+Only keys that do something exist. A duration is in seconds, a path is absolute; texts arrive here as texts and
+numbers as numbers, `plexd.config.document` and `plexd.config.load` see to that. Messages are the end of the sentence
+"<key> ...". What every key means is written down in config.example.yaml.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os.path
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from plexd.errors import ConfigError
+from plexd.mesh.address import Endpoint, parse_endpoint
+from plexd.wire.durations import format_duration, parse_duration
+
+MAX_METADATA_ENTRIES = 64
+MAX_TOKEN_BYTES = 512
+
+
+def _duration(value: str | float) -> float:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_duration(value)
+    except ValueError as exc:
+        raise ValueError(f"{exc}; write it as 90s, 1m30s or 250ms") from exc
+
+
+def _at_least(seconds: float) -> AfterValidator:
+    def check(value: float) -> float:
+        if value < seconds:
+            raise ValueError(f"must be at least {format_duration(seconds)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _absolute_path(value: str | Path) -> Path:
+    text = str(value)
+    if not text.startswith("/"):
+        raise ValueError("must be an absolute path")
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    return Path(os.path.normpath(text))
+
+
+def _matching(pattern: str, meaning: str) -> AfterValidator:
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise ValueError(f"must be {meaning}")
+        return value
+
+    return AfterValidator(check)
+
+
+Seconds = Annotated[float, BeforeValidator(_duration)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute_path)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Subject(BaseModel):
+    """What all of them have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Tls(Subject):
+    ca_file: AbsolutePath | None = None
+    insecure_skip_verify: bool = False
+
+
+class Token(Subject):
+    value: SecretStr | None = None
+    file: AbsolutePath = Path("/etc/plexd/bootstrap-token")
+    env: Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]{0,254}", "the name of an environment variable")] = (
+        "PLEXD_BOOTSTRAP_TOKEN"
+    )
+
+    @field_validator("value")
+    @classmethod
+    def _is_a_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not (text := value.get_secret_value().strip()):
+            return None  # nothing there: the next source is asked
+        if len(text.encode()) > MAX_TOKEN_BYTES or not all(0x20 <= ord(char) <= 0x7E for char in text):
+            raise ValueError(f"must be 1 to {MAX_TOKEN_BYTES} printable ASCII characters")
+        return SecretStr(text)
+
+
+class Registration(Subject):
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=1024)]] = Field(
+        default={}, max_length=MAX_METADATA_ENTRIES
+    )
+    retry_for: Annotated[Seconds, _at_least(10)] = 300.0
+
+
+class Heartbeat(Subject):
+    interval: Annotated[Seconds, _at_least(5)] = 30.0
+
+
+class Reconcile(Subject):
+    interval: Annotated[Seconds, _at_least(1)] = 60.0
+
+
+class Systemd(Subject):
+    # no leading dash: it becomes an argument of systemctl
+    unit: Annotated[str, _matching(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}", "the name of a systemd unit")] = (
+        "plexd.service"
+    )
+
+
+class Mesh(Subject):
+    interface: Annotated[str, _matching(r"[A-Za-z0-9_-]{1,15}", "1 to 15 letters, digits, dashes or underscores")] = (
+        "plexd0"
+    )
+    listen_port: Port = 51820
+    mtu: int = 0
+    persistent_keepalive: Annotated[int, Field(ge=0, le=65535)] = 25
+    backend: Literal["auto", "kernel", "userspace"] = "auto"
+    userspace_program: Annotated[str, _matching(r"/[^\0]+|[^/\0]+", "the name of a program or an absolute path")] = (
+        "wireguard-go"
+    )
+    keep_on_stop: bool = True
+
+    @field_validator("mtu")
+    @classmethod
+    def _is_an_mtu(cls, value: int) -> int:
+        if value != 0 and not 1280 <= value <= 9216:
+            raise ValueError("must be 0 (derived from the routes to the peers) or 1280 to 9216")
+        return value
+
+
+class Policy(Subject):
+    enabled: bool = True
+
+
+class NatTraversal(Subject):
+    enabled: bool = True
+    refresh_interval: Annotated[Seconds, _at_least(10)] = 60.0
+    public_endpoint: str = ""
+
+    @field_validator("public_endpoint")
+    @classmethod
+    def _is_an_endpoint(cls, value: str) -> str:
+        try:
+            usable = not value or isinstance(parse_endpoint(value), Endpoint)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("must be ip:port or [ipv6]:port")
+        return value
+
+
+class Config(Subject):
+    """The whole configuration. `tls` stands before `api`, whose check needs it."""
+
+    tls: Tls = Tls()
+    api: str | None = None
+    mode: Literal["node", "bridge"] = "node"
+    log_level: Literal["debug", "info", "warn", "error"] = "info"
+    log_format: Literal["auto", "console", "json", "journal"] = "auto"
+    data_dir: AbsolutePath = Path("/var/lib/plexd")
+    hostname: str | None = None
+    token: Token = Token()
+    registration: Registration = Registration()
+    heartbeat: Heartbeat = Heartbeat()
+    reconcile: Reconcile = Reconcile()
+    systemd: Systemd = Systemd()
+    mesh: Mesh = Mesh()
+    policy: Policy = Policy()
+    nat_traversal: NatTraversal = NatTraversal()
+
+    @field_validator("api")
+    @classmethod
+    def _is_a_control_plane(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        tls = info.data.get("tls", Tls())
+        return check_api(value, plain_allowed=tls.insecure_skip_verify)
+
+    @field_validator("mode")
+    @classmethod
+    def _is_built(cls, value: str) -> str:
+        if value == "bridge":
+            raise ValueError("must be node: bridge mode is not built yet in this version")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _long_form(cls, value: str) -> str:
+        return "warn" if value == "warning" else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_deep_enough(cls, value: Path) -> Path:
+        if len(value.parts) < 3:
+            raise ValueError("must have at least two components, such as /var/lib/plexd")
+        return value
+
+    @field_validator("hostname")
+    @classmethod
+    def _is_a_host_name(cls, value: str | None) -> str | None:
+        return None if value is None else check_hostname(value)
+
+
+def check_api(url: str, *, plain_allowed: bool) -> str:
+    """The base URL without trailing slashes; ValueError unless it is one (transport contract, section 1)."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must be a URL of printable ASCII characters without spaces")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise ValueError("must be a URL with a host and, where needed, a port") from exc
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ValueError("must be an absolute URL such as https://cp.example.net")
+    if port == 0:
+        raise ValueError("must have a port between 1 and 65535")
+    if "?" in url or "#" in url or "@" in parts.netloc:
+        raise ValueError("must have no query, fragment or user name")
+    if parts.scheme == "http" and not plain_allowed and not _is_loopback(host):
+        raise ValueError("must be https:// unless the host is loopback or tls.insecure_skip_verify is set")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback
+
+
+def check_hostname(text: str) -> str:
+    """The name, trimmed; ValueError unless the control plane accepts it (lifecycle contract, 2.4)."""
+    name = text.strip()
+    if not 1 <= len(name) <= 253 or any(char.isspace() or not char.isprintable() for char in name):
+        raise ValueError("must be 1 to 253 characters without white space or control characters")
+    return name
+
+
+def effective_hostname(config: Config) -> str:
+    """The configured host name, else the kernel's. Raises ConfigError when that one cannot be used."""
+    if config.hostname is not None:
+        return config.hostname
+    try:
+        return check_hostname(socket.gethostname())
+    except ValueError as exc:
+        raise ConfigError(f"hostname: the host's own name {exc}; set hostname") from exc
