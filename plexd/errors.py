@@ -48,7 +48,7 @@ class ConfigError(FatalError):
         self.problems = problems
 
 
-class RegistrationRefused(FatalError):  # noqa: N818 - named for what happened, as are its neighbours
+class RegistrationRefused(FatalError):
     exit_code = 6
 
 
@@ -56,7 +56,7 @@ class LocalStateError(FatalError):
     exit_code = 7
 
 
-class RegistrationTimedOut(FatalError):  # noqa: N818
+class RegistrationTimedOut(FatalError):
     exit_code = 8
 
 
@@ -80,7 +80,7 @@ class ControlError(PlexdError):
         self.body = body
 
 
-class Transient(ControlError):  # noqa: N818
+class Transient(ControlError):
     pass
 
 
@@ -92,27 +92,27 @@ class Misconfigured(Transient):
     pass
 
 
-class Unauthenticated(ControlError):  # noqa: N818
+class Unauthenticated(ControlError):
     pass
 
 
-class Forbidden(ControlError):  # noqa: N818
+class Forbidden(ControlError):
     pass
 
 
-class NotFound(ControlError):  # noqa: N818
+class NotFound(ControlError):
     pass
 
 
-class Conflict(ControlError):  # noqa: N818
+class Conflict(ControlError):
     pass
 
 
-class TooLarge(ControlError):  # noqa: N818
+class TooLarge(ControlError):
     pass
 
 
-class Rejected(ControlError):  # noqa: N818
+class Rejected(ControlError):
     pass
 
 
@@ -124,19 +124,19 @@ class KernelError(PlexdError):
     """The kernel refused. The message carries no key material."""
 
 
-class BackendUnavailable(KernelError):  # noqa: N818
+class BackendUnavailable(KernelError):
     def __init__(self, *causes: str) -> None:
         super().__init__("; ".join(causes))
         self.causes = causes
 
 
-class PortInUse(KernelError):  # noqa: N818
+class PortInUse(KernelError):
     pass
 
 
-class NotPermitted(KernelError):  # noqa: N818
+class NotPermitted(KernelError):
     pass
 
 
-class ForeignLink(KernelError):  # noqa: N818
+class ForeignLink(KernelError):
     pass

@@ -71,11 +71,3 @@ class Health:
 
     def findings(self) -> tuple[Finding, ...]:
         return tuple(self._findings.values())
-
-    def holds(self, condition: Condition) -> bool:
-        return condition in self._findings
-
-    @property
-    def status(self) -> str:
-        """`healthy` or `degraded`, as the heartbeat says it."""
-        return "degraded" if self._findings else "healthy"

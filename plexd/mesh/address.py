@@ -7,6 +7,7 @@ tenth. Text is parsed strictly through ipaddress all the same: no short forms, n
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -84,6 +85,7 @@ class HostPort(NamedTuple):
     port: int
 
 
+@lru_cache(maxsize=1 << 15)  # the target is built from the same texts at every pass
 def parse_endpoint(text: str) -> Endpoint | HostPort:
     """`1.2.3.4:51820`, `[2001:db8::7]:51820` or `name:51820`; ValueError when it is none of them."""
     host, colon, port_text = text.rpartition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from plexd.errors import KernelError
 from plexd.mesh.address import Endpoint, Prefix
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import Route
@@ -104,7 +105,8 @@ Change = (
 
 
 class Outcome(NamedTuple):
-    """What became of a change; `error` is one sentence, None when it succeeded."""
+    """What became of a change; `error` is one sentence, None when it succeeded. `cause` says the same as a type."""
 
     change: Change
     error: str | None = None
+    cause: KernelError | None = None

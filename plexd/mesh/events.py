@@ -109,11 +109,16 @@ class FeatureOff:
 
 
 @dataclass(frozen=True, slots=True)
+class AboutSelf:
+    """A peer event that names this node, which is no peer of itself: it means nothing here."""
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownEvent:
     """A type this version does not know."""
 
 
 NodeEvent = (
     Foldable | ReconcileRequested | RotationRequested | ActionRequested | SSHSessionRequested | SessionRevoked
-    | FeatureOff | UnknownEvent
+    | FeatureOff | AboutSelf | UnknownEvent
 )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from plexd.mesh.desired import Candidates, Desired, EndpointSource, FullState, Peer, Rejection, SigningKeys
+from plexd.mesh.desired import Candidates, Desired, EndpointSource, FullState, Peer, SigningKeys
 from plexd.mesh.events import (
     EndpointOffered,
     Foldable,
@@ -23,7 +23,7 @@ from plexd.mesh.events import (
 )
 
 
-class Unfoldable(Exception):  # noqa: N818 - not a failure of the program: a pull will settle it
+class Unfoldable(Exception):
     """The event cannot be folded in; nothing was changed and a state pull is due. The text says why."""
 
 
@@ -75,15 +75,6 @@ def fold(desired: Desired, event: Foldable) -> Desired:
             if desired.secret_refs == secret_refs:
                 return desired
             return replace(desired, secret_refs=MappingProxyType(dict(secret_refs)))
-
-
-def reject_peer(desired: Desired, rejection: Rejection) -> Desired:
-    """A peer arrived that cannot be used: an older entry of that id must not stay in force."""
-    remaining = _remove_peer(desired, rejection.peer_id)
-    others = tuple(r for r in remaining.rejected if r.peer_id != rejection.peer_id)
-    if (*others, rejection) == remaining.rejected:
-        return remaining
-    return replace(remaining, rejected=(*others, rejection))
 
 
 def expire_signing_key(desired: Desired, now: float) -> Desired:

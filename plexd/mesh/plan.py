@@ -83,7 +83,10 @@ def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
             )
             if change is not None:
                 put.append(change)
-    return (*removed, *put, *_plan_routes(after.routes, before.routes))
+    device: tuple[Change, ...] = ()
+    if before.settings.private_key != after.settings.private_key:
+        device = (SetDevice(after.settings.private_key, after.settings.listen_port, ("key",)),)
+    return (*device, *removed, *put, *_plan_routes(after.routes, before.routes))
 
 
 def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:

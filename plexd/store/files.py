@@ -85,11 +85,15 @@ def move_aside(path: Path, reason: str) -> Path:
     return target
 
 
+class DirectoryLocked(LocalStateError):
+    """Another plexd works in this data directory."""
+
+
 class DataDirectory:
     """The data directory, made, checked and locked. One daemon holds it at a time; `close` gives it back."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LocalStateError when the directory cannot be used, or another plexd works in it."""
+        """Raises LocalStateError when the directory cannot be used, DirectoryLocked when another plexd works in it."""
         self.path = path
         try:
             path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -106,7 +110,7 @@ class DataDirectory:
             os.close(self._lock)
             if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise LocalStateError(f"cannot lock {path / 'plexd.lock'}: {exc.strerror}") from exc
-            raise LocalStateError(
+            raise DirectoryLocked(
                 f"plexd is already running with data directory {path}: stop it first, or use another --data-dir"
             ) from None
         try:

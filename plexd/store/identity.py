@@ -36,7 +36,7 @@ class Identity:
     private_key: PrivateKey | None
 
 
-class IdentityDamaged(Exception):  # noqa: N818
+class IdentityDamaged(Exception):
     """The identity on disk was unusable and has been moved aside; the text says what was wrong."""
 
 
@@ -65,7 +65,7 @@ class IdentityStore:
         return Identity(node_id, mesh_ip, SecretStr(node_key), self._read_private_key(PRIVATE_KEY))
 
     def load_signing_keys(self) -> SigningKeys | None:
-        """`signing_keys.json`, else `signing_public_key`, else the member of `identity.json`; None when none is good."""
+        """`signing_keys.json`, else `signing_public_key`, else `identity.json`; None when none of them is good."""
         raw = read_optional(self._path / SIGNING_KEYS)
         if raw is not None:
             try:
@@ -100,6 +100,17 @@ class IdentityStore:
             key = PrivateKey.generate()
             write_whole(self._path / PENDING_KEY, key.reveal().encode())
         return key
+
+    def make_registration_key(self) -> PrivateKey:
+        """The pending key for a registration.
+
+        A start that died between the rename of the key and the commit mark left the key as `private_key`, and the
+        control plane may know it already: it is taken up again.
+        """
+        orphan = self._read_private_key(PRIVATE_KEY) if self.pending_key() is None else None
+        if orphan is not None:
+            write_whole(self._path / PENDING_KEY, orphan.reveal().encode())
+        return self.make_pending_key()
 
     def drop_pending_key(self) -> None:
         remove_durably(self._path / PENDING_KEY)

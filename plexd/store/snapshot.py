@@ -112,7 +112,7 @@ class SnapshotStore:
             remove_durably(self._state / "drift.json")
         return kept
 
-    def _read(self, path: Path) -> Any:  # noqa: ANN401 - a JSON document
+    def _read(self, path: Path) -> Any:
         raw = read_optional(path)
         if raw is None:
             return None
@@ -196,7 +196,7 @@ def _encode_desired(node_id: str, desired: Desired, fetched_at: float) -> dict[s
             {
                 "id": peer.id,
                 "public_key": str(peer.public_key),
-                "mesh_ip": format_ip(peer.mesh_ip),
+                "mesh_ip": format_ip(peer.mesh_ip) if peer.mesh_ip else "",  # reachable by its allowed IPs only
                 "endpoint": peer.endpoint,
                 "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
                 "psk": peer.psk.reveal() if peer.psk != NO_PRESHARED_KEY else "",
@@ -217,7 +217,7 @@ def _decode_desired(document: dict[str, Any]) -> Desired:
         Peer(
             entry["id"],
             PublicKey.parse(entry["public_key"]),
-            parse_ip(entry["mesh_ip"]),
+            parse_ip(entry["mesh_ip"]) if entry["mesh_ip"] else b"",
             entry["endpoint"],
             tuple(map(Prefix.parse, entry["allowed_ips"])),
             PresharedKey.parse(entry["psk"]) if entry["psk"] else NO_PRESHARED_KEY,

@@ -1,0 +1,188 @@
+"""Observe, plan, apply: the one routine that changes the kernel.
+
+A pass looks at everything and repairs what differs. An event is applied from two targets, before and after, without a
+look; should the kernel refuse, the next pass repairs. Both run under one lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from plexd.errors import KernelError
+from plexd.health import Condition, Health
+from plexd.log import get_logger
+from plexd.mesh.address import Endpoint
+from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
+from plexd.mesh.drift import Correction, interface_corrections
+from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
+from plexd.mesh.plan import plan, plan_event
+from plexd.mesh.target import Settings, Target, Warned, build_target
+from plexd.node import Node
+from plexd.store.identity import Identity
+
+log = get_logger("mesh")
+
+
+class Kernel(Protocol):
+    """The door to the kernel; `linux.kernel.Kernel` is the real one."""
+
+    async def observe(self) -> Observed: ...
+
+    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+        """Take each step on its own; what failed says so in its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatus:
+    """What the heartbeat says about the mesh."""
+
+    interface: str
+    fresh_peers: int
+    listen_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """`changed` and `failed` count changes; `corrections` are what a drift report would hold."""
+
+    changed: int
+    failed: int
+    corrections: tuple[Correction, ...]
+
+
+class Converger:
+    """Keeps the kernel equal to the node's desired snapshot, whenever asked to.
+
+    `settings` turns an identity into what this node brings along, None while it has no private key. `resolved` maps
+    endpoint names to addresses and is read at every pass; others may write it.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        node: Node,
+        settings: Callable[[Identity], Settings | None],
+        health: Health,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.resolved: dict[str, Endpoint] = {}
+        self._kernel = kernel
+        self._node = node
+        self._settings = settings
+        self._health = health
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._applied: Target | None = None
+        self._warned: frozenset[tuple[str, str]] = frozenset()
+
+    async def converge(self) -> PassResult:
+        """One pass over everything. A kernel that refuses shows in the result and in health, not as an exception."""
+        async with self._lock:
+            target = self._target()
+            if target is None:
+                self._health.set(Condition.MESH_DOWN, True, "the private key is lost; a new one is being agreed on")
+                return PassResult(changed=0, failed=1, corrections=())
+            first = self._applied is None
+            interface = target.settings.interface
+            try:
+                observed = await self._kernel.observe()
+                changes = plan(target, observed, self._now(), self._moved(target))
+                outcomes = await self._kernel.apply(changes) if changes else []
+            except KernelError as exc:
+                self._health.set(Condition.MESH_DOWN, True, str(exc))
+                self._health.set(Condition.CHANGES_FAILED, True, str(exc))
+                log.error("mesh failed", interface=interface, error=str(exc))
+                return PassResult(changed=0, failed=1, corrections=())
+            failed = self._judge(outcomes, target)
+        created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
+        corrections = interface_corrections(interface, outcomes)
+        if created and not failed:
+            log.info("interface up", interface=interface, peers=len(target.peers))
+            if first:  # setting the interface up at start repairs nothing
+                corrections = ()
+        elif first and not failed:
+            log.info("interface adopted", interface=interface, peers=len(target.peers))
+        return PassResult(len(outcomes) - failed, failed, corrections)
+
+    async def apply_event(self) -> bool:
+        """Bring what was folded in since the last look into the kernel; whether that succeeded.
+
+        False asks for a pass. Nothing is observed: the messages are those of the peers that changed.
+        """
+        async with self._lock:
+            target = self._target()
+            if self._applied is None or target is None:
+                return False  # the first pass has not been through yet and will bring everything
+            changes = plan_event(self._applied, target)
+            try:
+                outcomes = await self._kernel.apply(changes) if changes else []
+            except KernelError as exc:
+                log.error("event not applied", error=str(exc))
+                return False
+            return self._judge(outcomes, target) == 0
+
+    async def status(self) -> MeshStatus | None:
+        """A fresh look for the heartbeat; None while there is no interface."""
+        try:
+            observed = await self._kernel.observe()
+        except KernelError:
+            return None
+        if observed.link is None or observed.device is None:
+            return None
+        oldest = self._now() - HANDSHAKE_FRESH_SECONDS
+        fresh = sum(
+            peer.last_handshake > 0 and peer.last_handshake >= oldest for peer in observed.device.peers.values()
+        )
+        return MeshStatus(observed.link.name, fresh, observed.device.listen_port)
+
+    def _target(self) -> Target | None:
+        """None while the node has no private key."""
+        settings = self._settings(self._node.identity)
+        if settings is None:
+            return None
+        target = build_target(self._node.desired, settings, self.resolved)
+        self._warn(target.warnings)
+        return target
+
+    def _moved(self, target: Target) -> frozenset[str]:
+        """Peers whose endpoint candidate is news since the kernel was last brought in line."""
+        if self._applied is None:
+            return frozenset()
+        was: Mapping[str, object] = {peer.id: peer.endpoint for peer in self._applied.peers.values()}
+        return frozenset(peer.id for peer in target.peers.values() if peer.id in was and was[peer.id] != peer.endpoint)
+
+    def _judge(self, outcomes: Sequence[Outcome], target: Target) -> int:
+        """Log the outcomes and set health by them; the number that failed."""
+        failures = [outcome for outcome in outcomes if outcome.error is not None]
+        for outcome in failures[:10]:
+            log.error("change failed", change=type(outcome.change).__name__, error=outcome.error)
+        if len(failures) > 10:
+            log.error("more changes failed", count=len(failures) - 10)
+        down = next((outcome for outcome in failures if isinstance(outcome.change, CreateLink)), None)
+        self._health.set(Condition.MESH_DOWN, down is not None, (down.error or "") if down else "")
+        detail = f"{len(failures)} changes, first: {failures[0].error}" if failures else ""
+        self._health.set(Condition.CHANGES_FAILED, bool(failures), detail)
+        if not failures:
+            self._applied = target
+        peers = [outcome.change for outcome in outcomes if outcome.error is None]
+        if any(isinstance(change, PutPeer | RemovePeer) for change in peers):
+            log.info(
+                "peers changed",
+                added=sum(isinstance(change, PutPeer) and change.is_new for change in peers),
+                removed=sum(isinstance(change, RemovePeer) for change in peers),
+                updated=sum(isinstance(change, PutPeer) and not change.is_new for change in peers),
+                peers=len(target.peers),
+            )
+        return len(failures)
+
+    def _warn(self, warnings: Sequence[Warned]) -> None:
+        """Each thing left out of the target is said once, and again only after it had gone."""
+        seen = {(warning.code, warning.subject): warning for warning in warnings}
+        for key, warning in seen.items():
+            if key not in self._warned:
+                log.warning("left out of the mesh", what=warning.code, detail=warning.text)
+        self._warned = frozenset(seen)

@@ -1,0 +1,315 @@
+"""The one place that sees everything: builds adapters and services from configuration and identity, runs them until a
+signal, and stops them in order (lifecycle contract, sections 1 and 12).
+"""
+
+from __future__ import annotations
+
+# first, before httpx and structlog bring what a daemon does not need
+import plexd.lean  # noqa: F401
+
+# isort: split
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from plexd import log as logging
+from plexd.config.load import Loaded
+from plexd.config.models import Config
+from plexd.control import ControlPlane
+from plexd.converge import Converger
+from plexd.enrolment import describe, load_or_register, make_control_plane
+from plexd.errors import ControlError, FatalError, KernelError
+from plexd.health import Condition, Health
+from plexd.linux import host, systemd
+from plexd.linux.kernel import Kernel
+from plexd.log import get_logger, register_secret
+from plexd.mesh.observed import Backend
+from plexd.mesh.target import Settings
+from plexd.node import Node
+from plexd.services.capabilities import Capabilities
+from plexd.services.effects import Effects
+from plexd.services.endpoint import EndpointReport
+from plexd.services.heartbeat import Heartbeat
+from plexd.services.listener import Listener
+from plexd.services.persist import Persist
+from plexd.services.reconcile import Reconcile
+from plexd.services.refusals import Refusals
+from plexd.services.resolve import Resolve
+from plexd.services.rotation import Rotation
+from plexd.services.watchdog import Watchdog
+from plexd.store.files import DataDirectory
+from plexd.store.identity import Identity, IdentityStore
+from plexd.store.snapshot import SnapshotStore
+from plexd.supervisor import Service, Supervisor
+from plexd.uplink import SelfDescription, Uplink
+from plexd.wire.envelope import Verifier
+
+log = get_logger("daemon")
+
+STOP_STEP_SECONDS = 5.0
+TEAR_DOWN_SECONDS = 10.0
+STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
+STEADY_STATUS_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+def run(loaded: Loaded) -> int:
+    """Run the node agent until a signal; the exit code. Raises FatalError when it cannot, or must not, go on."""
+    config = loaded.config
+    host.prepare_process()
+    logging.set_up(config.log_level, config.log_format)
+    for warning in loaded.warnings:
+        log.warning("configuration warning", detail=warning)
+    directory = DataDirectory(config.data_dir)
+    try:
+        return asyncio.run(_Daemon(config, directory).run())
+    finally:
+        directory.close()
+
+
+class _Daemon:
+    def __init__(self, config: Config, directory: DataDirectory) -> None:
+        self._config = config
+        self._identities = IdentityStore(directory)
+        self._snapshots = SnapshotStore(directory)
+        self._notify = systemd.Notifier()
+        self._stopping = asyncio.Event()
+        self._signals = 0
+        self._started_at = time.monotonic()
+
+    async def run(self) -> int:
+        self._handle_signals()
+        description = await asyncio.to_thread(describe, self._config)
+        control = make_control_plane(self._config)
+        try:
+            identity = await self._identity(control, description)
+            if identity is None:
+                log.info("stopped before the node was registered")
+                return 0
+            return await self._serve(identity, control, description)
+        finally:
+            await control.close()
+
+    # signals
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_dump_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+
+    def _on_stop_signal(self) -> None:
+        self._signals += 1
+        if self._signals > 2:
+            log.error("third stop signal, ending at once")
+            os._exit(1)
+        self._stopping.set()
+
+    def _on_dump_signal(self) -> None:
+        for task in asyncio.all_tasks():
+            frames = task.get_stack(limit=1)
+            where = f"{frames[-1].f_code.co_qualname}:{frames[-1].f_lineno}" if frames else "-"
+            log.info("task", name=task.get_name(), at=where)
+
+    def _on_reload_signal(self) -> None:
+        log.warning("configuration not reloaded", next_step="restart plexd to apply a changed configuration")
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of `work`, None when a stop signal came first; `work` is cancelled then."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for future in (task, stop):
+                if not future.done():
+                    future.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await future
+
+    # start
+
+    async def _identity(self, control: ControlPlane, description: SelfDescription) -> Identity | None:
+        self._notify.send("STATUS=starting")
+        extending = asyncio.create_task(self._extend_start(), name="extend start")
+        try:
+            return await self._unless_stopped(
+                load_or_register(self._config, self._identities, self._snapshots, control, description)
+            )
+        finally:
+            extending.cancel()
+
+    async def _extend_start(self) -> None:
+        """Registration may take minutes: the service manager is told that it goes on."""
+        while True:
+            await asyncio.sleep(10)
+            self._notify.send("STATUS=registering", "EXTEND_TIMEOUT_USEC=30000000")
+
+    async def _serve(self, identity: Identity, control: ControlPlane, description: SelfDescription) -> int:
+        config = self._config
+        register_secret(identity.node_key.get_secret_value())
+        if identity.private_key is not None:
+            register_secret(identity.private_key.reveal())
+        cached = await asyncio.to_thread(self._snapshots.load, identity.node_id)
+        health = Health()
+        node = Node(identity, cached.desired, cached.fetched_at, health)
+        if node.desired.signing_keys is None:
+            node.adopt_signing_keys(await asyncio.to_thread(self._identities.load_signing_keys))
+        control.use_identity(lambda: node.identity.node_id, node.credential, node.suspect)
+        control.on_clock_offset = lambda seconds: health.set(
+            Condition.CLOCK_SKEW, abs(seconds) > 60, f"{seconds:+.0f} s"
+        )
+        kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
+        try:
+            work, vital, persist = self._compose(node, health, control, description, kernel)
+            code = await self._run_services(work, vital, health)
+            await self._stop(persist, node, kernel)
+            return code
+        finally:
+            await kernel.close()
+
+    def _compose(
+        self, node: Node, health: Health, control: ControlPlane, description: SelfDescription, kernel: Kernel
+    ) -> tuple[list[Service], list[Service], Persist]:
+        """The services that end first at a stop, those that go on until its end, and the one asked to flush."""
+        config = self._config
+        host_of_api = urlsplit(config.api or "").hostname or ""
+
+        def settings(identity: Identity) -> Settings | None:
+            if identity.private_key is None:
+                return None
+            return Settings(
+                node_id=identity.node_id,
+                interface=config.mesh.interface,
+                private_key=identity.private_key,
+                mesh_ip=identity.mesh_ip,
+                listen_port=config.mesh.listen_port,
+                mtu=config.mesh.mtu,
+                keepalive=config.mesh.persistent_keepalive,
+                backend=None if config.mesh.backend == "auto" else Backend(config.mesh.backend),
+                control_plane=resolve.control_plane,
+            )
+
+        converger = Converger(kernel, node, settings, health)
+        public_endpoint = config.nat_traversal.public_endpoint if config.nat_traversal.enabled else ""
+        uplink = Uplink(control, node, health, description, converger.status, public_endpoint, self._started_at)
+        persist = Persist(node, self._snapshots, self._identities)
+        interval = config.reconcile.interval.total_seconds()
+        reconcile = Reconcile(uplink, converger, node, self._snapshots, persist.save_signing_keys, health, interval)
+        resolve = Resolve(node, converger.resolved, host_of_api, reconcile.request_pass)
+        rotation = Rotation(uplink, self._identities, node, converger.apply_event, reconcile.request)
+        refusals = Refusals(uplink, node)
+        effects = Effects(
+            node,
+            uplink.own,
+            converger.apply_event,
+            reconcile.request,
+            rotation.request,
+            refusals.refuse_action,
+            refusals.refuse_session,
+            persist.save_signing_keys,
+        )
+        listener = Listener(control, node, Verifier(), effects.handle, reconcile.request, health, interval)
+        heartbeat = Heartbeat(
+            uplink.beat, node, config.heartbeat.interval.total_seconds(), reconcile.request, rotation.request
+        )
+        work: list[Service] = [
+            reconcile,
+            listener,
+            resolve,
+            rotation,
+            refusals,
+            Capabilities(uplink, node),
+            _Wake(kernel, reconcile),
+        ]
+        if public_endpoint:
+            refresh = config.nat_traversal.refresh_interval.total_seconds()
+            work.append(EndpointReport(uplink, node, converger.apply_event, public_endpoint, refresh))
+        vital: list[Service] = [heartbeat, persist]
+        if (watchdog_seconds := systemd.watchdog_interval()) is not None:
+            vital.append(Watchdog(watchdog_seconds / 3, lambda: self._notify.send("WATCHDOG=1")))
+        return work, vital, persist
+
+    # running
+
+    async def _run_services(self, work: list[Service], vital: list[Service], health: Health) -> int:
+        """Run all until a stop signal; on return only `vital` ones still run, as `self._vital`."""
+
+        def flapping(names: frozenset[str]) -> None:
+            health.set(Condition.SUBSYSTEM_STOPPED, bool(names), ", ".join(sorted(names)))
+
+        def show() -> None:
+            findings = health.findings()
+            status = "degraded: " + ", ".join(f.condition.value for f in findings) if findings else "running"
+            self._notify.send(f"STATUS={status}")
+
+        health.on_change.append(show)
+        working = asyncio.create_task(Supervisor(flapping).run(work), name="services")
+        self._vital = asyncio.create_task(Supervisor(flapping).run(vital), name="vital services")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop signal")
+        self._notify.send("READY=1", "STATUS=running")
+        log.info("plexd started", interface=self._config.mesh.interface, api=self._config.api)
+        try:
+            await asyncio.wait({working, self._vital, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (working, self._vital):
+                if task.done():
+                    task.result()  # a FatalError of a service ends the process
+        finally:
+            self._notify.send("STOPPING=1", "STATUS=stopping")
+            log.info("plexd stops")
+            stop.cancel()
+            await _cancel(working)
+        return 0
+
+    async def _stop(self, persist: Persist, node: Node, kernel: Kernel) -> None:
+        """Steps 5 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
+        async with _step("save snapshot", STOP_STEP_SECONDS):
+            await persist.flush()
+        if not self._config.mesh.keep_on_stop:
+            async with _step("take the mesh down", TEAR_DOWN_SECONDS):
+                key = node.identity.private_key
+                await kernel.tear_down(key.public() if key is not None else None)
+        async with _step("end the heartbeat", STOP_STEP_SECONDS):
+            await _cancel(self._vital)
+
+
+class _Wake:
+    """Turns damage that the kernel's door notices by itself into a pass."""
+
+    name = "wake"
+
+    def __init__(self, kernel: Kernel, reconcile: Reconcile) -> None:
+        self._kernel = kernel
+        self._reconcile = reconcile
+
+    async def run(self) -> None:
+        while True:
+            await self._kernel.damaged.wait()
+            self._kernel.damaged.clear()
+            self._reconcile.request_pass("the WireGuard program ended")
+
+
+@contextlib.asynccontextmanager
+async def _step(name: str, seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        log.error("step of the stop took too long", step=name, limit_seconds=seconds)
+    except (ControlError, KernelError, OSError) as exc:
+        log.error("step of the stop failed", step=name, error=str(exc))
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel and wait; what the task raised besides has been logged where it happened."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, FatalError):
+        await task

@@ -1,0 +1,143 @@
+"""The processes of the lab: a control plane in the hub, a real `plexd up` in each node's namespace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from plexd.lab.namespaces import UAPI_SOCKETS, LabError, Namespace, Network
+
+MESH_CIDR = "10.100.0.0/16"
+PORT = 8443
+MESH_PORT = 51820
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the lab, which then ends them in order
+            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root"},
+        )
+
+
+class ControlPlaneProcess:
+    """`plexd lab controlplane` in the hub; its admin socket is a file and so reaches out of the namespace."""
+
+    def __init__(self, network: Network, directory: Path) -> None:
+        self.tls = directory / "tls"
+        self.admin_socket = directory / "admin.sock"
+        self.url = f"https://{network.address(0)}:{PORT}"
+        self.log = directory / "controlplane.log"
+        self._hub = network.hub
+        self._listen = f"{network.address(0)}:{PORT}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = _start(
+            self._hub.command(
+                sys.executable, "-m", "plexd", "lab", "controlplane",
+                "--listen", self._listen,
+                "--tls-dir", str(self.tls),
+                "--admin-socket", str(self.admin_socket),
+                "--mesh-cidr", MESH_CIDR,
+            ),
+            self.log,
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while not self.admin_socket.is_socket():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise LabError(f"the control plane did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.02)
+
+
+class NodeProcess:
+    """One node: its namespace, its directory, and the agent that runs in it."""
+
+    def __init__(self, number: int, network: Network, directory: Path, api: str, ca_file: Path, lab: str) -> None:
+        self.name = f"node-{number}"
+        self.number = number
+        self.namespace: Namespace = network.node(number)
+        self.interface = f"{lab}{number}"
+        self.directory = directory / self.name
+        self.log = self.directory / "log"
+        self._config = f"""\
+api: {api}
+tls:
+  ca_file: {ca_file}
+data_dir: {self.directory / "data"}
+hostname: {self.name}
+token:
+  file: {self.directory / "token"}
+mesh:
+  interface: {self.interface}
+  listen_port: {MESH_PORT}
+policy:
+  enabled: false
+nat_traversal:
+  public_endpoint: {network.address(number)}:{MESH_PORT}
+heartbeat:
+  interval: 5s
+reconcile:
+  interval: 2s
+"""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self, token: str) -> None:
+        self.directory.mkdir(mode=0o700)
+        (self.directory / "config.yaml").write_text(self._config)
+        token_file = self.directory / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(token)
+
+    def start(self) -> None:
+        self._process = _start(
+            self.namespace.command(
+                sys.executable, "-m", "plexd", "up", "--config", str(self.directory / "config.yaml")
+            ),
+            self.log,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the agent; `ip netns exec` replaces itself by it."""
+        if self._process is None:
+            raise LabError(f"{self.name} was never started")
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, as the out-of-memory killer would."""
+        os.kill(self.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+
+    def wg(self, *arguments: str) -> str:
+        return self.namespace.run("wg", *arguments)
+
+    def last_log_lines(self, count: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+def remove_leftovers(lab: str, directory: Path, network: Network) -> list[str]:
+    """Take down what this or an earlier lab left; what was found, for a line of progress."""
+    found = [namespace.name for namespace in network.namespaces()]
+    network.remove()
+    if directory.exists():
+        found.append(str(directory))
+        shutil.rmtree(directory)
+    if UAPI_SOCKETS.is_dir():
+        for socket in UAPI_SOCKETS.glob(f"{lab}*.sock"):
+            socket.unlink()
+            found.append(str(socket))
+    return found

@@ -1,0 +1,274 @@
+"""`plexd lab up`: real nodes in network namespaces, joined to a mesh, damaged, healed and taken down again.
+
+Every step prints what a person can follow, judged by the usual tools: ping through the tunnel, `wg` for handshakes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from plexd.errors import PlexdError, PrivilegeError
+from plexd.lab.admin import Admin, RegisteredNode
+from plexd.lab.namespaces import LabError, Network
+from plexd.lab.nodes import ControlPlaneProcess, NodeProcess, remove_leftovers
+from plexd.mesh.keys import PrivateKey
+
+LAB = "plexd-lab"
+DIRECTORY = Path("/run") / LAB
+PATIENCE_SECONDS = 30.0
+
+T = TypeVar("T")
+
+
+def up(nodes: int, *, keep: bool) -> int:
+    """Run the lab; 0 when everything happened as it should, 1 otherwise. Raises PrivilegeError without root.
+
+    With `keep` the mesh stays up after the tour, until Ctrl-C.
+    """
+    _check_host()
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _only_lab():
+        lab = _Lab(nodes)
+        lab.clean("an earlier lab left")
+        try:
+            lab.tour()
+            if keep:
+                lab.stay()
+            succeeded = True
+        except KeyboardInterrupt:
+            say("interrupted")
+            succeeded = keep
+        except PlexdError as exc:
+            say(f"FAILED: {exc}")
+            lab.explain()
+            succeeded = False
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # taking down goes to the end
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            say("== taking everything down")
+            lab.clean("removed")
+        if left := lab.leftovers():
+            say(f"FAILED: left behind: {', '.join(left)}")
+            return 1
+        say("nothing left behind: no namespace, process, interface or socket of the lab")
+        return 0 if succeeded else 1
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _check_host() -> None:
+    if os.geteuid() != 0:
+        raise PrivilegeError("the lab makes network namespaces: run it as root (sudo plexd lab up)")
+    if not Path("/dev/net/tun").exists() and not Path("/sys/module/wireguard").exists():
+        raise LabError(
+            "neither /dev/net/tun nor the wireguard module is here: in a container add --device /dev/net/tun"
+        )
+
+
+@contextmanager
+def _only_lab() -> Iterator[None]:
+    with Path(f"/run/{LAB}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError("another lab is running on this host: end it first (Ctrl-C in its terminal)") from None
+        yield
+    Path(f"/run/{LAB}.lock").unlink(missing_ok=True)
+
+
+class _Lab:
+    def __init__(self, nodes: int) -> None:
+        if not 2 <= nodes <= Network.MAX_NODES:
+            raise LabError(f"--nodes must be 2 to {Network.MAX_NODES}")
+        self.network = Network(LAB)
+        self.control_plane = ControlPlaneProcess(self.network, DIRECTORY)
+        self.nodes = [
+            NodeProcess(n, self.network, DIRECTORY, self.control_plane.url, self.control_plane.tls / "ca.pem", LAB)
+            for n in range(1, nodes + 1)
+        ]
+        self.registered: dict[str, RegisteredNode] = {}  # by host name
+
+    def tour(self) -> None:
+        self.build()
+        self.register()
+        self.ping_all()
+        self.sabotage()
+        self.kill_one()
+
+    def build(self) -> None:
+        say(f"== building {len(self.nodes)} nodes and a control plane in network namespaces")
+        self.network.build(len(self.nodes))
+        DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+        self.control_plane.start()
+        say(f"control plane at {self.control_plane.url} (in namespace {self.network.hub.name})")
+        with Admin(self.control_plane.admin_socket) as admin:
+            for node in self.nodes:
+                node.prepare(admin.issue_token())
+                node.start()
+        say(f"{len(self.nodes)} agents started, each with a bootstrap token of its own")
+
+    def register(self) -> None:
+        say("== registration")
+        with Admin(self.control_plane.admin_socket) as admin:
+            started = time.monotonic()
+            for node in self.nodes:
+                self.registered[node.name] = wait_for(
+                    f"{node.name} to register",
+                    lambda node=node: next((n for n in admin.nodes() if n.hostname == node.name), None),
+                    watched=self.nodes,
+                )
+                seen = self.registered[node.name]
+                say(f"{node.name} registered as {seen.node_id}, mesh address {seen.mesh_ip}")
+            say(f"all registered within {time.monotonic() - started:.1f} s")
+
+    def ping_all(self) -> None:
+        say("== every pair through the tunnel")
+        for one, other in itertools.permutations(self.nodes, 2):
+            round_trip = wait_for(
+                f"{one.name} to reach {other.name}",
+                lambda one=one, other=other: self.ping(one, other),
+                watched=self.nodes,
+            )
+            say(
+                f"{one.name} -> {other.name} {self.mesh_ip(other):<12} {round_trip} ms, handshake {self.handshake(one, other)}"
+            )
+
+    def sabotage(self) -> None:
+        one, other = self.nodes[0], self.nodes[1]
+        say(f"== sabotage on {one.name}: removing {other.name} with wg, adding a peer nobody asked for")
+        key, foreign = self.public_key(other), str(PrivateKey.generate().public())
+        one.wg("set", one.interface, "peer", key, "remove")
+        one.wg("set", one.interface, "peer", foreign, "allowed-ips", "10.100.255.1/32")
+        say(f"wg set {one.interface} peer {key[:8]}… remove; wg set {one.interface} peer {foreign[:8]}… allowed-ips …")
+        started = time.monotonic()
+
+        def healed() -> bool:
+            held = one.wg("show", one.interface, "peers").split()
+            return key in held and foreign not in held
+
+        wait_for("the mesh to heal", healed, watched=self.nodes)
+        round_trip = wait_for(f"{one.name} to reach {other.name}", lambda: self.ping(one, other), watched=self.nodes)
+        say(
+            f"healed after {time.monotonic() - started:.1f} s (the nodes of this lab look every 2 s), ping {round_trip} ms"
+        )
+        with Admin(self.control_plane.admin_socket) as admin:
+            node_id = self.registered[one.name].node_id
+            wanted = {f"peer {self.registered[other.name].node_id}", f"peer key {foreign[:8]}"}
+            corrections = wait_for(
+                "the drift report",
+                lambda: (found := admin.corrections(node_id)) and wanted <= {c["detail"] for c in found} and found,
+                watched=self.nodes,
+            )
+        for correction in corrections:
+            if correction["detail"] in wanted:
+                say(f"drift reported to the control plane: {correction['type']}: {correction['detail']}")
+
+    def kill_one(self) -> None:
+        one, victim = self.nodes[0], self.nodes[-1]
+        say(f"== killing the agent of {victim.name} (SIGKILL) under a ping every 100 ms, then starting it again")
+        pinging = subprocess.Popen(
+            one.namespace.command("ping", "-n", "-i", "0.1", self.mesh_ip(victim)), stdout=subprocess.PIPE, text=True
+        )
+        try:
+            time.sleep(0.5)
+            victim.kill()
+            say(f"killed; {victim.name} is without an agent, its tunnels stay")
+            time.sleep(1.0)
+            victim.start()
+            with Admin(self.control_plane.admin_socket) as admin:
+                node_id = self.registered[victim.name].node_id
+                before = admin.heartbeats(node_id)
+                wait_for("the agent to be back", lambda: admin.heartbeats(node_id) > before, watched=self.nodes)
+            time.sleep(0.5)
+        finally:
+            pinging.send_signal(signal.SIGINT)
+            output = pinging.communicate()[0]
+        counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+        if counts is None:
+            raise LabError(f"ping printed no summary: {output[-300:]}")
+        sent, received = map(int, counts.groups())
+        say(f"agent is back, adopted the interface; pings sent {sent}, lost {sent - received}")
+        if sent != received:
+            raise LabError(f"{sent - received} of {sent} pings were lost while the agent was away")
+
+    def stay(self) -> None:
+        say("== the mesh is up; Ctrl-C takes it down. To look around:")
+        first = self.nodes[0]
+        say(f"   ip netns exec {first.namespace.name} wg show {first.interface}")
+        say(f"   ip netns exec {first.namespace.name} ping {self.mesh_ip(self.nodes[-1])}")
+        say(f"   tail -f {first.log}")
+        while all(node.is_running() for node in self.nodes):
+            time.sleep(1)
+        raise LabError("an agent ended")
+
+    # what the steps look at
+
+    def mesh_ip(self, node: NodeProcess) -> str:
+        return self.registered[node.name].mesh_ip
+
+    def public_key(self, node: NodeProcess) -> str:
+        return node.wg("show", node.interface, "public-key").strip()
+
+    def ping(self, one: NodeProcess, other: NodeProcess) -> str | None:
+        """The round trip in ms, None when no answer came within a second."""
+        done = subprocess.run(
+            one.namespace.command("ping", "-n", "-c", "1", "-W", "1", self.mesh_ip(other)),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        found = re.search(r"time=([0-9.]+) ms", done.stdout)
+        return found[1] if done.returncode == 0 and found else None
+
+    def handshake(self, one: NodeProcess, other: NodeProcess) -> str:
+        """The age of the last handshake as `wg` knows it."""
+        key = self.public_key(other)
+        lines = one.wg("show", one.interface, "latest-handshakes").splitlines()
+        at = next((int(line.split()[1]) for line in lines if line.startswith(key)), 0)
+        return f"{max(0, int(time.time()) - at)} s ago" if at else "never"
+
+    # ending
+
+    def clean(self, what: str) -> None:
+        found = remove_leftovers(LAB, DIRECTORY, self.network)
+        if found and what:
+            say(f"{what}: {', '.join(found)}")
+
+    def leftovers(self) -> list[str]:
+        left = [namespace.name for namespace in self.network.namespaces()]
+        left += [str(DIRECTORY)] if DIRECTORY.exists() else []
+        left += [f"process {node.pid}" for node in self.nodes if node.is_running()]
+        return left
+
+    def explain(self) -> None:
+        """What the agents said last, before it is gone."""
+        for node in self.nodes:
+            if node.log.exists():
+                say(f"-- last lines of {node.name}:\n{node.last_log_lines()}")
+
+
+def wait_for(what: str, look: Callable[[], T | None], *, watched: list[NodeProcess]) -> T:
+    """Look until there is something to see. Raises LabError after 30 s, or when a watched agent has ended."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (seen := look()):
+        for node in watched:
+            if not node.is_running():
+                raise LabError(f"the agent of {node.name} ended while waiting for {what}")
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {PATIENCE_SECONDS:.0f} s for {what}")
+        time.sleep(0.05)
+    return seen

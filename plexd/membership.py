@@ -1,0 +1,182 @@
+"""Joining, leaving, taking down: what the commands do that run without a daemon (lifecycle contract, 2.1 and 11)."""
+
+from __future__ import annotations
+
+# first, before httpx and structlog bring what nobody needs here
+import plexd.lean  # noqa: F401
+
+# isort: split
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from plexd import log as logging
+from plexd.config.load import Loaded
+from plexd.config.models import Config
+from plexd.control import ControlPlane
+from plexd.enrolment import describe, load_or_register, make_control_plane
+from plexd.errors import ControlError, NotFound, PlexdError, PrivilegeError, Unauthenticated
+from plexd.linux.kernel import Kernel
+from plexd.linux.units import disable_unit, stop_unit
+from plexd.log import get_logger
+from plexd.mesh.address import format_ip
+from plexd.services.token import BootstrapToken, check_token
+from plexd.store.files import DataDirectory, DirectoryLocked
+from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
+from plexd.store.snapshot import SnapshotStore
+
+log = get_logger("membership")
+
+
+class Refused(PlexdError):
+    """The command cannot be done now; the sentence says why and what to do. Exit code 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    node_id: str
+    mesh_ip: str
+    already_registered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """`node_id` is empty when there was no identity and only data was purged."""
+
+    node_id: str
+    purged: bool
+
+
+def join(loaded: Loaded, *, token_text: str | None, force: bool) -> Joined:
+    """Register and end. `token_text` is a token read from standard input.
+
+    Raises Refused when a daemon runs or the registration fails, other FatalErrors as the daemon does.
+    """
+    config = loaded.config
+    logging.set_up(config.log_level, config.log_format)
+    token = BootstrapToken(check_token(token_text, "the token on standard input")) if token_text is not None else None
+    try:
+        directory = DataDirectory(config.data_dir)
+    except DirectoryLocked as exc:
+        raise Refused(str(exc)) from exc
+    try:
+        return asyncio.run(_join(config, directory, token, force=force))
+    finally:
+        directory.close()
+
+
+async def _join(config: Config, directory: DataDirectory, token: BootstrapToken | None, *, force: bool) -> Joined:
+    identities = IdentityStore(directory)
+    if force:
+        identities.replace_aside(f".replaced-{int(time.time())}")
+    known = None if force else _known_identity(identities)
+    if known is not None:
+        return Joined(known.node_id, format_ip(known.mesh_ip), already_registered=True)
+    control = make_control_plane(config)
+    try:
+        identity = await load_or_register(
+            config, identities, SnapshotStore(directory), control, describe(config), token
+        )
+    finally:
+        await control.close()
+    return Joined(identity.node_id, format_ip(identity.mesh_ip), already_registered=False)
+
+
+def down(loaded: Loaded) -> list[str]:
+    """Take the mesh down; the names of what was removed. Raises PrivilegeError, or Refused beside a daemon."""
+    config = loaded.config
+    logging.set_up(config.log_level, config.log_format)
+    with _stopped_daemon(config) as directory:
+        return asyncio.run(_tear_down(config, _known_identity(IdentityStore(directory))))
+
+
+def deregister(loaded: Loaded, *, purge: bool, force: bool) -> Left:
+    """Give the node's place up. Raises Refused when the control plane does not take it and `force` is not given."""
+    config = loaded.config
+    logging.set_up(config.log_level, config.log_format)
+    if purge and (reason := data_dir_is_purgeable(config.data_dir)) is not None:
+        raise Refused(f"data_dir {config.data_dir} is not purged: {reason}")
+    with _stopped_daemon(config) as directory:
+        identities = IdentityStore(directory)
+        identity = _known_identity(identities)
+        if identity is None and not purge:
+            raise Refused(f"not registered: there is no identity in {config.data_dir}")
+        if identity is not None:
+            asyncio.run(_give_up(config, identity, force=force))
+        asyncio.run(_tear_down(config, identity))
+        if purge:
+            _purge(config)
+        elif identity is not None:
+            identities.retire(".deregistered")
+    return Left(identity.node_id if identity is not None else "", purged=purge)
+
+
+@contextlib.contextmanager
+def _stopped_daemon(config: Config) -> Iterator[DataDirectory]:
+    """The data directory, locked; a daemon that systemd runs is stopped first."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("this changes network interfaces: run it as root")
+    try:
+        directory = DataDirectory(config.data_dir)
+    except DirectoryLocked:
+        if not stop_unit(config.systemd.unit):
+            raise Refused("stop the daemon first: plexd is running and not as the unit systemd knows") from None
+        try:
+            directory = DataDirectory(config.data_dir)
+        except DirectoryLocked as exc:
+            raise Refused(f"{config.systemd.unit} is stopped, yet {exc}") from None
+    try:
+        yield directory
+    finally:
+        directory.close()
+
+
+def _known_identity(identities: IdentityStore) -> Identity | None:
+    try:
+        return identities.load()
+    except IdentityDamaged as exc:
+        log.warning("identity ignored", reason=str(exc))
+        return None
+
+
+async def _tear_down(config: Config, identity: Identity | None) -> list[str]:
+    kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
+    try:
+        key = identity.private_key if identity is not None else None
+        return await kernel.tear_down(key.public() if key is not None else None)
+    finally:
+        await kernel.close()
+
+
+async def _give_up(config: Config, identity: Identity, *, force: bool) -> None:
+    control: ControlPlane = make_control_plane(config)
+    control.use_identity(lambda: identity.node_id, lambda: identity.node_key, lambda _: None)
+    try:
+        await control.deregister()
+    except NotFound:
+        pass  # it does not know the node: that is what was wanted
+    except Unauthenticated:
+        log.warning("control plane refuses the node's key, which counts as deregistered")
+    except ControlError as exc:
+        if exc.status == 410:
+            return
+        if not force:
+            raise Refused(f"not deregistered, nothing removed: {exc}; try again, or use --force") from exc
+        log.warning("control plane not told", error=str(exc))
+    finally:
+        await control.close()
+
+
+def _purge(config: Config) -> None:
+    for entry in config.data_dir.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    with contextlib.suppress(OSError):
+        config.token.file.unlink()
+    disable_unit(config.systemd.unit)

@@ -1,0 +1,101 @@
+"""The node's live state: who it is and what is wanted of it. One writer at a time, since all run on one event loop.
+
+The desired snapshot is an immutable value; replacing it wakes whoever keeps it on disk. The generation counts what
+happened to the snapshot outside of state pulls, so that a slow pull cannot undo an event (lifecycle contract, 7.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from pydantic import SecretStr
+
+from plexd.health import Condition, Health
+from plexd.log import get_logger
+from plexd.mesh.desired import Desired, FullState, SigningKeys
+from plexd.mesh.events import Foldable
+from plexd.mesh.fold import expire_signing_key, fold, replace_state
+from plexd.store.identity import Identity
+
+log = get_logger("node")
+
+
+class Node:
+    """`identity` and `desired` may be read at any time; they change only through the methods."""
+
+    def __init__(self, identity: Identity, desired: Desired, fetched_at: float, health: Health) -> None:
+        self.identity = identity
+        self.desired = desired
+        self.fetched_at = fetched_at
+        self.generation = 0
+        self.unsaved = asyncio.Event()
+        self.suspected = asyncio.Event()
+        self.accepted = asyncio.Event()
+        self.accepted.set()
+        self.on_signing_keys: list[Callable[[], None]] = []
+        self._health = health
+
+    # desired snapshot
+
+    def fold(self, event: Foldable) -> bool:
+        """Fold an event in; whether that changed anything. Raises mesh.fold.Unfoldable."""
+        changed = self._take(fold(self.desired, event))
+        self.generation += changed
+        return changed
+
+    def replace(self, state: FullState, fetched_at: float) -> None:
+        """Take over a state pull that was answered at `fetched_at` (Unix seconds)."""
+        self.fetched_at = fetched_at
+        self._take(replace_state(self.desired, state))
+
+    def adopt_signing_keys(self, keys: SigningKeys | None) -> None:
+        """Keys found on disk at start."""
+        if keys is not None:
+            self._take(replace(self.desired, signing_keys=keys))
+
+    def rotate(self, identity: Identity) -> None:
+        """A new private key is in force."""
+        self.identity = identity
+        self.generation += 1
+
+    def expire_signing_key(self, now: float) -> None:
+        """Drop the previous signing key if its time is over; `now` in Unix seconds."""
+        self._take(expire_signing_key(self.desired, now))
+
+    def _take(self, desired: Desired) -> bool:
+        if desired is self.desired:
+            return False
+        keys_changed = desired.signing_keys != self.desired.signing_keys
+        self.desired = desired
+        self.unsaved.set()
+        if keys_changed:
+            for listener in self.on_signing_keys:
+                listener()
+        return True
+
+    # standing with the control plane
+
+    def credential(self) -> SecretStr:
+        return self.identity.node_key
+
+    def suspect(self, credential: SecretStr) -> None:
+        """A call made with `credential` was answered with 401. One such answer proves nothing: a heartbeat confirms."""
+        if credential == self.identity.node_key and self.accepted.is_set():
+            self.suspected.set()
+
+    def refuse(self) -> None:
+        """The refusal is confirmed: deliveries wait. Mesh, caches and process stay as they are."""
+        if self.accepted.is_set():
+            self.accepted.clear()
+            self._health.set(Condition.IDENTITY_REFUSED, True, "401 to a heartbeat")
+            log.error("identity refused", node_id=self.identity.node_id, next_step="deliveries wait, mesh stays")
+
+    def accept(self) -> None:
+        """The control plane knows the node, again or still."""
+        self.suspected.clear()
+        if not self.accepted.is_set():
+            self._health.set(Condition.IDENTITY_REFUSED, False)
+            log.info("identity accepted again", node_id=self.identity.node_id)
+            self.accepted.set()

@@ -1,0 +1,104 @@
+"""What each verified event does on this node. Nothing here waits for the control plane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from plexd.errors import WireError
+from plexd.log import get_logger
+from plexd.mesh.desired import SigningKeys
+from plexd.mesh.events import (
+    ActionRequested,
+    FeatureOff,
+    NodeStateUpdated,
+    ReconcileRequested,
+    RotationRequested,
+    SecretRefsUpdated,
+    SessionRevoked,
+    SigningKeyReplaced,
+    SigningKeysRotated,
+    SSHSessionRequested,
+    UnknownEvent,
+)
+from plexd.mesh.fold import Unfoldable, fold
+from plexd.node import Node
+from plexd.wire.envelope import Envelope
+from plexd.wire.mapping import OwnNode
+from plexd.wire.payloads import Reaction, parse_event, reaction_to_bad
+
+log = get_logger("events")
+
+
+class Effects:
+    """Folds events into the node and passes the rest on to whom it concerns."""
+
+    def __init__(
+        self,
+        node: Node,
+        own: Callable[[], OwnNode],
+        apply_event: Callable[[], Awaitable[bool]],
+        request_pull: Callable[[str], None],
+        request_rotation: Callable[[str], None],
+        refuse_action: Callable[[str], None],
+        refuse_session: Callable[[str], None],
+        save_signing_keys: Callable[[SigningKeys], Awaitable[None]],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._node = node
+        self._own = own
+        self._apply_event = apply_event
+        self._request_pull = request_pull
+        self._request_rotation = request_rotation
+        self._refuse_action = refuse_action
+        self._refuse_session = refuse_session
+        self._save_signing_keys = save_signing_keys
+        self._now = now
+        self._newest: dict[str, int] = {}  # time of issue of the last applied event, of the types that order by it
+
+    async def handle(self, envelope: Envelope) -> None:
+        """The effect of one verified event; applying the same event twice equals applying it once."""
+        try:
+            event = parse_event(envelope.event_type, envelope.payload, now=self._now())
+        except WireError as exc:
+            log.error("event not usable", event_type=envelope.event_type, event_id=envelope.event_id, reason=str(exc))
+            if reaction_to_bad(envelope.event_type) is Reaction.RECONCILE:
+                self._request_pull("bad payload")
+            return
+        match event:
+            case ReconcileRequested():
+                self._request_pull(envelope.event_type)
+            case RotationRequested():
+                self._request_rotation("event")
+            case ActionRequested(execution_id):
+                self._refuse_action(execution_id)
+            case SSHSessionRequested(session_id):
+                self._refuse_session(session_id)
+            case SessionRevoked() | FeatureOff() | UnknownEvent():
+                log.debug("event without effect here", event_type=envelope.event_type, event_id=envelope.event_id)
+            case SigningKeysRotated() | SigningKeyReplaced():
+                keys = fold(self._node.desired, event).signing_keys
+                if keys is not None and keys != self._node.desired.signing_keys:
+                    await self._save_signing_keys(keys)  # on disk before it counts
+                    self._node.fold(event)
+            case NodeStateUpdated() | SecretRefsUpdated():
+                issued = envelope.issued or 0
+                if issued < self._newest.get(envelope.event_type, 0):
+                    log.debug("event older than the last of its type", event_id=envelope.event_id)
+                    return
+                self._newest[envelope.event_type] = issued
+                self._node.fold(event)
+            case _:
+                try:
+                    changed = self._node.fold(event)
+                except Unfoldable as exc:
+                    log.error(
+                        "event not usable",
+                        event_type=envelope.event_type,
+                        event_id=envelope.event_id,
+                        reason=str(exc),
+                    )
+                    self._request_pull("unusable event")
+                    return
+                if changed and not await self._apply_event():
+                    self._request_pull("event not applied")

@@ -1,0 +1,299 @@
+"""Holds the event stream open: connect, decode, verify, hand over, reconnect.
+
+Reading and verifying is one task, handling another; between them a bounded queue. Only what was handled to its end
+moves Last-Event-ID, so what was not is replayed. An event that fails its checks has no effect, ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from plexd.backoff import FullJitter
+from plexd.errors import ControlError, Forbidden, NotFound, Transient, Unauthenticated
+from plexd.health import Condition, Health
+from plexd.log import get_logger
+from plexd.node import Node
+from plexd.waiting import set_within
+from plexd.wire.envelope import Envelope, Outcome, Verdict, Verifier
+from plexd.wire.sse import Decoder, Item, Malformed, Oversized, Retry
+
+log = get_logger("events")
+
+IDLE_SECONDS = 90.0
+HEALTHY_SECONDS = 30.0
+POLLING_AFTER_SECONDS = 300.0
+REFUSED_RETRY_SECONDS = 300.0  # after 403 and 404
+UNAUTHENTICATED_RETRY_SECONDS = 60.0
+JITTER_CAP_SECONDS = 60.0
+HANDLER_SECONDS = 30.0
+QUEUE_EVENTS = 1024
+QUEUE_BYTES = 16 << 20
+WARNINGS_A_MINUTE = 10
+REPLAY_SECONDS = 60.0  # after a connection, replayed events may well be stale
+KEY_PULL_SPACING_SECONDS = 60.0
+
+
+class ControlPlane(Protocol):
+    def events(self, last_event_id: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The stream; entering raises ControlError, so does reading from it."""
+
+
+class _Queue:
+    """Verified events on their way to the handler; `put` waits while 1024 of them or 16 MiB are waiting."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[Envelope | None, str | None, int]] = deque()
+        self._bytes = 0
+        self._changed = asyncio.Condition()
+
+    async def put(self, event: Envelope | None, event_id: str | None, size: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: not self._items or (len(self._items) < QUEUE_EVENTS and self._bytes + size <= QUEUE_BYTES)
+            )
+            self._items.append((event, event_id, size))
+            self._bytes += size
+            self._changed.notify_all()
+
+    async def get(self) -> tuple[Envelope | None, str | None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._items))
+            event, event_id, size = self._items.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+            return event, event_id
+
+
+class Listener:
+    """`handle` takes a verified event; `request_pull` asks for a reconciliation; `poll_interval` is in seconds."""
+
+    name = "listener"
+
+    def __init__(
+        self,
+        control: ControlPlane,
+        node: Node,
+        verifier: Verifier,
+        handle: Callable[[Envelope], Awaitable[None]],
+        request_pull: Callable[[str], None],
+        health: Health,
+        poll_interval: float,
+        now: Callable[[], float] = time.time,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.connected = asyncio.Event()
+        self.poll_interval = poll_interval
+        self._control = control
+        self._node = node
+        self._verifier = verifier
+        self._handle = handle
+        self._request_pull = request_pull
+        self._health = health
+        self._now = now
+        self._jitter = FullJitter(base=1.0, cap=JITTER_CAP_SECONDS, uniform=uniform)
+        self._queue = _Queue()
+        self._last_event_id: str | None = None
+        self._stream: asyncio.Task[None] | None = None
+        self._healthy_at = 0.0  # monotonic, the last healthy moment
+        self._polling = False
+        self._missed_unverified = False
+        self._key_pull_at = float("-inf")
+        self._connected_at = float("-inf")
+        self._warned_minute = self._warned_count = 0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._healthy_at = loop.time()
+        self._verifier.replace_keys(self._node.desired.signing_keys)
+        self._node.on_signing_keys.append(self._keys_changed)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._handle_events())
+                group.create_task(self._keep_connected())
+        finally:
+            self._node.on_signing_keys.remove(self._keys_changed)
+
+    # connection
+
+    async def _keep_connected(self) -> None:
+        while True:
+            delay = await self._connect_once()
+            self._judge_polling()
+            if self._polling:
+                delay = max(delay, self.poll_interval)
+                self._request_pull("polling")
+            await asyncio.sleep(delay)
+
+    async def _connect_once(self) -> float:
+        """One connection, from the attempt to its end; the seconds to wait before the next."""
+        loop = asyncio.get_running_loop()
+        self._stream = asyncio.create_task(self._read_stream(), name="event stream")
+        try:
+            await self._stream
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                self._stream.cancel()
+                raise
+            log.info("stream reopened for new signing keys")
+            return 0.0
+        except Unauthenticated as exc:
+            log.warning("stream refused", error=str(exc))
+            self._node.suspect(self._node.credential())
+            if self._node.accepted.is_set():
+                await asyncio.sleep(UNAUTHENTICATED_RETRY_SECONDS)
+            else:
+                await set_within(self._node.accepted, UNAUTHENTICATED_RETRY_SECONDS)
+            return 0.0
+        except (Forbidden, NotFound) as exc:
+            if not self._polling:
+                log.error("stream refused", error=str(exc), next_step="state is polled, next attempt in 5 minutes")
+            self._healthy_at = min(self._healthy_at, loop.time() - POLLING_AFTER_SECONDS)
+            return REFUSED_RETRY_SECONDS
+        except ControlError as exc:
+            log.log(
+                20 if self._jitter.attempt == 0 else 10, "stream lost", error=str(exc), attempt=self._jitter.attempt + 1
+            )
+            delay = self._jitter.next()
+            if isinstance(exc, Transient) and exc.retry_after is not None:
+                delay = max(delay, exc.retry_after)
+            return delay
+        finally:
+            self.connected.clear()
+            self._stream = None
+        log.log(20 if self._jitter.attempt == 0 else 10, "stream ended", attempt=self._jitter.attempt + 1)
+        return self._jitter.next()
+
+    async def _read_stream(self) -> None:
+        loop = asyncio.get_running_loop()
+        decoder = Decoder()
+        async with self._control.events(self._last_event_id) as chunks:
+            self.connected.set()
+            self._connected_at = loop.time()
+            self._health.set(Condition.STREAM_DOWN, False)
+            log.info("stream connected", replay_after=self._last_event_id or "")
+            self._request_pull("stream connected")
+            healthy = loop.call_later(HEALTHY_SECONDS, self._healthy)
+            try:
+                while True:
+                    try:
+                        async with asyncio.timeout(IDLE_SECONDS):  # runs only while waiting for the socket
+                            chunk = await anext(chunks)
+                    except StopAsyncIteration:
+                        return
+                    except TimeoutError:
+                        raise Transient(f"no byte on the event stream for {IDLE_SECONDS:.0f} s") from None
+                    for item in decoder.feed(chunk):
+                        await self._take(item)
+            finally:
+                healthy.cancel()
+                if self._is_healthy(loop.time()):
+                    self._healthy_at = loop.time()
+
+    def _healthy(self) -> None:
+        """The connection has proven itself: 30 s, or one verified event."""
+        self._healthy_at = asyncio.get_running_loop().time()
+        self._jitter.reset()
+        if self._polling:
+            self._polling = False
+            log.info("stream is back", next_step="polling ended")
+
+    def _is_healthy(self, now: float) -> bool:
+        return self._healthy_at >= self._connected_at and now >= self._connected_at
+
+    def _judge_polling(self) -> None:
+        failing = asyncio.get_running_loop().time() - self._healthy_at
+        if failing >= POLLING_AFTER_SECONDS:
+            self._health.set(Condition.STREAM_DOWN, True, f"for {failing:.0f} s")
+            if not self._polling:
+                self._polling = True
+                log.info("stream is down, state is polled", failing_seconds=round(failing))
+
+    # verification
+
+    async def _take(self, item: Item) -> None:
+        match item:
+            case Retry(seconds):
+                self._jitter.base = seconds
+                return
+            case Malformed():
+                self._warn("event refused", reason=Outcome.MALFORMED.value, detail="not UTF-8")
+                return
+            case Oversized(_, size):
+                log.error("event skipped", reason="oversized", bytes=size)
+                return
+        monotonic = asyncio.get_running_loop().time()
+        verdict = self._verifier.verify(item.data, now=self._now(), monotonic=monotonic)
+        if verdict.outcome is Outcome.VERIFIED:
+            self._healthy()
+            await self._queue.put(verdict.envelope, item.id, len(item.data))
+            return
+        self._log_refused(verdict, monotonic)
+        if verdict.outcome is Outcome.REPLAYED:
+            await self._queue.put(None, item.id, 0)  # moves Last-Event-ID in its turn
+        elif verdict.outcome is Outcome.BAD_SIGNATURE:
+            self._missed_unverified = True
+            if monotonic - self._key_pull_at >= KEY_PULL_SPACING_SECONDS:
+                self._key_pull_at = monotonic
+                self._request_pull("bad signature")
+
+    def _log_refused(self, verdict: Verdict, monotonic: float) -> None:
+        keys = {
+            "reason": verdict.outcome.value,
+            "event_type": verdict.envelope.event_type if verdict.envelope else "",
+            "event_id": verdict.envelope.event_id if verdict.envelope else "",
+            "detail": verdict.reason,
+        }
+        expected = verdict.same_event or (
+            verdict.outcome is Outcome.STALE and monotonic - self._connected_at < REPLAY_SECONDS
+        )
+        if expected:
+            log.info("event skipped", **keys)
+        else:
+            self._warn("event refused", **keys)
+
+    def _warn(self, message: str, **keys: str) -> None:
+        """At most ten lines a minute; the rest is counted."""
+        minute = int(asyncio.get_running_loop().time() // 60)
+        if minute != self._warned_minute:
+            if self._warned_count > WARNINGS_A_MINUTE:
+                log.warning("more events refused", count=self._warned_count - WARNINGS_A_MINUTE)
+            self._warned_minute, self._warned_count = minute, 0
+        self._warned_count += 1
+        if self._warned_count <= WARNINGS_A_MINUTE:
+            log.warning(message, **keys)
+
+    def _keys_changed(self) -> None:
+        """What could not be verified with the old keys may verify with the new ones: have it replayed, once."""
+        self._verifier.replace_keys(self._node.desired.signing_keys)
+        if self._missed_unverified and self._stream is not None:
+            self._missed_unverified = False
+            self._stream.cancel()
+
+    # handling
+
+    async def _handle_events(self) -> None:
+        while True:
+            event, event_id = await self._queue.get()
+            if event is not None:
+                await self._handle_one(event)
+            if event_id is not None:
+                self._last_event_id = event_id or None
+            self._missed_unverified = False
+
+    async def _handle_one(self, event: Envelope) -> None:
+        try:
+            async with asyncio.timeout(HANDLER_SECONDS):
+                await self._handle(event)
+        except TimeoutError:
+            log.error("event handler took too long", event_type=event.event_type, event_id=event.event_id)
+            self._request_pull("failed handler")
+        except Exception:
+            log.exception("event handler failed", event_type=event.event_type, event_id=event.event_id)
+            self._request_pull("failed handler")

@@ -1,0 +1,76 @@
+"""Keeps the desired snapshot on disk, within a second of every change and off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from plexd.log import get_logger
+from plexd.mesh.desired import Desired, SigningKeys
+from plexd.node import Node
+
+log = get_logger("store")
+
+GATHER_SECONDS = 0.3  # events come in bursts; one write takes them together
+RETRY_SECONDS = 5.0
+
+
+class SnapshotStore(Protocol):
+    def save(self, node_id: str, desired: Desired, fetched_at: float) -> None:
+        """Blocks for some fsyncs. Raises OSError."""
+
+
+class KeyStore(Protocol):
+    def save_signing_keys(self, keys: SigningKeys) -> None:
+        """Blocks for some fsyncs. Raises OSError."""
+
+
+class Persist:
+    name = "persist"
+
+    def __init__(self, node: Node, snapshots: SnapshotStore, keys: KeyStore) -> None:
+        self._node = node
+        self._snapshots = snapshots
+        self._keys = keys
+        self._saved_keys = node.desired.signing_keys
+        self._failed = False
+
+    async def run(self) -> None:
+        while True:
+            await self._node.unsaved.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            if not await self.flush():
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def save_signing_keys(self, keys: SigningKeys) -> None:
+        """Before a new set counts it is on disk; a disk that refuses delays nothing, `flush` tries again."""
+        try:
+            await asyncio.to_thread(self._keys.save_signing_keys, keys)
+        except OSError as exc:
+            log.error("signing keys not saved", error=str(exc), next_step="they are in force, saving is tried again")
+        else:
+            self._saved_keys = keys
+
+    async def flush(self) -> bool:
+        """Write what is unsaved now; whether it worked. What could not be written stays unsaved."""
+        if not self._node.unsaved.is_set():
+            return True
+        self._node.unsaved.clear()
+        # a snapshot is a value: what happens on the loop meanwhile makes another one and sets `unsaved` again
+        desired, fetched_at = self._node.desired, self._node.fetched_at
+        try:
+            await asyncio.to_thread(self._save, desired, fetched_at)
+        except OSError as exc:
+            self._node.unsaved.set()
+            if not self._failed:
+                log.error("snapshot not saved", error=str(exc), next_step="tried again every 5 s; check the disk")
+            self._failed = True
+            return False
+        self._failed = False
+        return True
+
+    def _save(self, desired: Desired, fetched_at: float) -> None:
+        if desired.signing_keys is not None and desired.signing_keys != self._saved_keys:
+            self._keys.save_signing_keys(desired.signing_keys)
+            self._saved_keys = desired.signing_keys
+        self._snapshots.save(self._node.identity.node_id, desired, fetched_at)

@@ -1,0 +1,195 @@
+"""The reconcile loop: pull the desired state, converge, report drift; at the timer and whenever somebody asks.
+
+Requests fold into one. A cycle reads everything again, so a lost, doubled or reordered request does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from plexd.backoff import Backoff
+from plexd.converge import PassResult
+from plexd.errors import ControlError, Transient, WireError
+from plexd.health import Condition, Health
+from plexd.log import get_logger
+from plexd.mesh.desired import FullState, SigningKeys
+from plexd.mesh.drift import Correction, snapshot_corrections
+from plexd.node import Node
+from plexd.waiting import set_within
+
+log = get_logger("reconcile")
+
+MIN_SPACING_SECONDS = 1.0  # between the starts of two cycles
+FIRST_RETRY_SECONDS = 5.0  # after a cycle with failed changes
+MAX_FETCHES = 3  # while events keep overtaking the answer
+STALE_INTERVALS = 3
+
+
+class ControlPlane(Protocol):
+    async def fetch_state(self) -> FullState:
+        """Raises ControlError, or WireError when the document is not what the contract says."""
+
+    async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
+        """Raises ControlError."""
+
+
+class Converger(Protocol):
+    async def converge(self) -> PassResult: ...
+
+
+class UnsentDrift(Protocol):
+    """Corrections on disk; at most the newest 500 are kept. Both calls block for an fsync."""
+
+    def load_unsent_corrections(self) -> tuple[Correction, ...]: ...
+
+    def save_unsent_corrections(self, corrections: Sequence[Correction]) -> tuple[Correction, ...]: ...
+
+
+class Reconcile:
+    """`interval` is in seconds, counted from the end of a cycle and spread by 10 %."""
+
+    name = "reconcile"
+
+    def __init__(
+        self,
+        control: ControlPlane,
+        converger: Converger,
+        node: Node,
+        unsent: UnsentDrift,
+        save_signing_keys: Callable[[SigningKeys], Awaitable[None]],
+        health: Health,
+        interval: float,
+        now: Callable[[], float] = time.time,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.interval = interval
+        self.first_cycle_done = asyncio.Event()
+        self.last_pull_succeeded: float | None = None  # monotonic
+        self._control = control
+        self._converger = converger
+        self._node = node
+        self._unsent = unsent
+        self._save_signing_keys = save_signing_keys
+        self._health = health
+        self._now = now
+        self._uniform = uniform
+        self._wanted = asyncio.Event()
+        self._pull_wanted = True
+        self._no_pull_before = 0.0  # monotonic; the control plane asked to wait
+        self._retry = Backoff(FIRST_RETRY_SECONDS, max(FIRST_RETRY_SECONDS, interval), uniform)
+        self._reported_failure: str | None = None
+
+    def request(self, reason: str) -> None:
+        """Ask for a cycle with a state pull. During a cycle it earns exactly one more."""
+        log.debug("reconciliation requested", reason=reason)
+        self._pull_wanted = True
+        self._wanted.set()
+
+    def request_pass(self, reason: str) -> None:
+        """Ask for a look at the kernel without a state pull."""
+        log.debug("pass requested", reason=reason)
+        self._wanted.set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        self._pull_wanted = True
+        while True:
+            self._wanted.clear()
+            started = loop.time()
+            failed = await self._cycle()
+            self.first_cycle_done.set()
+            if self.last_pull_succeeded is not None or loop.time() - started_at > STALE_INTERVALS * self.interval:
+                age = loop.time() - (self.last_pull_succeeded or started_at)
+                self._health.set(
+                    Condition.STATE_STALE, age > STALE_INTERVALS * self.interval, f"last fetched {age:.0f} s ago"
+                )
+            if failed:
+                delay = self._retry.next()
+            else:
+                self._retry.reset()
+                delay = self.interval * self._uniform(0.9, 1.1)
+            if not await set_within(self._wanted, delay):
+                self._pull_wanted = True  # the timer pulls, requests say themselves
+            await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
+
+    async def _cycle(self) -> bool:
+        """One cycle; whether changes failed and a retry is due soon."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        corrections: tuple[Correction, ...] = ()
+        if self._pull_wanted and loop.time() >= self._no_pull_before and self._node.accepted.is_set():
+            self._pull_wanted = False
+            corrections = await self._pull()
+        self._node.expire_signing_key(self._now())
+        result = await self._converger.converge()
+        corrections += result.corrections
+        duration = round(loop.time() - started, 3)
+        if result.changed or result.failed or corrections:
+            log.info(
+                "cycle finished",
+                changed=result.changed,
+                failed=result.failed,
+                corrections=len(corrections),
+                duration_seconds=duration,
+            )
+        else:
+            log.debug("cycle finished", changed=0, duration_seconds=duration)
+        await self._report(corrections)
+        return bool(result.failed)
+
+    async def _pull(self) -> tuple[Correction, ...]:
+        """Replace the desired snapshot; a failure leaves the last one in force, which the pass then repairs against."""
+        loop = asyncio.get_running_loop()
+        before = self._node.desired
+        try:
+            for fetch in range(1, MAX_FETCHES + 1):
+                generation = self._node.generation
+                state = await self._control.fetch_state()
+                if self._node.generation == generation or fetch == MAX_FETCHES:
+                    break
+                before = self._node.desired  # what an event changed meanwhile is no drift
+        except (ControlError, WireError) as exc:
+            if isinstance(exc, Transient) and exc.retry_after is not None:
+                self._no_pull_before = loop.time() + exc.retry_after
+                self._pull_wanted = True
+            self._log_failure(exc)
+            return ()
+        self._reported_failure = None
+        if state.signing_keys is not None and state.signing_keys != self._node.desired.signing_keys:
+            await self._save_signing_keys(state.signing_keys)
+        self._node.replace(state, self._now())
+        self.last_pull_succeeded = loop.time()
+        log.debug("state fetched", peers=len(self._node.desired.peers))
+        return snapshot_corrections(before, self._node.desired)
+
+    def _log_failure(self, exc: ControlError | WireError) -> None:
+        """Each kind of failure is a warning once, then a debug line until something else happens."""
+        kind = type(exc).__name__
+        write = log.debug if kind == self._reported_failure else log.warning
+        write("state not fetched", error=str(exc), kind=kind, next_step="the last known state stays in force")
+        self._reported_failure = kind
+
+    async def _report(self, corrections: tuple[Correction, ...]) -> None:
+        """Deliver drift: on disk before it is sent, off the disk once it has arrived."""
+        unsent = await asyncio.to_thread(self._unsent.load_unsent_corrections)
+        if not corrections and not (unsent and self._node.accepted.is_set()):
+            return
+        timestamp = self._now()
+        kept = await asyncio.to_thread(self._unsent.save_unsent_corrections, (*unsent, *corrections))
+        for correction in corrections:
+            log.info("drift corrected", type=correction.type, detail=correction.detail)
+        if not self._node.accepted.is_set():
+            return
+        try:
+            await self._control.report_drift(timestamp, kept)
+        except ControlError as exc:
+            retriable = isinstance(exc, Transient) or not self._node.accepted.is_set() or exc.status == 401
+            log.warning("drift report failed", error=str(exc), kept=len(kept) if retriable else 0)
+            if retriable:
+                return
+        await asyncio.to_thread(self._unsent.save_unsent_corrections, ())

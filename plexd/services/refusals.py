@@ -1,0 +1,59 @@
+"""Answers what the control plane asks for and this node does not offer: actions and SSH sessions are off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from plexd.errors import ControlError
+from plexd.log import get_logger
+from plexd.node import Node
+
+log = get_logger("actions")
+
+MAX_WAITING = 1000
+
+
+class ControlPlane(Protocol):
+    async def reject_execution(self, execution_id: str, reason: str) -> None:
+        """Tried as often as the endpoint's policy says. Raises ControlError."""
+
+    async def report_session_closed(self, session_id: str, reason: str) -> None:
+        """Tried as often as the endpoint's policy says. Raises ControlError."""
+
+
+class Refusals:
+    """One answer at a time, in the order asked; each stays queued until it was tried to the end."""
+
+    name = "refusals"
+
+    def __init__(self, control: ControlPlane, node: Node) -> None:
+        self._control = control
+        self._node = node
+        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(MAX_WAITING)
+
+    def refuse_action(self, execution_id: str) -> None:
+        self._put("execution_id", execution_id)
+
+    def refuse_session(self, session_id: str) -> None:
+        self._put("session_id", session_id)
+
+    async def run(self) -> None:
+        while True:
+            kind, identifier = await self._waiting.get()
+            await self._node.accepted.wait()
+            try:
+                if kind == "execution_id":
+                    await self._control.reject_execution(identifier, "actions_disabled")
+                else:
+                    await self._control.report_session_closed(identifier, "rejected: disabled")
+            except ControlError as exc:
+                log.warning("refusal not delivered", error=str(exc), **{kind: identifier})
+            else:
+                log.info("request refused", reason="this node does not offer it", **{kind: identifier})
+
+    def _put(self, kind: str, identifier: str) -> None:
+        try:
+            self._waiting.put_nowait((kind, identifier))
+        except asyncio.QueueFull:
+            log.error("request dropped", reason=f"{MAX_WAITING} refusals are waiting", **{kind: identifier})

@@ -1,0 +1,96 @@
+"""From a bootstrap token to an identity, once in the life of a node.
+
+The key pair is on disk before the first request and the same in every retry, so a lost answer makes no second node.
+`identity.json` is written last: a crash anywhere before it leads back here, with the same key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from pydantic import SecretStr
+
+from plexd.errors import (
+    Conflict,
+    ControlError,
+    LocalStateError,
+    RegistrationRefused,
+    RegistrationTimedOut,
+    Transient,
+    Unauthenticated,
+    WireError,
+)
+from plexd.log import get_logger, register_secret
+from plexd.mesh.desired import Desired, FullState
+from plexd.mesh.fold import replace_state
+from plexd.mesh.keys import PublicKey
+from plexd.services.token import BootstrapToken
+from plexd.store.identity import Identity, IdentityStore
+from plexd.store.snapshot import SnapshotStore
+from plexd.wire.mapping import Registered
+
+log = get_logger("registration")
+
+
+class ControlPlane(Protocol):
+    async def register(self, token: SecretStr, public_key: PublicKey) -> Registered:
+        """Retried within the time configured. Raises ControlError, WireError when the answer is not usable."""
+
+
+class Registrar:
+    def __init__(self, control: ControlPlane, identities: IdentityStore, snapshots: SnapshotStore) -> None:
+        self._control = control
+        self._identities = identities
+        self._snapshots = snapshots
+
+    async def register(self, token: BootstrapToken) -> Identity:
+        """Raises RegistrationRefused, RegistrationTimedOut, or LocalStateError when the answer cannot be saved."""
+        register_secret(token.value.get_secret_value())
+        try:
+            key = await asyncio.to_thread(self._identities.make_registration_key)
+        except OSError as exc:
+            raise LocalStateError(f"cannot store the node's key: {exc}; nothing was sent") from exc
+        register_secret(key.reveal())
+        try:
+            answer = await self._control.register(token.value, key.public())
+        except WireError as exc:
+            raise RegistrationRefused(f"the control plane's answer to the registration is not usable: {exc}") from exc
+        except Transient as exc:
+            raise RegistrationTimedOut(f"the control plane cannot be reached: {exc}; plexd tries again later") from exc
+        except ControlError as exc:
+            raise RegistrationRefused(_refusal(exc)) from exc
+        register_secret(answer.node_key.get_secret_value())
+        identity = Identity(answer.node_id, answer.mesh_ip, answer.node_key, key)
+        try:
+            # shielded: the token is spent, so a stop signal must not lose what it bought
+            await asyncio.shield(asyncio.to_thread(self._save, identity, answer, token))
+        except OSError as exc:
+            raise LocalStateError(
+                f"registered as {identity.node_id}, but the identity cannot be saved: {exc}; the token may be used up: "
+                f"repair the data directory and get a new token"
+            ) from exc
+        log.info("node registered", node_id=identity.node_id, public_key=key.public().short)
+        return identity
+
+    def _save(self, identity: Identity, answer: Registered, token: BootstrapToken) -> None:
+        self._identities.commit_registration(identity, answer.signing_keys)
+        state = FullState(answer.peers, answer.rejected, None, answer.signing_keys, {}, {}, {}, {})
+        self._snapshots.save(identity.node_id, replace_state(Desired(), state), fetched_at=0.0)
+        self._identities.commit_mark(identity, answer.signing_keys)
+        if token.file is not None:
+            try:
+                token.file.unlink()
+            except OSError as exc:
+                log.warning("used token file not removed", path=str(token.file), error=exc.strerror)
+
+
+def _refusal(exc: ControlError) -> str:
+    said = f" (it says: {exc.body})" if exc.body else ""
+    if isinstance(exc, Unauthenticated):
+        return f"the control plane refuses the bootstrap token: invalid, expired or already used; get a new one{said}"
+    if isinstance(exc, Conflict):
+        return (
+            f"a node with this host name is already registered: set hostname to another, or remove the old node{said}"
+        )
+    return f"the control plane refuses the registration: {exc}{said}"

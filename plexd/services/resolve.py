@@ -1,0 +1,80 @@
+"""Keeps the addresses of what is given by name: endpoints of peers, and the control plane itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, MutableMapping
+
+from plexd.log import get_logger
+from plexd.mesh.address import Endpoint, HostPort, parse_endpoint, parse_ip
+from plexd.mesh.target import names_to_resolve
+from plexd.node import Node
+from plexd.waiting import set_within
+
+log = get_logger("mesh")
+
+LIMIT_SECONDS = 5.0
+REPEAT_SECONDS = 60.0
+
+
+class Resolve:
+    """Looks names up when they appear and every minute after; writes into `resolved` and asks for a pass on news.
+
+    `control_plane` holds the control plane's addresses once they are known: no route may swallow them.
+    """
+
+    name = "resolve"
+
+    def __init__(
+        self,
+        node: Node,
+        resolved: MutableMapping[str, Endpoint],
+        control_plane_host: str,
+        request_pass: Callable[[str], None],
+    ) -> None:
+        self.names_changed = asyncio.Event()
+        self.control_plane: frozenset[bytes] = frozenset()
+        self._control_plane_host = control_plane_host
+        self._node = node
+        self._resolved = resolved
+        self._request_pass = request_pass
+
+    async def run(self) -> None:
+        while True:
+            self.names_changed.clear()
+            await self._look_up_control_plane()
+            names = names_to_resolve(self._node.desired)
+            for gone in self._resolved.keys() - names:
+                del self._resolved[gone]
+            found = await asyncio.gather(*(self._look_up(name) for name in names))
+            news = {name: endpoint for name, endpoint in zip(names, found, strict=True) if endpoint is not None}
+            if any(self._resolved.get(name) != endpoint for name, endpoint in news.items()):
+                self._resolved.update(news)
+                self._request_pass("endpoint names resolved")
+            await set_within(self.names_changed, REPEAT_SECONDS)
+
+    async def _look_up_control_plane(self) -> None:
+        found = frozenset(await _addresses(self._control_plane_host, 0))
+        if found and found != self.control_plane:
+            self.control_plane = found
+            self._request_pass("control plane resolved")
+
+    async def _look_up(self, text: str) -> Endpoint | None:
+        parsed = parse_endpoint(text)
+        assert isinstance(parsed, HostPort)  # noqa: S101 - names_to_resolve yields nothing else
+        addresses = await _addresses(parsed.host, parsed.port)
+        return Endpoint(addresses[0], parsed.port) if addresses else None
+
+
+async def _addresses(name: str, port: int) -> list[bytes]:
+    """IPv4 first, of the families this host has addresses in; empty when the name does not resolve in 5 s."""
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            infos = await asyncio.get_running_loop().getaddrinfo(
+                name, port, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG
+            )
+    except (OSError, TimeoutError, UnicodeError) as exc:
+        log.warning("name not resolved", name=name, error=str(exc) or f"no answer in {LIMIT_SECONDS:.0f} s")
+        return []
+    return [parse_ip(str(info[4][0])) for info in sorted(infos, key=lambda info: info[0] != socket.AF_INET)]

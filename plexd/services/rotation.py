@@ -1,0 +1,104 @@
+"""Replaces the node's WireGuard key (lifecycle contract, section 8).
+
+The new key is on disk before it is offered, and offered until it is answered: the control plane may have accepted it
+although the answer was lost. The rename of the pending key is the commit; whatever dies after it, the next start uses
+the new key, and the pass brings it to the interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from plexd.errors import ControlError, NotFound, Unauthenticated, WireError
+from plexd.log import get_logger
+from plexd.mesh.desired import Peer
+from plexd.mesh.events import PeerAdded
+from plexd.mesh.fold import Unfoldable
+from plexd.mesh.keys import PrivateKey, PublicKey
+from plexd.node import Node
+
+log = get_logger("rotation")
+
+REPEAT_SECONDS = 60.0
+
+
+class ControlPlane(Protocol):
+    async def rotate_key(self, new_key: PublicKey) -> Sequence[Peer]:
+        """The peers with new records. Retried without end. Raises ControlError, or WireError."""
+
+
+class KeyStore(Protocol):
+    """The pending key on disk; every call blocks for an fsync."""
+
+    def pending_key(self) -> PrivateKey | None: ...
+
+    def make_pending_key(self) -> PrivateKey: ...
+
+    def drop_pending_key(self) -> None: ...
+
+    def commit_pending_key(self) -> None: ...
+
+
+class Rotation:
+    """One rotation at a time; a request during one is absorbed. A pending key found at start continues."""
+
+    name = "rotation"
+
+    def __init__(
+        self,
+        control: ControlPlane,
+        keys: KeyStore,
+        node: Node,
+        apply_event: Callable[[], Awaitable[bool]],
+        request_pull: Callable[[str], None],
+    ) -> None:
+        self._control = control
+        self._keys = keys
+        self._node = node
+        self._apply_event = apply_event
+        self._request_pull = request_pull
+        self._wanted = asyncio.Event()
+
+    def request(self, reason: str) -> None:
+        log.info("key rotation requested", reason=reason)
+        self._wanted.set()
+
+    async def run(self) -> None:
+        if self._node.identity.private_key is None or await asyncio.to_thread(self._keys.pending_key) is not None:
+            self._wanted.set()
+        while True:
+            await self._wanted.wait()
+            await self._node.accepted.wait()
+            if await self._rotate():
+                self._wanted.clear()
+
+    async def _rotate(self) -> bool:
+        """Whether the rotation is over, one way or the other."""
+        key = await asyncio.to_thread(self._keys.make_pending_key)
+        try:
+            updated = await self._control.rotate_key(key.public())
+        except Unauthenticated:
+            return False  # goes on with the same key once the identity is accepted again
+        except WireError as exc:
+            log.warning("answer to key rotation not usable", error=str(exc))
+            await asyncio.sleep(REPEAT_SECONDS)
+            return False
+        except ControlError as exc:
+            await asyncio.to_thread(self._keys.drop_pending_key)
+            reason = "not supported by the control plane" if isinstance(exc, NotFound) else str(exc)
+            log.error("key rotation refused", reason=reason, next_step="the old key stays")
+            return True
+        await asyncio.to_thread(self._keys.commit_pending_key)
+        self._node.rotate(replace(self._node.identity, private_key=key))
+        for peer in updated:
+            try:
+                self._node.fold(PeerAdded(peer))
+            except Unfoldable as exc:
+                log.warning("updated peer ignored", peer=peer.id, reason=str(exc))
+        await self._apply_event()
+        log.info("key rotated", public_key=key.public().short, peers_updated=len(updated))
+        self._request_pull("key rotation")
+        return True
