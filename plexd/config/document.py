@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -25,11 +26,11 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0
 DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 Value = str | int | bool | dict[str, str]
-Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[float]
+Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[timedelta]
 
 
 def _kind(annotation: Any) -> Kind:
-    """How a key of this type is written down: float is a duration; names, paths, URLs and secrets are texts."""
+    """How a key of this type is written down. Names, paths, URLs and secrets are texts."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kind(get_args(annotation)[0])
@@ -37,7 +38,7 @@ def _kind(annotation: Any) -> Kind:
         return _kind(next(arg for arg in get_args(annotation) if arg is not type(None)))
     if origin is dict:
         return dict
-    return annotation if annotation in {int, bool, float} else str
+    return annotation if annotation in {int, bool, timedelta} else str
 
 
 def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Kind]]:
@@ -183,7 +184,7 @@ def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
         if tag != "int" or not DECIMAL.fullmatch(text):
             raise ValueError("must be a whole number in plain decimal digits, without quotes")
         return int(text)
-    if kind is float and tag in {"int", "float"}:
+    if kind is timedelta and tag in {"int", "float"}:
         if text != "0":
             raise ValueError("must be a duration with its unit, such as 90s or 1m30s")
         return text

@@ -1,6 +1,6 @@
 """Everything that can be set, one frozen model for each subject, with the default and what is accepted.
 
-Only keys that do something exist. A duration is in seconds, a path is absolute; texts arrive here as texts and
+Only keys that do something exist. A duration is a timedelta, a path is absolute; texts arrive here as texts and
 numbers as numbers, `plexd.config.document` and `plexd.config.load` see to that. Messages are the end of the sentence
 "<key> ...". What every key means is written down in config.example.yaml.
 """
@@ -11,6 +11,7 @@ import ipaddress
 import os.path
 import re
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -26,18 +27,18 @@ MAX_METADATA_ENTRIES = 64
 MAX_TOKEN_BYTES = 512
 
 
-def _duration(value: str | float) -> float:
+def _duration(value: str | timedelta) -> timedelta:
     if not isinstance(value, str):
         return value
     try:
-        return parse_duration(value)
+        return timedelta(seconds=parse_duration(value))
     except ValueError as exc:
         raise ValueError(f"{exc}; write it as 90s, 1m30s or 250ms") from exc
 
 
-def _at_least(seconds: float) -> AfterValidator:
-    def check(value: float) -> float:
-        if value < seconds:
+def _at_least(seconds: int) -> AfterValidator:
+    def check(value: timedelta) -> timedelta:
+        if value < timedelta(seconds=seconds):
             raise ValueError(f"must be at least {format_duration(seconds)}")
         return value
 
@@ -48,8 +49,8 @@ def _absolute_path(value: str | Path) -> Path:
     text = str(value)
     if not text.startswith("/"):
         raise ValueError("must be an absolute path")
-    if "\0" in text:
-        raise ValueError("must not contain a NUL character")
+    if not text.isprintable():
+        raise ValueError("must not contain control characters")
     return Path(os.path.normpath(text))
 
 
@@ -64,7 +65,7 @@ def _matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Seconds = Annotated[float, BeforeValidator(_duration)]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute_path)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -101,15 +102,15 @@ class Registration(Subject):
     metadata: dict[Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=1024)]] = Field(
         default={}, max_length=MAX_METADATA_ENTRIES
     )
-    retry_for: Annotated[Seconds, _at_least(10)] = 300.0
+    retry_for: Annotated[Duration, _at_least(10)] = timedelta(minutes=5)
 
 
 class Heartbeat(Subject):
-    interval: Annotated[Seconds, _at_least(5)] = 30.0
+    interval: Annotated[Duration, _at_least(5)] = timedelta(seconds=30)
 
 
 class Reconcile(Subject):
-    interval: Annotated[Seconds, _at_least(1)] = 60.0
+    interval: Annotated[Duration, _at_least(1)] = timedelta(seconds=60)
 
 
 class Systemd(Subject):
@@ -127,7 +128,7 @@ class Mesh(Subject):
     mtu: int = 0
     persistent_keepalive: Annotated[int, Field(ge=0, le=65535)] = 25
     backend: Literal["auto", "kernel", "userspace"] = "auto"
-    userspace_program: Annotated[str, _matching(r"/[^\0]+|[^/\0]+", "the name of a program or an absolute path")] = (
+    userspace_program: Annotated[str, _matching(r"/[!-~]+|[!-.0-~]+", "the name of a program or an absolute path")] = (
         "wireguard-go"
     )
     keep_on_stop: bool = True
@@ -146,7 +147,7 @@ class Policy(Subject):
 
 class NatTraversal(Subject):
     enabled: bool = True
-    refresh_interval: Annotated[Seconds, _at_least(10)] = 60.0
+    refresh_interval: Annotated[Duration, _at_least(10)] = timedelta(seconds=60)
     public_endpoint: str = ""
 
     @field_validator("public_endpoint")
