@@ -35,6 +35,12 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def _set(text: str) -> str:
+    if not text:
+        raise ValueError("is not set")
+    return text
+
+
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict) and None in value.values():
         return {name: member for name, member in value.items() if member is not None}
@@ -44,8 +50,10 @@ def _without_nulls(value: Any) -> Any:
 Items = Annotated[tuple[T, ...], Field(strict=False)]
 Integer = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 StringMap = Annotated[Mapping[str, str], BeforeValidator(_without_nulls)]
-Time = Annotated[str, AfterValidator(to_utc)]
+OptionalTime = Annotated[str, AfterValidator(to_utc)]
 """RFC 3339 text, held in UTC as it is written; `""` is "not set"."""
+Time = Annotated[OptionalTime, AfterValidator(_set)]
+"""The same, and set."""
 Duration = Annotated[str, AfterValidator(_checked(parse_duration))]
 """Go notation, never empty."""
 
@@ -120,7 +128,7 @@ class DataEntry(Model):
     content_type: str = ""
     payload: JSONText = NULL
     version: Integer = 0
-    updated_at: Time = ""
+    updated_at: OptionalTime = ""
 
 
 class SecretRef(Model):
@@ -145,7 +153,7 @@ class RelaySessionAssignment(Model):
     peer_a_endpoint: str = ""
     peer_b_id: str = ""
     peer_b_endpoint: str = ""
-    expires_at: Time = ""
+    expires_at: OptionalTime = ""
 
 
 class RelayConfig(Model):
@@ -448,7 +456,7 @@ class SSHSessionSetup(Model):
     target_host: str = ""
     target_port: Integer = 0
     authorized_key: str = ""
-    expires_at: Time = ""
+    expires_at: OptionalTime = ""
     user: Annotated[str, OMIT_EMPTY] = ""
     allowed_commands: Annotated[Items[str], OMIT_EMPTY] = ()
     session_token: Annotated[SecretStr, OMIT_EMPTY] = NO_SECRET
