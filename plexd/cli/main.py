@@ -1,0 +1,276 @@
+"""`plexd`: reads the command line, runs one command, turns errors into one line and an exit code.
+
+The commands are told here with their help; the module of a command is imported when it runs, so that `--help` and
+`--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, cast
+
+from plexd import __version__
+from plexd.errors import ConfigError, FatalError, PlexdError
+
+COMMIT, BUILT = "none", "unknown"  # a release build writes its own here
+
+OVERVIEW = """\
+plexd joins this machine to a WireGuard mesh and keeps it there: it registers with the control plane once, then sets
+up the interface, the peers and the routes that the control plane wants, and repairs what changes behind its back.
+"""
+EXAMPLES = """\
+examples:
+  plexd join --api https://cp.example.net --token-file ./token    register this machine
+  plexd up                                                        run the agent (what systemd starts)
+  plexd config show --origin                                      what is configured, and where
+  plexd lab up --nodes 3                                          a mesh to try, on this machine alone
+
+exit codes:
+  0 done   1 failed or refused   2 wrong usage   5 configuration missing or invalid   9 needs root
+  of `up`, which systemd does not start again after 2, 5, 6 and 7:
+  6 registration refused, or no bootstrap token   7 data directory unusable, or another daemon runs
+  8 registration gave up after its time limit
+"""
+UP = """\
+Run the agent in the foreground until SIGTERM or Ctrl-C. It registers first if this machine never did, brings the mesh
+up from what it last knew, and then follows the control plane. Stopping it leaves the mesh up (mesh.keep_on_stop).
+"""
+JOIN = """\
+Register this machine with the control plane and exit; `up` uses what it leaves in the data directory. Prints the node
+id and the mesh address. A machine that is registered already is left as it is.
+The bootstrap token is looked for in this order: standard input (--token-stdin) or token.value, the token file, the
+environment variable PLEXD_BOOTSTRAP_TOKEN.
+"""
+JOIN_EXAMPLES = """\
+examples:
+  plexd join --api https://cp.example.net --token-file /run/token
+  pass show mesh/token | plexd join --api https://cp.example.net --token-stdin
+"""
+DOWN = """\
+Take the mesh interface with its peers and routes down, and stop the daemon first where systemd runs it. The machine
+stays registered: the next `up` brings everything back.
+"""
+DEREGISTER = """\
+Take this machine out of the mesh for good: tell the control plane, take the interface down, delete the keys. Joining
+again needs a new bootstrap token.
+"""
+CONFIG = "Look at the configuration without starting anything."
+CHECK = """\
+Read the configuration as `up` does, from PATH or where it usually is, and say `ok` or what is wrong with it, one line
+for each mistake: <file>:<line>: <key>: <problem>. Warnings do not change the exit code.
+"""
+SHOW = """\
+Print the configuration in force, defaults included, as YAML (as JSON with --json). Secrets are replaced.
+"""
+LAB = """\
+Try plexd on this machine alone: a control plane made for experiments and tests, and nodes in network namespaces.
+"""
+LAB_UP = """\
+Start a control plane and N real agents, each in a network namespace of its own, and show what they do: register, reach
+each other through the tunnels, heal a mesh that was damaged by hand, survive the loss of an agent. Everything is
+taken down at the end, also after Ctrl-C. Needs root.
+"""
+LAB_CONTROLPLANE = """\
+Run the control plane of the lab in the foreground: all endpoints, checked requests, signed events, kept in memory. For
+experiments, and for whoever writes a control plane. Not for production. Prints its URL, its CA and a bootstrap token.
+"""
+LAB_CONTROLPLANE_EXAMPLES = """\
+examples:
+  plexd lab controlplane
+  PLEXD__TLS__CA_FILE=/tmp/plexd-lab-tls/ca.pem plexd join --api https://127.0.0.1:8443 --token-stdin --data-dir /tmp/n1
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong and where help is, in two lines instead of a usage dump."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            **options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"plexd: {message}\ntry: {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    """The whole command line. A flag that is not given leaves no trace, so that it cannot overrule the file."""
+    top = Parser(prog="plexd", description=OVERVIEW, epilog=EXAMPLES)
+    _global_flags(top)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    _command(commands, "up", aliases=["run"], runs="plexd.cli.node:up", summary="run the agent", description=UP)
+
+    join = _command(
+        commands,
+        "join",
+        runs="plexd.cli.node:join",
+        summary="register this machine and exit",
+        description=JOIN,
+        examples=JOIN_EXAMPLES,
+    )
+    join.add_argument(
+        "--token-file",
+        dest="token.file",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="file that holds the bootstrap token",
+    )
+    join.add_argument("--token-stdin", action="store_true", help="read the bootstrap token from standard input")
+    join.add_argument("--force", action="store_true", help="register anew; the old identity is moved aside")
+
+    _command(
+        commands,
+        "down",
+        runs="plexd.cli.node:down",
+        summary="take the mesh down, stay registered",
+        description=DOWN,
+    )
+
+    deregister = _command(
+        commands,
+        "deregister",
+        runs="plexd.cli.node:deregister",
+        summary="leave the mesh for good",
+        description=DEREGISTER,
+    )
+    deregister.add_argument("--purge", action="store_true", help="delete all local data and the token file as well")
+    deregister.add_argument("--force", action="store_true", help="go on when the control plane does not answer")
+    deregister.add_argument("--yes", action="store_true", help="do not ask before --purge")
+
+    config = _group(commands, "config", summary="check and show the configuration", description=CONFIG)
+    check = _command(
+        config,
+        "check",
+        runs="plexd.cli.config:check",
+        summary="say what is wrong with a configuration",
+        description=CHECK,
+    )
+    check.add_argument("path", metavar="PATH", nargs="?", help="the file; without it the one that `up` would read")
+    show = _command(config, "show", runs="plexd.cli.config:show", summary="print what is in force", description=SHOW)
+    show.add_argument(
+        "--origin", action="store_true", help="add where each value came from: file and line, variable, flag"
+    )
+
+    lab = _group(commands, "lab", summary="a mesh on this machine alone, to try and to test", description=LAB)
+    lab_up = _command(
+        lab,
+        "up",
+        runs="plexd.cli.lab:up",
+        summary="control plane and nodes in network namespaces",
+        description=LAB_UP,
+    )
+    lab_up.add_argument("--nodes", metavar="N", type=int, default=3, help="how many nodes (default: 3)")
+    lab_up.add_argument("--keep", action="store_true", help="leave the mesh up until Ctrl-C")
+    control_plane = _command(
+        lab,
+        "controlplane",
+        runs="plexd.cli.lab:controlplane",
+        summary="the control plane alone",
+        description=LAB_CONTROLPLANE,
+        examples=LAB_CONTROLPLANE_EXAMPLES,
+    )
+    for name, metavar, text in (
+        ("listen", "HOST:PORT", "where it serves (default: 127.0.0.1:8443)"),
+        ("tls-dir", "PATH", "where its CA and certificate are kept (default: /tmp/plexd-lab-tls)"),
+        ("mesh-cidr", "CIDR", "the addresses it gives to nodes"),
+        ("admin-socket", "PATH", "Unix socket to change its state, emit events and inject faults (default: none)"),
+        ("state-file", "PATH", "file that outlives a restart (default: all in memory)"),
+    ):
+        control_plane.add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=text)
+    control_plane.add_argument("--http", action="store_true", default=argparse.SUPPRESS, help="serve without TLS")
+    control_plane.add_argument(
+        "--token",
+        dest="tokens",
+        metavar="TOKEN",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="a bootstrap token to accept, may be repeated (default: one is made up and printed)",
+    )
+    return top
+
+
+def _global_flags(parser: Parser) -> None:
+    """Before and after the command. SUPPRESS keeps the second parser from overwriting what the first one found."""
+    flags = parser.add_argument_group("flags for every command")
+    for name, metavar, text in (
+        ("config", "PATH", "configuration file (default: /etc/plexd/config.yaml)"),
+        ("api", "URL", "control plane, such as https://cp.example.net"),
+        ("mode", "MODE", "node"),
+        ("log-level", "LEVEL", "debug, info, warn or error"),
+        ("log-format", "FORMAT", "auto, console, json or journal"),
+        ("data-dir", "PATH", "identity, keys and last known state"),
+    ):
+        flags.add_argument(
+            f"--{name}", dest=name.replace("-", "_"), metavar=metavar, default=argparse.SUPPRESS, help=text
+        )
+    flags.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output")
+    version = f"plexd version {__version__}\ncommit: {COMMIT}\nbuilt: {BUILT}"
+    flags.add_argument("--version", action="version", version=version, help="print the version and exit")
+    flags.add_argument("-h", "--help", action="help", help="print this help and exit")
+
+
+def _command(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    *,
+    runs: str,
+    summary: str,
+    description: str,
+    examples: str = "",
+    aliases: Sequence[str] = (),
+) -> Parser:
+    parser = commands.add_parser(name, aliases=aliases, help=summary, description=description, epilog=examples)
+    parser.set_defaults(runs=runs)
+    _global_flags(parser)
+    return parser
+
+
+def _group(
+    commands: argparse._SubParsersAction[Parser], name: str, *, summary: str, description: str
+) -> argparse._SubParsersAction[Parser]:
+    parser = commands.add_parser(name, help=summary, description=description)
+    _global_flags(parser)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments`, by default this process's own; returns the exit code."""
+    top = parser()
+    args = top.parse_args(arguments)
+    if "runs" not in args:
+        top.print_help()
+        return 0
+    module, _, function = args.runs.partition(":")
+    try:
+        run = cast("Callable[[argparse.Namespace], int]", getattr(importlib.import_module(module), function))
+        code = run(args)
+        sys.stdout.flush()
+    except ConfigError as exc:
+        say(*exc.problems)
+        return exc.exit_code
+    except FatalError as exc:
+        say(f"plexd: {exc}")
+        return exc.exit_code
+    except PlexdError as exc:
+        say(f"plexd: {exc}")
+        return 1
+    except BrokenPipeError:  # whoever read our output has enough; the interpreter's own flush must not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def say(*lines: str) -> None:
+    """To stderr; under systemd with the priority of an error, so that the journal shows it as one."""
+    from plexd.log import PRIORITIES, detect_format, mask  # noqa: PLC0415 - only who has something to say pays
+
+    prefix = f"<{PRIORITIES['error']}>" if detect_format(sys.stderr, os.environ) == "journal" else ""
+    for line in lines:
+        print(prefix + mask(line), file=sys.stderr)
