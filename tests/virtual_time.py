@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Deadlock(Exception):  # noqa: N818 - named for what happened
+class Deadlock(Exception):
     """Every task waits, and no timer and no thread will ever wake one."""
 
 
