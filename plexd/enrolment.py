@@ -7,7 +7,7 @@ import os
 
 from plexd import __version__
 from plexd.config.models import Config, effective_hostname
-from plexd.control import ControlPlane
+from plexd.control import ControlPlane, tls_context
 from plexd.errors import RegistrationRefused
 from plexd.linux import host
 from plexd.log import get_logger
@@ -32,7 +32,9 @@ def describe(config: Config) -> SelfDescription:
 
 
 def make_control_plane(config: Config) -> ControlPlane:
-    return ControlPlane(config.api or "", ca_file=config.tls.ca_file, verify=not config.tls.insecure_skip_verify)
+    """The client, without an identity yet. Raises ConfigError for a CA file or proxy that cannot be used."""
+    context = tls_context(config.tls.ca_file, insecure_skip_verify=config.tls.insecure_skip_verify)
+    return ControlPlane(config.api or "", context)
 
 
 async def load_or_register(

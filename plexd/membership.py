@@ -19,7 +19,7 @@ from plexd.config.load import Loaded
 from plexd.config.models import Config
 from plexd.control import ControlPlane
 from plexd.enrolment import describe, load_or_register, make_control_plane
-from plexd.errors import ControlError, NotFound, PlexdError, PrivilegeError, Unauthenticated
+from plexd.errors import ControlError, PlexdError, PrivilegeError, Unauthenticated
 from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
 from plexd.log import get_logger
@@ -157,13 +157,9 @@ async def _give_up(config: Config, identity: Identity, *, force: bool) -> None:
     control.use_identity(lambda: identity.node_id, lambda: identity.node_key, lambda _: None)
     try:
         await control.deregister()
-    except NotFound:
-        pass  # it does not know the node: that is what was wanted
     except Unauthenticated:
         log.warning("control plane refuses the node's key, which counts as deregistered")
     except ControlError as exc:
-        if exc.status == 410:
-            return
         if not force:
             raise Refused(f"not deregistered, nothing removed: {exc}; try again, or use --force") from exc
         log.warning("control plane not told", error=str(exc))

@@ -110,9 +110,8 @@ class Uplink:
     async def report_endpoint(self, public_endpoint: str, nat_type: str) -> Sequence[EndpointOffered]:
         report = models.EndpointReport.model_validate({"public_endpoint": public_endpoint, "nat_type": nat_type})
         answer, faults = await self._control.report_endpoint(report)
-        offers, skipped = map_endpoints(answer, self.own())
-        _log_skipped("endpoint report", (*faults, *skipped))
-        return offers
+        _log_skipped("endpoint report", faults)
+        return map_endpoints(answer, self.own())
 
     async def rotate_key(self, new_key: PublicKey) -> Sequence[Peer]:
         request = models.KeyRotateRequest(node_id=self._node.identity.node_id, new_public_key=str(new_key))

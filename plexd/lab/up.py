@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -129,9 +130,7 @@ class _Lab:
             started = time.monotonic()
             for node in self.nodes:
                 self.registered[node.name] = wait_for(
-                    f"{node.name} to register",
-                    lambda node=node: next((n for n in admin.nodes() if n.hostname == node.name), None),
-                    watched=self.nodes,
+                    f"{node.name} to register", partial(_find, admin, node.name), watched=self.nodes
                 )
                 seen = self.registered[node.name]
                 say(f"{node.name} registered as {seen.node_id}, mesh address {seen.mesh_ip}")
@@ -141,13 +140,10 @@ class _Lab:
         say("== every pair through the tunnel")
         for one, other in itertools.permutations(self.nodes, 2):
             round_trip = wait_for(
-                f"{one.name} to reach {other.name}",
-                lambda one=one, other=other: self.ping(one, other),
-                watched=self.nodes,
+                f"{one.name} to reach {other.name}", partial(self.ping, one, other), watched=self.nodes
             )
-            say(
-                f"{one.name} -> {other.name} {self.mesh_ip(other):<12} {round_trip} ms, handshake {self.handshake(one, other)}"
-            )
+            age = self.handshake(one, other)
+            say(f"{one.name} -> {other.name} {self.mesh_ip(other):<12} {round_trip} ms, handshake {age}")
 
     def sabotage(self) -> None:
         one, other = self.nodes[0], self.nodes[1]
@@ -164,20 +160,18 @@ class _Lab:
 
         wait_for("the mesh to heal", healed, watched=self.nodes)
         round_trip = wait_for(f"{one.name} to reach {other.name}", lambda: self.ping(one, other), watched=self.nodes)
-        say(
-            f"healed after {time.monotonic() - started:.1f} s (the nodes of this lab look every 2 s), ping {round_trip} ms"
-        )
+        say(f"healed after {time.monotonic() - started:.1f} s (these nodes look every 2 s), ping {round_trip} ms")
         with Admin(self.control_plane.admin_socket) as admin:
             node_id = self.registered[one.name].node_id
             wanted = {f"peer {self.registered[other.name].node_id}", f"peer key {foreign[:8]}"}
-            corrections = wait_for(
-                "the drift report",
-                lambda: (found := admin.corrections(node_id)) and wanted <= {c["detail"] for c in found} and found,
-                watched=self.nodes,
-            )
+
+            def reported() -> list[dict[str, str]] | None:
+                found = [c for c in admin.corrections(node_id) if c["detail"] in wanted]
+                return found if len(found) >= len(wanted) else None
+
+            corrections = wait_for("the drift report", reported, watched=self.nodes)
         for correction in corrections:
-            if correction["detail"] in wanted:
-                say(f"drift reported to the control plane: {correction['type']}: {correction['detail']}")
+            say(f"drift reported to the control plane: {correction['type']}: {correction['detail']}")
 
     def kill_one(self) -> None:
         one, victim = self.nodes[0], self.nodes[-1]
@@ -259,6 +253,10 @@ class _Lab:
         for node in self.nodes:
             if node.log.exists():
                 say(f"-- last lines of {node.name}:\n{node.last_log_lines()}")
+
+
+def _find(admin: Admin, hostname: str) -> RegisteredNode | None:
+    return next((node for node in admin.nodes() if node.hostname == hostname), None)
 
 
 def wait_for(what: str, look: Callable[[], T | None], *, watched: list[NodeProcess]) -> T:

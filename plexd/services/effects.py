@@ -9,6 +9,7 @@ from plexd.errors import WireError
 from plexd.log import get_logger
 from plexd.mesh.desired import SigningKeys
 from plexd.mesh.events import (
+    AboutSelf,
     ActionRequested,
     FeatureOff,
     NodeStateUpdated,
@@ -59,7 +60,7 @@ class Effects:
     async def handle(self, envelope: Envelope) -> None:
         """The effect of one verified event; applying the same event twice equals applying it once."""
         try:
-            event = parse_event(envelope.event_type, envelope.payload, now=self._now())
+            event = parse_event(envelope.event_type, envelope.payload, own=self._own(), now=self._now())
         except WireError as exc:
             log.error("event not usable", event_type=envelope.event_type, event_id=envelope.event_id, reason=str(exc))
             if reaction_to_bad(envelope.event_type) is Reaction.RECONCILE:
@@ -74,7 +75,7 @@ class Effects:
                 self._refuse_action(execution_id)
             case SSHSessionRequested(session_id):
                 self._refuse_session(session_id)
-            case SessionRevoked() | FeatureOff() | UnknownEvent():
+            case SessionRevoked() | FeatureOff() | AboutSelf() | UnknownEvent():
                 log.debug("event without effect here", event_type=envelope.event_type, event_id=envelope.event_id)
             case SigningKeysRotated() | SigningKeyReplaced():
                 keys = fold(self._node.desired, event).signing_keys
