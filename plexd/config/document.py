@@ -81,10 +81,9 @@ def read_document(raw: bytes) -> Document:
         document.problems.append(Problem(raw.count(b"\n", 0, exc.start) + 1, "", "is not UTF-8"))
         return document
     try:
-        for token in yaml.scan(text, yaml.SafeLoader):
-            if isinstance(token, yaml.TagToken):
-                document.problems.append(Problem(_line(token), "", "YAML tags are not allowed"))
-        root = yaml.compose(text, yaml.SafeLoader)
+        loader = _Composer(text)
+        root = loader.get_single_node()
+        document.problems += [Problem(line, "", "YAML tags are not allowed") for line in loader.tags]
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
         document.problems.append(Problem(line, "", f"the character {chr(exc.character)!a} is not allowed in YAML"))
@@ -98,6 +97,20 @@ def read_document(raw: bytes) -> Document:
     return document
 
 
+class _Composer(yaml.SafeLoader):
+    """Composes nodes and notes the lines on which a tag is written; a node tells no more whether it had one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.tags: list[int] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            self.tags.append(event.start_mark.line + 1)
+        return super().compose_node(parent, index)
+
+
 def _syntax_problem(exc: yaml.MarkedYAMLError) -> Problem:
     mark = exc.problem_mark or exc.context_mark
     what = exc.problem or exc.context or "unreadable"
@@ -106,7 +119,7 @@ def _syntax_problem(exc: yaml.MarkedYAMLError) -> Problem:
     return Problem(mark.line + 1 if mark else 1, "", f"is not valid YAML: {what}")
 
 
-def _line(node: yaml.Node | yaml.Token) -> int:
+def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
