@@ -1,0 +1,1 @@
+"""Tests that run inside the QEMU guest, and what boots it."""
