@@ -86,8 +86,10 @@ def register_secret(text: str) -> None:
     global _pattern  # noqa: PLW0603 - one process has one set of secrets, as it has one stderr
     if len(text) < SHORTEST_SECRET:
         return
-    spelled = {text, repr(text)[1:-1]}
-    _secrets.update(spelled, (json.dumps(form)[1:-1] for form in spelled), [quote(text, safe="")])
+    spelled = {text}
+    for _ in range(2):  # a quoted text in a quoted text
+        spelled |= {quoted[1:-1] for form in spelled for quoted in (repr(form), _json(form))}
+    _secrets.update(spelled, [quote(text, safe="")])
     _pattern = re.compile("|".join(map(re.escape, sorted(_secrets, key=len, reverse=True))))
 
 
@@ -164,7 +166,7 @@ def _as_json(_: Any, __: str, record: EventDict) -> str:
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     head = {"time": now, "level": level, "component": component, "message": message}
     keys = {f"{key}_" if key in head else key: value for key, value in rest.items()}
-    return json.dumps({**head, **keys}, ensure_ascii=False)
+    return _json({**head, **keys})
 
 
 def _as_journal(_: Any, __: str, record: EventDict) -> str:
@@ -191,17 +193,20 @@ def _pairs(rest: Mapping[str, Any]) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    if not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if value.isprintable() and value and not set(value) & set(' "='):
-        return value
-    return json.dumps(value, ensure_ascii=not value.isprintable())
+    plain = isinstance(value, str) and value.isprintable() and value and not set(value) & set(' "=')
+    return value if plain else _json(value)
 
 
 def _line(text: Any) -> str:
     """On one line, and without control characters that a terminal would obey."""
     text = str(text)
-    return text if text.isprintable() else json.dumps(text)[1:-1]
+    return text if text.isprintable() else _json(text)[1:-1]
+
+
+def _json(value: Any) -> str:
+    """Readable, except where that would break the line; JSON itself escapes only what is below a space."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value).replace("\x7f", "\\u007f")
 
 
 class Sink:
