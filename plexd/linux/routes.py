@@ -1,0 +1,150 @@
+"""Routes as netlink messages, packed and unpacked in bulk. Pure."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from plexd.linux.netlink import (
+    ATTRIBUTE,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Message,
+    attribute,
+    attributes,
+)
+from plexd.mesh.address import Prefix
+from plexd.mesh.observed import ROUTE_PROTOCOL, Route
+
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTA_DST, RTA_OIF, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = 1, 4, 6, 7, 8, 9, 15
+RTAX_MTU = 2
+RTN_UNICAST = 1
+TABLE_MAIN = 254
+SCOPE_LINK, SCOPE_NOWHERE = 253, 255
+
+# family, destination length, source length, tos, table, protocol, scope, type, flags
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_U32 = struct.Struct("=I")
+_NEXT_HOP = struct.Struct("=HBBi")
+_ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}
+
+
+class DefaultRoute(NamedTuple):
+    """A default route: `mtu` is that of the route itself, 0 when it has none and its links' counts."""
+
+    family: int
+    metric: int
+    mtu: int
+    ifindexes: tuple[int, ...]
+
+
+class RouteTable(NamedTuple):
+    """What matters to us of table main: our routes through our interface, and everybody's default routes."""
+
+    ours: frozenset[Route]
+    defaults: tuple[DefaultRoute, ...]
+
+
+def dump_request() -> Message:
+    """Asks for the routes of both families and all tables."""
+    return Message(RTM_GETROUTE, 0, _RTMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def add_request(route: Route, ifindex: int, *, replace: bool) -> Message:
+    """Without `replace` the kernel refuses with EEXIST when anybody holds this prefix and metric."""
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+    return Message(RTM_NEWROUTE, flags, _payload(route, ifindex, SCOPE_LINK, route.source))
+
+
+def remove_request(route: Route, ifindex: int) -> Message:
+    """Refused with ESRCH when it is gone. Matches our protocol on our interface, whatever its scope or source."""
+    return Message(RTM_DELROUTE, 0, _payload(route, ifindex, SCOPE_NOWHERE, None))
+
+
+def _payload(route: Route, ifindex: int, scope: int, source: bytes | None) -> bytes:
+    packed, length = route.prefix
+    family = _FAMILY[len(packed)]
+    return b"".join(
+        (
+            _RTMSG.pack(family, length, 0, 0, TABLE_MAIN, ROUTE_PROTOCOL, scope, RTN_UNICAST, 0),
+            attribute(RTA_DST, packed),
+            attribute(RTA_OIF, _U32.pack(ifindex)),
+            attribute(RTA_PRIORITY, _U32.pack(route.metric)),
+            attribute(RTA_PREFSRC, source) if source is not None else b"",
+        )
+    )
+
+
+def read_dump(payloads: Iterable[bytes], ifindex: int | None) -> RouteTable:
+    """Sort a dump into our routes through the interface `ifindex` and the default routes past it.
+
+    Raises ValueError when it is no dump of routes.
+    """
+    ours: list[Route] = []
+    defaults: list[DefaultRoute] = []
+    for payload in payloads:
+        family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
+        if table != TABLE_MAIN or kind != RTN_UNICAST or family not in _ANY:
+            continue
+        if protocol != ROUTE_PROTOCOL and length:  # most of a big table is of no concern: look no further
+            continue
+        destination, oif, metric, mtu = _ANY[family], 0, 0, 0
+        source: bytes | None = None
+        hops: list[int] = []
+        start, end = _RTMSG.size, len(payload)
+        while start + 4 <= end:
+            size, attr = ATTRIBUTE.unpack_from(payload, start)
+            if size < 4 or start + size > end:
+                raise ValueError("route attribute overruns its message")
+            if attr == RTA_DST:
+                destination = payload[start + 4 : start + size]
+            elif attr == RTA_OIF:
+                (oif,) = _U32.unpack_from(payload, start + 4)
+            elif attr == RTA_PRIORITY:
+                (metric,) = _U32.unpack_from(payload, start + 4)
+            elif attr == RTA_PREFSRC:
+                source = payload[start + 4 : start + size]
+            elif attr == RTA_METRICS:
+                mtu = _route_mtu(payload, start + 4, start + size)
+            elif attr == RTA_MULTIPATH:
+                hops = _next_hops(payload, start + 4, start + size)
+            start += size + 3 & ~3
+        if oif == ifindex:
+            if protocol == ROUTE_PROTOCOL:
+                ours.append(Route(Prefix(destination, length), source, metric))
+        elif not length:
+            defaults.append(DefaultRoute(family, metric, mtu, tuple(hops) or (oif,)))
+    return RouteTable(frozenset(ours), tuple(defaults))
+
+
+def _route_mtu(payload: bytes, start: int, end: int) -> int:
+    for kind, at, _ in attributes(payload, start, end):
+        if kind == RTAX_MTU:
+            return int(_U32.unpack_from(payload, at)[0])
+    return 0
+
+
+def _next_hops(payload: bytes, start: int, end: int) -> list[int]:
+    ifindexes = []
+    while start + _NEXT_HOP.size <= end:
+        length, _, _, ifindex = _NEXT_HOP.unpack_from(payload, start)
+        if length < _NEXT_HOP.size:
+            raise ValueError("next hop overruns its route")
+        ifindexes.append(ifindex)
+        start += length + 3 & ~3
+    return ifindexes
+
+
+def preferred(defaults: Iterable[DefaultRoute]) -> tuple[DefaultRoute, ...]:
+    """The default route each family uses: the one of the smallest metric."""
+    best: dict[int, DefaultRoute] = {}
+    for route in defaults:
+        held = best.get(route.family)
+        if held is None or route.metric < held.metric:
+            best[route.family] = route
+    return tuple(best.values())

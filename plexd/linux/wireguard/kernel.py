@@ -1,0 +1,69 @@
+"""WireGuard in the kernel, spoken to over generic netlink. Sockets and threads; the bytes are made in `messages`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import struct
+from collections.abc import Sequence
+
+from plexd.linux.netlink import NETLINK_GENERIC, Message, NetlinkSocket, attribute, attributes
+from plexd.linux.wireguard import messages
+from plexd.mesh.changes import PeerChange
+from plexd.mesh.keys import PrivateKey
+from plexd.mesh.observed import Device
+
+NLCTRL = 0x10  # the one generic netlink family with a fixed number
+GET_FAMILY = 3
+FAMILY_ID, FAMILY_NAME = 1, 2
+
+
+class KernelDevice:
+    """The device side of a link of kind wireguard."""
+
+    def __init__(self, interface: str) -> None:
+        self.writes = 0
+        self._interface = interface
+
+    async def dump(self) -> Device | None:
+        return await asyncio.to_thread(self._dump)
+
+    async def set_device(self, private_key: PrivateKey, listen_port: int) -> None:
+        await self._send([messages.set_device(self._interface, private_key, listen_port)])
+
+    async def change_peers(self, changes: Sequence[PeerChange]) -> None:
+        await asyncio.to_thread(lambda: self._write(messages.change_peers(self._interface, changes)))
+
+    async def _send(self, payloads: Sequence[bytes]) -> None:
+        await asyncio.to_thread(self._write, payloads)
+
+    def _dump(self) -> Device | None:
+        try:
+            with NetlinkSocket(NETLINK_GENERIC) as carrier:
+                request = Message(_family(carrier), 0, messages.get_device(self._interface))
+                return messages.read_dump(carrier.dump(request))
+        except OSError as exc:
+            if exc.errno in {errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT}:  # gone, no WireGuard link, no module
+                return None
+            raise
+        except (ValueError, struct.error) as exc:
+            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
+
+    def _write(self, payloads: Sequence[bytes]) -> None:
+        with NetlinkSocket(NETLINK_GENERIC) as carrier:
+            family = _family(carrier)
+            self.writes += len(payloads)
+            refused = [code for code in carrier.send([Message(family, 0, payload) for payload in payloads]) if code]
+        if refused:
+            raise OSError(refused[0], os.strerror(refused[0]))
+
+
+def _family(carrier: NetlinkSocket) -> int:
+    """The number of the WireGuard family, which changes when the module is loaded anew. ENOENT without the module."""
+    request = struct.pack("=BBH", GET_FAMILY, 1, 0) + attribute(FAMILY_NAME, messages.FAMILY_NAME)
+    for payload in carrier.get(Message(NLCTRL, 0, request)):
+        for kind, start, _ in attributes(payload, 4, len(payload)):
+            if kind == FAMILY_ID:
+                return int(struct.unpack_from("=H", payload, start)[0])
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -1,0 +1,323 @@
+"""The generic netlink of WireGuard in the kernel (include/uapi/linux/wireguard.h), packed and unpacked in bulk. Pure.
+
+A nested attribute cannot be longer than 64 KiB, so peers go out in messages of about 30 KiB; a peer with more allowed
+IPs than fit is continued in the next message. Ten thousand peers pass through here at start-up and at every look, so
+both directions avoid an object for each attribute: a peer is joined from constant headers and a few values, and read
+with one unpack where the kernel writes its attributes in the order it always did. Any other order is read too, slower.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+from plexd.linux.netlink import ATTRIBUTE, NESTED, attribute, attributes
+from plexd.mesh.address import Endpoint, Prefix
+from plexd.mesh.changes import PeerChange, RemovePeer
+from plexd.mesh.keys import KEY_BYTES, NO_PRESHARED_KEY, PrivateKey
+from plexd.mesh.observed import Device, DevicePeer
+
+FAMILY_NAME = b"wireguard\0"
+GENL_VERSION = 1
+GET_DEVICE, SET_DEVICE = 0, 1
+(
+    DEVICE_IFINDEX, DEVICE_IFNAME, DEVICE_PRIVATE_KEY, DEVICE_PUBLIC_KEY, DEVICE_FLAGS,
+    DEVICE_LISTEN_PORT, DEVICE_FWMARK, DEVICE_PEERS,
+) = range(1, 9)  # fmt: skip
+(
+    PEER_PUBLIC_KEY, PEER_PSK, PEER_FLAGS, PEER_ENDPOINT, PEER_KEEPALIVE,
+    PEER_LAST_HANDSHAKE, PEER_RX_BYTES, PEER_TX_BYTES, PEER_ALLOWED_IPS, PEER_PROTOCOL_VERSION,
+) = range(1, 11)  # fmt: skip
+ALLOWED_IP_FAMILY, ALLOWED_IP_ADDRESS, ALLOWED_IP_LENGTH = 1, 2, 3
+REMOVE_ME, REPLACE_ALLOWED_IPS, UPDATE_ONLY = 1, 2, 4
+
+MESSAGE_BYTES = 30 * 1024
+
+_GENL = struct.Struct("=BBH")
+_U16 = struct.Struct("=H")
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+_TIMESPEC = struct.Struct("=qq")
+_SOCKADDR = {4: struct.Struct("=HH4s8x"), 16: struct.Struct("=HHI16sI")}
+_FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}
+
+
+# encoding
+
+
+def get_device(interface: str) -> bytes:
+    return _GENL.pack(GET_DEVICE, GENL_VERSION, 0) + _name(interface)
+
+
+def set_device(interface: str, private_key: PrivateKey, listen_port: int) -> bytes:
+    return b"".join(
+        (
+            _GENL.pack(SET_DEVICE, GENL_VERSION, 0),
+            _name(interface),
+            attribute(DEVICE_PRIVATE_KEY, private_key),
+            attribute(DEVICE_LISTEN_PORT, _U16.pack(listen_port)),
+            attribute(DEVICE_FWMARK, bytes(4)),
+        )
+    )
+
+
+def _name(interface: str) -> bytes:
+    return attribute(DEVICE_IFNAME, interface.encode() + b"\0")
+
+
+def change_peers(interface: str, changes: Sequence[PeerChange]) -> list[bytes]:
+    """The messages that carry out `changes` in order."""
+    prefix = _GENL.pack(SET_DEVICE, GENL_VERSION, 0) + _name(interface)
+    messages: list[bytes] = []
+    parts: list[bytes] = []
+    size = 0
+    for change in changes:
+        for part in _peer(change):
+            if parts and size + len(part) > MESSAGE_BYTES:
+                messages.append(_message(prefix, parts, size))
+                parts, size = [], 0
+            parts.append(part)
+            size += len(part)
+    if parts:
+        messages.append(_message(prefix, parts, size))
+    return messages
+
+
+def _message(prefix: bytes, parts: Iterable[bytes], size: int) -> bytes:
+    return b"".join((prefix, ATTRIBUTE.pack(4 + size, DEVICE_PEERS | NESTED), *parts))
+
+
+_KEY_HEADER = ATTRIBUTE.pack(4 + KEY_BYTES, PEER_PUBLIC_KEY)
+_PSK_HEADER = ATTRIBUTE.pack(4 + KEY_BYTES, PEER_PSK)
+_FLAGS = tuple(attribute(PEER_FLAGS, _U32.pack(flags)) for flags in range(8))
+_ENDPOINT_HEADER = {length: ATTRIBUTE.pack(4 + form.size, PEER_ENDPOINT) for length, form in _SOCKADDR.items()}
+_KEEPALIVE_HEADER = ATTRIBUTE.pack(4 + 2, PEER_KEEPALIVE)
+_PADDED_U16 = struct.Struct("=Hxx")
+
+# an allowed IP is the head for its family, the address, the tail for its length
+_ALLOWED_IP_BYTES = {4: 28, 16: 40}
+_ALLOWED_IP_HEAD = {
+    length: b"".join(
+        (
+            ATTRIBUTE.pack(_ALLOWED_IP_BYTES[length], NESTED),
+            attribute(ALLOWED_IP_FAMILY, _U16.pack(family)),
+            ATTRIBUTE.pack(4 + length, ALLOWED_IP_ADDRESS),
+        )
+    )
+    for length, family in _FAMILY.items()
+}
+_ALLOWED_IP_TAIL = tuple(attribute(ALLOWED_IP_LENGTH, bytes([length])) for length in range(129))
+
+
+def _peer(change: PeerChange) -> Iterator[bytes]:
+    """A peer as one nested attribute, or several of about a message each when its allowed IPs are that many."""
+    if isinstance(change, RemovePeer):
+        yield _nested((_KEY_HEADER, change.public_key, _FLAGS[REMOVE_ME]))
+        return
+    _, key, is_new, psk, endpoint, keepalive, allowed_ips, _ = change
+    flags = 0 if is_new else UPDATE_ONLY
+    if allowed_ips is not None:
+        flags |= REPLACE_ALLOWED_IPS
+    parts = [_KEY_HEADER, key, _FLAGS[flags]]
+    if psk is not None:
+        parts += (_PSK_HEADER, psk)
+    if endpoint is not None:
+        parts += (_ENDPOINT_HEADER[len(endpoint.packed)], _sockaddr(endpoint))
+    if keepalive is not None:
+        parts += (_KEEPALIVE_HEADER, _PADDED_U16.pack(keepalive))
+    for chunk in _chunks(allowed_ips or ()):
+        size = 0
+        ips: list[bytes] = []
+        for packed, length in chunk:
+            ips += (_ALLOWED_IP_HEAD[len(packed)], packed, _ALLOWED_IP_TAIL[length])
+            size += _ALLOWED_IP_BYTES[len(packed)]
+        if ips:
+            parts += (ATTRIBUTE.pack(4 + size, PEER_ALLOWED_IPS | NESTED), *ips)
+        yield _nested(parts)
+        parts = [_KEY_HEADER, key, _FLAGS[UPDATE_ONLY]]  # a second piece adds to the first
+
+
+_IPS_IN_A_MESSAGE = (MESSAGE_BYTES - 256) // max(_ALLOWED_IP_BYTES.values())
+
+
+def _chunks(allowed_ips: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:
+    """At least one, so that a peer without allowed IPs is written too."""
+    if len(allowed_ips) <= _IPS_IN_A_MESSAGE:
+        yield allowed_ips
+        return
+    for start in range(0, len(allowed_ips), _IPS_IN_A_MESSAGE):
+        yield allowed_ips[start : start + _IPS_IN_A_MESSAGE]
+
+
+def _nested(parts: Iterable[bytes]) -> bytes:
+    body = b"".join(parts)
+    return ATTRIBUTE.pack(4 + len(body), NESTED) + body
+
+
+def _sockaddr(endpoint: Endpoint) -> bytes:
+    packed, port = endpoint
+    if len(packed) == 4:
+        return _SOCKADDR[4].pack(socket.AF_INET, socket.htons(port), packed)
+    return _SOCKADDR[16].pack(socket.AF_INET6, socket.htons(port), 0, packed, 0)
+
+
+# decoding
+
+# header and value of each attribute, in the order in which wg_get_device_dump() of the kernel puts them
+_HEAD = struct.Struct("=I32s I32s Iqq IHxx IQ IQ II".replace(" ", ""))
+_HEAD_HEADERS = tuple(
+    _U32.unpack(ATTRIBUTE.pack(4 + size, kind))[0]
+    for kind, size in (
+        (PEER_PUBLIC_KEY, KEY_BYTES),
+        (PEER_PSK, KEY_BYTES),
+        (PEER_LAST_HANDSHAKE, 16),
+        (PEER_KEEPALIVE, 2),
+        (PEER_TX_BYTES, 8),
+        (PEER_RX_BYTES, 8),
+        (PEER_PROTOCOL_VERSION, 4),
+    )
+)
+_ALLOWED_IP = {length: struct.Struct(f"=IIBxxxIHxxI{length}s") for length in _FAMILY}
+_ALLOWED_IP_HEADERS = {
+    length: tuple(
+        _U32.unpack(ATTRIBUTE.pack(size, kind))[0]
+        for kind, size in (
+            (NESTED, form.size),
+            (ALLOWED_IP_LENGTH, 4 + 1),
+            (ALLOWED_IP_FAMILY, 4 + 2),
+            (ALLOWED_IP_ADDRESS, 4 + length),
+        )
+    )
+    for length, form in _ALLOWED_IP.items()
+}
+
+
+def read_dump(payloads: Iterable[bytes]) -> Device | None:
+    """None for an empty dump. Raises ValueError (or struct.error) when it is no dump of a WireGuard device."""
+    private_key: PrivateKey | None = None
+    listen_port = fwmark = 0
+    peers: dict[bytes, DevicePeer] = {}
+    seen = False
+    for payload in payloads:
+        seen = True
+        for kind, start, end in attributes(payload, _GENL.size, len(payload)):
+            if kind == DEVICE_PEERS:
+                _read_peers(payload, start, end, peers)
+            elif kind == DEVICE_PRIVATE_KEY and payload[start:end] != NO_PRESHARED_KEY:
+                private_key = PrivateKey(payload[start:end])
+            elif kind == DEVICE_LISTEN_PORT:
+                (listen_port,) = _U16.unpack_from(payload, start)
+            elif kind == DEVICE_FWMARK:
+                (fwmark,) = _U32.unpack_from(payload, start)
+    return Device(private_key, listen_port, fwmark, peers) if seen else None
+
+
+def _read_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer]) -> None:
+    while start + 4 <= end:
+        size, _ = ATTRIBUTE.unpack_from(data, start)
+        stop = start + size
+        if size < 4 or stop > end:
+            raise ValueError("peer overruns its message")
+        peer = _read_usual_peer(data, start + 4, stop) or _read_peer(data, start + 4, stop)
+        held = peers.get(peer.public_key)
+        if held is not None:  # continued from the message before, with nothing but more allowed IPs
+            peer = held._replace(allowed_ips=held.allowed_ips + peer.allowed_ips)
+        peers[peer.public_key] = peer
+        start = stop + 3 & ~3
+
+
+def _read_usual_peer(data: bytes, start: int, end: int) -> DevicePeer | None:
+    """A peer as kernels write it; None when this one is written otherwise."""
+    at = start + _HEAD.size
+    if at > end:
+        return None
+    (
+        a, public_key, b, psk, c, seconds, nanoseconds, d, keepalive, e, tx_bytes, f, rx_bytes, g, _,
+    ) = _HEAD.unpack_from(data, start)  # fmt: skip
+    if (a, b, c, d, e, f, g) != _HEAD_HEADERS:
+        return None
+    endpoint: Endpoint | None = None
+    allowed_ips: tuple[Prefix, ...] = ()
+    while at + 4 <= end:
+        size, kind = ATTRIBUTE.unpack_from(data, at)
+        if size < 4 or at + size > end:
+            raise ValueError("attribute overruns its peer")
+        kind &= ~NESTED
+        if kind == PEER_ENDPOINT:
+            endpoint = _read_sockaddr(data, at + 4, at + size)
+        elif kind == PEER_ALLOWED_IPS:
+            allowed_ips = _read_allowed_ips(data, at + 4, at + size)
+        at += size + 3 & ~3
+    last_handshake = seconds + nanoseconds / 1e9 if nanoseconds else seconds
+    return DevicePeer(public_key, psk, endpoint, keepalive, last_handshake, rx_bytes, tx_bytes, allowed_ips)
+
+
+def _read_peer(data: bytes, start: int, end: int) -> DevicePeer:
+    public_key = b""
+    psk: bytes = NO_PRESHARED_KEY
+    endpoint: Endpoint | None = None
+    keepalive = rx_bytes = tx_bytes = 0
+    last_handshake = 0.0
+    allowed_ips: tuple[Prefix, ...] = ()
+    for kind, at, stop in attributes(data, start, end):
+        if kind == PEER_PUBLIC_KEY:
+            public_key = data[at:stop]
+        elif kind == PEER_PSK:
+            psk = data[at:stop]
+        elif kind == PEER_ENDPOINT:
+            endpoint = _read_sockaddr(data, at, stop)
+        elif kind == PEER_KEEPALIVE:
+            (keepalive,) = _U16.unpack_from(data, at)
+        elif kind == PEER_LAST_HANDSHAKE:
+            seconds, nanoseconds = _TIMESPEC.unpack_from(data, at)
+            last_handshake = seconds + nanoseconds / 1e9
+        elif kind == PEER_RX_BYTES:
+            (rx_bytes,) = _U64.unpack_from(data, at)
+        elif kind == PEER_TX_BYTES:
+            (tx_bytes,) = _U64.unpack_from(data, at)
+        elif kind == PEER_ALLOWED_IPS:
+            allowed_ips = _read_allowed_ips(data, at, stop)
+    if len(public_key) != KEY_BYTES:
+        raise ValueError("peer without a public key")
+    return DevicePeer(public_key, psk, endpoint, keepalive, last_handshake, rx_bytes, tx_bytes, allowed_ips)
+
+
+def _read_sockaddr(data: bytes, start: int, end: int) -> Endpoint | None:
+    if end - start == _SOCKADDR[4].size:
+        _, port, packed = _SOCKADDR[4].unpack_from(data, start)
+    elif end - start == _SOCKADDR[16].size:
+        _, port, _, packed, _ = _SOCKADDR[16].unpack_from(data, start)
+    else:
+        return None
+    return Endpoint(packed, socket.ntohs(port))
+
+
+def _read_allowed_ips(data: bytes, start: int, end: int) -> tuple[Prefix, ...]:
+    found: list[Prefix] = []
+    while start + 4 <= end:
+        size, _ = ATTRIBUTE.unpack_from(data, start)
+        if size < 4 or start + size > end:
+            raise ValueError("allowed IP overruns its peer")
+        length = size - 24  # of the address, if this one is written as kernels do
+        if length in _ALLOWED_IP:
+            a, b, bits, c, _, d, packed = _ALLOWED_IP[length].unpack_from(data, start)
+            if (a, b, c, d) == _ALLOWED_IP_HEADERS[length]:
+                found.append(Prefix(packed, bits))
+                start += size
+                continue
+        found.append(_read_allowed_ip(data, start + 4, start + size))
+        start += size + 3 & ~3
+    return tuple(found)
+
+
+def _read_allowed_ip(data: bytes, start: int, end: int) -> Prefix:
+    packed, length = b"", -1
+    for kind, at, stop in attributes(data, start, end):
+        if kind == ALLOWED_IP_ADDRESS:
+            packed = data[at:stop]
+        elif kind == ALLOWED_IP_LENGTH:
+            length = data[at]
+    if len(packed) not in _FAMILY or length < 0:
+        raise ValueError("allowed IP without address or length")
+    return Prefix(packed, length)

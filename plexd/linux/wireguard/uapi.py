@@ -1,0 +1,143 @@
+"""The text protocol of WireGuard programs in user space (wireguard.com/xplatform), written and read. Pure."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+
+from plexd.mesh.address import Endpoint, Prefix, format_ip
+from plexd.mesh.changes import PeerChange, RemovePeer
+from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey
+from plexd.mesh.observed import Device, DevicePeer
+
+GET = b"get=1\n\n"
+PEERS_AT_ONCE = 256  # in one `set`: a few milliseconds of encoding
+
+
+def set_device(private_key: PrivateKey, listen_port: int) -> bytes:
+    return f"set=1\nprivate_key={private_key.hex()}\nlisten_port={listen_port}\nfwmark=0\n\n".encode()
+
+
+def change_peers(changes: Sequence[PeerChange]) -> Iterator[bytes]:
+    """The `set` operations that carry out `changes` in order."""
+    for start in range(0, len(changes), PEERS_AT_ONCE):
+        lines = ["set=1"]
+        for change in changes[start : start + PEERS_AT_ONCE]:
+            lines += _peer(change)
+        yield ("\n".join(lines) + "\n\n").encode()
+
+
+def _peer(change: PeerChange) -> Iterator[str]:
+    yield f"public_key={change.public_key.hex()}"
+    if isinstance(change, RemovePeer):
+        yield "remove=true"
+        return
+    if not change.is_new:
+        yield "update_only=true"  # before anything else, or the peer is made first
+    if change.psk is not None:
+        yield f"preshared_key={change.psk.hex()}"
+    if change.endpoint is not None:
+        yield f"endpoint={change.endpoint}"
+    if change.keepalive is not None:
+        yield f"persistent_keepalive_interval={change.keepalive}"
+    if change.allowed_ips is not None:
+        yield "replace_allowed_ips=true"
+        for packed, length in change.allowed_ips:
+            yield f"allowed_ip={format_ip(packed)}/{length}"
+
+
+def errno_of(answer: str) -> int:
+    """0 when it was done. Raises ValueError when the answer does not end as one does."""
+    last = answer.rstrip("\n").rpartition("\n")[2]
+    name, _, value = last.partition("=")
+    if name != "errno":
+        raise ValueError("answer does not end with errno")
+    return abs(int(value))  # wireguard-go writes it negative
+
+
+class _Peer:
+    """A peer while its lines come in."""
+
+    __slots__ = ("allowed_ips", "endpoint", "keepalive", "nanoseconds", "psk", "public_key", "rx", "seconds", "tx")
+
+    def __init__(self, public_key: bytes) -> None:
+        self.public_key = public_key
+        self.psk: bytes = NO_PRESHARED_KEY
+        self.endpoint: Endpoint | None = None
+        self.keepalive = self.seconds = self.nanoseconds = self.rx = self.tx = 0
+        self.allowed_ips: list[Prefix] = []
+
+    def finish(self) -> DevicePeer:
+        return DevicePeer(
+            self.public_key,
+            self.psk,
+            self.endpoint,
+            self.keepalive,
+            self.seconds + self.nanoseconds / 1e9,
+            self.rx,
+            self.tx,
+            tuple(self.allowed_ips),
+        )
+
+
+def read_device(answer: str) -> Device:
+    """The answer to GET. Unknown names are skipped; ValueError when a known one has a value it cannot have."""
+    private_key: PrivateKey | None = None
+    listen_port = fwmark = 0
+    peers: dict[bytes, DevicePeer] = {}
+    peer: _Peer | None = None
+    for line in answer.splitlines():
+        name, _, value = line.partition("=")
+        if name == "public_key":
+            if peer is not None:
+                peers[peer.public_key] = peer.finish()
+            peer = _Peer(bytes.fromhex(value))
+        elif peer is None:
+            match name:
+                case "private_key":
+                    private_key = PrivateKey(bytes.fromhex(value))
+                case "listen_port":
+                    listen_port = int(value)
+                case "fwmark":
+                    fwmark = int(value)
+        else:
+            _read_peer_line(peer, name, value)
+    if peer is not None:
+        peers[peer.public_key] = peer.finish()
+    if private_key is not None and not any(private_key):  # all zero: none set
+        private_key = None
+    return Device(private_key, listen_port, fwmark, peers)
+
+
+def _read_peer_line(peer: _Peer, name: str, value: str) -> None:
+    match name:
+        case "preshared_key":
+            peer.psk = bytes.fromhex(value)
+        case "endpoint":
+            peer.endpoint = _endpoint(value)
+        case "persistent_keepalive_interval":
+            peer.keepalive = int(value)
+        case "last_handshake_time_sec":
+            peer.seconds = int(value)
+        case "last_handshake_time_nsec":
+            peer.nanoseconds = int(value)
+        case "rx_bytes":
+            peer.rx = int(value)
+        case "tx_bytes":
+            peer.tx = int(value)
+        case "allowed_ip":
+            address, _, length = value.partition("/")
+            peer.allowed_ips.append(Prefix(_packed(address), int(length)))
+
+
+def _endpoint(value: str) -> Endpoint:
+    host, _, port = value.rpartition(":")
+    return Endpoint(_packed(host.strip("[]").partition("%")[0]), int(port))
+
+
+def _packed(text: str) -> bytes:
+    """inet_pton, because a dump has thousands of these and ipaddress takes ten times as long."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        raise ValueError("not an IP address") from None

@@ -1,0 +1,81 @@
+"""Network namespaces to try the linux room in, and links with names that no other test uses."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+CLONE_NEWNET = 0x40000000
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def _inside(name: str) -> Iterator[None]:
+    """This thread, and every thread and process it starts, lives in the namespace for a while."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/self/ns/net").open() as home, Path("/run/netns", name).open() as there:
+        if libc.setns(there.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            libc.setns(home.fileno(), CLONE_NEWNET)
+
+
+def _why_not() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun"
+    absent = [program for program in ("ip", "wg", "wireguard-go", "ping") if shutil.which(program) is None]
+    return f"needs {', '.join(absent)}" if absent else None
+
+
+@pytest.fixture
+def make_namespace() -> Iterator[Callable[[], str]]:
+    """Makes a network namespace with loopback up; all are deleted at the end."""
+    if (reason := _why_not()) is not None:
+        pytest.skip(reason)
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"plxl-{os.getpid()}-{next(_numbers)}"
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        made.append(name)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        return name
+
+    yield make
+    for name in made:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.fixture
+def inside() -> Callable[[str], AbstractContextManager[None]]:
+    return _inside
+
+
+@pytest.fixture
+def namespace(make_namespace: Callable[[], str]) -> Iterator[str]:
+    """The test itself runs in a namespace of its own."""
+    name = make_namespace()
+    with _inside(name):
+        yield name
+
+
+@pytest.fixture
+def interface() -> Iterator[str]:
+    """A name that no other test uses: sockets of userspace WireGuards share one directory across namespaces."""
+    name = f"plxl{os.getpid() % 1_000_000}n{next(_numbers)}"
+    yield name
+    subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
+    Path(f"/var/run/wireguard/{name}.sock").unlink(missing_ok=True)
