@@ -143,6 +143,9 @@ class FakeKernel:
             self.fwmark = fwmark
 
     def add_address(self, address: Prefix) -> None:
+        """Raises ValueError where the kernel refuses people too."""
+        if self._too_small_for(address):
+            raise ValueError("IPv6 needs an MTU of 1280")
         self.addresses.add(address)
         self.damaged.set()
 
@@ -151,7 +154,9 @@ class FakeKernel:
         self.damaged.set()
 
     def add_route(self, route: Route) -> None:
-        self.routes[route.prefix, route.metric] = route
+        """Raises ValueError where the kernel refuses people too."""
+        if error := self._put_route(route):
+            raise ValueError(error)
         self.damaged.set()
 
     def remove_route(self, route: Route) -> None:

@@ -82,8 +82,9 @@ def _snapshot_corrections(before: Desired, after: Desired) -> Iterator[Correctio
         yield Correction("signing_keys_updated", "signing keys rotated")
     old_policies = {policy.id: policy for policy in before.policies}
     new_policies = {policy.id: policy for policy in after.policies}
-    for policy_id in old_policies.keys() - new_policies.keys():
-        yield Correction("policy_removed", f"policy {policy_id}")
+    for policy_id in old_policies:
+        if policy_id not in new_policies:
+            yield Correction("policy_removed", f"policy {policy_id}")
     for policy_id, policy in new_policies.items():
         if policy_id not in old_policies:
             yield Correction("policy_added", f"policy {policy_id}")

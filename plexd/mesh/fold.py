@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Candidates, Desired, EndpointSource, FullState, Peer, SigningKeys
 from plexd.mesh.events import (
     EndpointOffered,
@@ -117,17 +118,29 @@ def _rotate_key(desired: Desired, event: PeerKeyRotated) -> Desired:
         if event.complete is None:
             raise Unfoldable(f"peer {event.peer_id} is not known and the event does not describe it")
         return _put_peer(desired, event.complete)
-    mesh_ip = known.mesh_ip if event.mesh_ip is None else event.mesh_ip
     return _put_peer(
         desired,
         known._replace(
             public_key=event.public_key,
             psk=known.psk if event.psk is None else event.psk,
-            mesh_ip=mesh_ip,
+            mesh_ip=known.mesh_ip if event.mesh_ip is None else event.mesh_ip,
             endpoint=known.endpoint if event.endpoint is None else event.endpoint,
-            allowed_ips=known.allowed_ips if event.allowed_ips is None else event.allowed_ips,
+            allowed_ips=_rotated_prefixes(known, event),
         ),
     )
+
+
+def _rotated_prefixes(known: Peer, event: PeerKeyRotated) -> tuple[Prefix, ...]:
+    """The mesh address counts among the prefixes: a new one displaces the old, and a new list does not lose it."""
+    held = Prefix.host(known.mesh_ip)
+    if event.mesh_ip is not None and event.allowed_ips is None:
+        new = Prefix.host(event.mesh_ip)
+        return (new, *(prefix for prefix in known.allowed_ips if prefix not in {held, new}))
+    if event.allowed_ips is None:
+        return known.allowed_ips
+    if event.mesh_ip is None and held in known.allowed_ips and held not in event.allowed_ips:
+        return (held, *event.allowed_ips)
+    return event.allowed_ips
 
 
 def _offer_endpoint(desired: Desired, peer_id: str, endpoint: str, source: EndpointSource) -> Desired:

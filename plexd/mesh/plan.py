@@ -66,7 +66,7 @@ def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
         for peer_id, peer in before.peers.items()
         if (now := after.peers.get(peer_id)) is None or now.public_key != peer.public_key
     ]
-    put: list[PeerChange] = []
+    put: list[PutPeer] = []
     for peer_id, peer in after.peers.items():
         was = before.peers.get(peer_id)
         if was == peer:
@@ -86,6 +86,7 @@ def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
     device: tuple[Change, ...] = ()
     if before.settings.private_key != after.settings.private_key:
         device = (SetDevice(after.settings.private_key, after.settings.listen_port, ("key",)),)
+    put.sort(key=lambda change: change.is_new)  # updates first, as in a full pass
     return (*device, *removed, *put, *_plan_routes(after.routes, before.routes))
 
 
@@ -136,13 +137,13 @@ def _plan_link(link: Link, device: Device, observed: Observed, settings: Setting
     )
     if differing:
         yield SetDevice(settings.private_key, settings.listen_port, differing)
+    if link.mtu != (mtu := derive_mtu(settings, observed.underlay_mtu)):
+        yield SetMtu(mtu)  # before the address: below 1280 there is no IPv6 on the link
     own = Prefix.host(settings.mesh_ip)
     if own not in observed.addresses:
         yield AddAddress(own)
     for address in sorted(observed.addresses - {own}):
         yield RemoveAddress(address)
-    if link.mtu != (mtu := derive_mtu(settings, observed.underlay_mtu)):
-        yield SetMtu(mtu)
     if not link.up:
         yield SetUp()
 

@@ -6,6 +6,7 @@ contract, section 4.2), and prefixes that would swallow the path to the mesh its
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -141,11 +142,13 @@ def _is_unicast(packed: bytes) -> bool:
 def _routes(peers: Iterable[TargetPeer], settings: Settings, warnings: list[Warned]) -> Iterable[Route]:
     peers = list(peers)
     underlay = {peer.endpoint.packed for peer in peers if peer.endpoint is not None} | settings.control_plane
+    by_family = {size: sorted(packed for packed in underlay if len(packed) == size) for size in (4, 16)}
     for peer in peers:
         for prefix in peer.allowed_ips:
-            # a host prefix can only swallow an endpoint by being it: no walk over all endpoints for the common case
-            swallows = prefix.packed in underlay if prefix.is_host else any(map(prefix.contains, underlay))
-            if swallows:
+            # the first endpoint at or above the network address is inside, or none is: no walk over all of them
+            addresses = by_family[len(prefix.packed)]
+            nearest = bisect_left(addresses, prefix.packed)
+            if nearest < len(addresses) and prefix.contains(addresses[nearest]):
                 warnings.append(
                     Warned(
                         "prefix_not_routed", str(prefix), f"{prefix} holds the address of an endpoint: no route to it"
