@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -33,9 +34,13 @@ class TlsPaths(NamedTuple):
 def make_ca(directory: Path, hosts: Iterable[str] = ("localhost", "127.0.0.1", "::1")) -> TlsPaths:
     """Writes `ca.pem`, `server.pem` and `server.key` below `directory`; an authority already there is used again.
 
-    OSError when the directory can't be written, ValueError when the authority in it is damaged.
+    OSError when the directory can't be written, ValueError when the authority in it is damaged, or may be
+    somebody else's.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:  # somebody else's authority must not become ours
+        raise ValueError("it must belong to you, and nobody else may write in it")
     paths = TlsPaths(directory / "ca.pem", directory / "server.pem", directory / "server.key")
     ca_key_file = directory / "ca.key"
     if paths.ca_file.exists() and ca_key_file.exists():

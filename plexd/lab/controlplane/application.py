@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,8 @@ log = get_logger("lab")
 
 KEEPALIVE_SECONDS = 25.0  # an agent gives up after 90 s of silence
 _KEEPALIVE = b": keepalive\n\n"
-_HIDDEN = "********"
+_TOKEN = re.compile(rb'("token"\s*:\s*)"(?:[^"\\]|\\.)*"?')
+_MASK = b'"********"'
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class _Call:
 
     method: str
     path: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # lower-case names
     raw: bytes
     route: Route | None = None
     node: Node | None = None
@@ -85,7 +87,7 @@ class Application:
 
     def streams(self, node_id: str) -> int:
         """How many connections follow the node's event stream now."""
-        return len(self._followers[node_id])
+        return len(self._followers.get(node_id, ()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -243,7 +245,7 @@ class Application:
             path=call.path,
             headers={name: value for name, value in call.headers.items() if name != "authorization"},
             credential=call.credential,
-            body=_without_token(_decoded(call)),
+            text=_text(call),
             size=len(call.raw),
             status=status if answered else None,
             error=error,
@@ -253,7 +255,7 @@ class Application:
     # --- the event stream
 
     def _wake(self, node_id: str) -> None:
-        for follower in self._followers[node_id]:
+        for follower in self._followers.get(node_id, ()):
             follower.set()
 
     def _subscribe(self, call: _Call) -> _Subscription | None:
@@ -328,13 +330,10 @@ async def _read(request: Request) -> bytes:
     return b"".join(parts) if size <= BODY_LIMIT + 1 else b"\0" * (BODY_LIMIT + 1)
 
 
-def _decoded(call: _Call) -> Any:
-    """The body as JSON, also of a request that was refused; None when it is not JSON."""
+def _text(call: _Call) -> bytes:
+    """The body for the record, also of a request that was refused."""
     try:
-        return json.loads(requests.decode(call.headers, call.raw))
-    except (Refusal, ValueError, RecursionError):
-        return None
-
-
-def _without_token(body: Any) -> Any:
-    return body | {"token": _HIDDEN} if isinstance(body, dict) and "token" in body else body
+        text = call.body.text if call.body else requests.decode(call.headers, call.raw)
+    except Refusal:
+        return b""
+    return _TOKEN.sub(rb"\1" + _MASK, text) if call.path == endpoints.REGISTER.template else text

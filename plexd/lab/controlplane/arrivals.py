@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 KEPT = 20_000
-KEPT_BYTES = 64 * 1024 * 1024  # of bodies as they came, so that telemetry can't fill the memory
+KEPT_BYTES = 64 * 1024 * 1024  # of bodies, so that telemetry can't fill the memory
 
 Credential = Literal["bootstrap_token", "node_key", "unknown", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request. `body` is the decoded JSON, None without one; `status` None when no answer was given."""
+    """One request. `status` is None when no whole answer was given."""
 
     number: int  # counts all arrivals from 1
     time: float  # Unix seconds at which the request was complete
@@ -26,14 +27,24 @@ class Arrival:
     path: str
     headers: Mapping[str, str]  # lower-case names, without `authorization`
     credential: Credential
-    body: Any
+    text: bytes  # the body after decompression, a bootstrap token masked
     size: int  # bytes of the body on the wire
     status: int | None
     error: str | None  # the reason of a refusal
     fault: str | None  # the effect of the fault it met
 
+    @property
+    def body(self) -> Any:
+        """The body as Python's json reads it; None without one, and for one that is not JSON."""
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        members = asdict(self)
+        del members["text"]
+        return members | {"body": self.body}
 
 
 Predicate = Callable[[Arrival], bool]
@@ -57,9 +68,9 @@ class Arrivals:
 
     async def add(self, arrival: Arrival) -> None:
         self._kept.append(arrival)
-        self._bytes += arrival.size
+        self._bytes += len(arrival.text)
         while len(self._kept) > KEPT or (self._bytes > KEPT_BYTES and len(self._kept) > 1):
-            self._bytes -= self._kept.popleft().size
+            self._bytes -= len(self._kept.popleft().text)
         async with self._changed:
             self._changed.notify_all()
 

@@ -56,7 +56,8 @@ async def _serve(options: Options) -> None:
         loop.add_signal_handler(number, ended.set)
     async with plane:
         for token in options.tokens:
-            plane.admin.issue_token(token)
+            if token not in plane.admin.fleet.snapshot.tokens:  # a used one stays used over a restart
+                plane.admin.issue_token(token)
         if not options.tokens:
             print(f"token:   {plane.admin.issue_token()}")
         plane.save()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +63,7 @@ class Listener:
         if self._running is not None:
             return
         config = uvicorn.Config(
-            self._app, http=_Protocol, ws="none", lifespan="off", log_config=None, log_level="critical",
+            self._app, http=_Protocol, ws="none", lifespan="off", log_config=None, log_level="error",
             access_log=False, date_header=False, server_header=False, timeout_graceful_shutdown=2,
             ssl_certfile=self._tls.certificate_file if self._tls else None,
             ssl_keyfile=self._tls.key_file if self._tls else None,
@@ -98,12 +100,16 @@ def bind_tcp(host: str, port: int) -> socket.socket:
 
 def bind_unix(path: Path) -> socket.socket:
     """A socket only its owner can use; one that a dead process left behind is replaced."""
+    fresh = path.with_name(f"{path.name}.new")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.is_socket() and not _answers(path):
-            path.unlink()
-        sock.bind(str(path))
-        path.chmod(0o600)
+        if _answers(path) or (path.exists() and not path.is_socket()):
+            raise FileExistsError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        fresh.unlink(missing_ok=True)
+        sock.bind(str(fresh))
+        fresh.chmod(0o600)
+        sock.listen()
+        fresh.rename(path)  # whoever sees it can connect
     except OSError as exc:
         sock.close()
         raise ConfigError(

@@ -47,10 +47,10 @@ class Route(NamedTuple):
 
 
 class Body(NamedTuple):
-    """`value` is a model, or a tuple of them for a batch."""
+    """`value` is a model, or a tuple of them for a batch; `text` what it was read from."""
 
     value: Any
-    json: Any
+    text: bytes
 
 
 # --- path ------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def read_body(endpoint: Endpoint, headers: Mapping[str, str], raw: bytes, *, may
         value = load(text)
         if _WHITE_SPACE.search(_STRING.sub("", text.decode())):
             raise Refusal(400, "body has insignificant white space")
-        return Body(_strictly(endpoint, value), value)
+        return Body(_strictly(endpoint, value), text)
     except WireError as exc:
         raise Refusal(400, str(exc)) from None
 

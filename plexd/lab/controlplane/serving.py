@@ -20,7 +20,10 @@ from plexd.lab.controlplane.faults import FaultPlan
 from plexd.lab.controlplane.fleet import DEFAULT_MESH, Fleet, Snapshot, fresh_snapshot
 from plexd.lab.controlplane.listener import Listener, bind_tcp, bind_unix
 from plexd.lab.tls import TlsPaths, make_ca
+from plexd.log import get_logger
 from plexd.store.files import write_whole
+
+log = get_logger("lab")
 
 
 class LabControlPlane:
@@ -48,12 +51,14 @@ class LabControlPlane:
         self.tls = _tls(tls_directory, host) if tls_directory is not None else None
         fleet = Fleet(_snapshot(state_file, mesh_cidr), time.time, preshared_keys=preshared_keys)
         arrivals, faults = Arrivals(), FaultPlan()
-        self._application = Application(fleet, arrivals, faults, changed=self.save)
+        self._application = Application(fleet, arrivals, faults, changed=self._save_or_log)
         self._listener = Listener(self._application, self._bind, self.tls)
         self.admin = Admin(fleet, self._application, arrivals, faults, self._listener)
         self._admin_socket = admin_socket
         self._admin_listener = (
-            Listener(admin_application(self.admin, changed=self.save), functools.partial(bind_unix, admin_socket))
+            Listener(
+                admin_application(self.admin, changed=self._save_or_log), functools.partial(bind_unix, admin_socket)
+            )
             if admin_socket is not None
             else None
         )
@@ -65,6 +70,7 @@ class LabControlPlane:
         return f"{'https' if self.tls else 'http'}://{host}:{self._port}"
 
     async def __aenter__(self) -> Self:
+        self.save()
         await self._listener.start()
         if self._admin_listener is not None:
             try:
@@ -90,13 +96,24 @@ class LabControlPlane:
         await self._listener.stop()
 
     def save(self) -> None:
-        """Writes the state file, if there is one and something changed."""
+        """Writes the state file, if there is one and something changed. ConfigError when it can't be written."""
         if self._state_file is None:
             return
         text = self.admin.fleet.snapshot.model_dump_json(indent=1)
         if text != self._saved:
-            write_whole(self._state_file, text.encode())
+            try:
+                write_whole(self._state_file, text.encode())
+            except OSError as exc:
+                raise ConfigError(
+                    f"cannot write {self._state_file}: {exc.strerror}; choose another --state-file"
+                ) from exc
             self._saved = text
+
+    def _save_or_log(self) -> None:
+        try:
+            self.save()
+        except ConfigError as exc:
+            log.error("state not saved", reason=str(exc))
 
     def _bind(self) -> socket.socket:
         sock = bind_tcp(self._host, self._port)
