@@ -171,6 +171,21 @@ def test_spelling_of_the_wire_does_not_matter(
     assert outcome(respelled) is outcome(wire) is Outcome.VERIFIED
 
 
+@pytest.mark.parametrize(
+    ("payload", "compacted"),
+    [
+        (r' [ "a\\" , " b c \\\" d " , "\\\\" , " e \" " ] ', r'["a\\"," b c \\\" d ","\\\\"," e \" "]'),
+        ("\t{\r\n}\n", "{}"),
+        ("1 ", "1"),
+        (r'{ "\/" : "\u00e9 \u003C" , "<" : "&\n" }', r'{"\/":"\u00e9 \u003C","\u003c":"\u0026\n"}'),
+        ('["\u2028 \u2029", 1.0, 1e5, -0]', r'["\u2028 \u2029",1.0,1e5,-0]'),
+    ],
+)
+def test_payload_is_compacted_and_nothing_else(payload: str, compacted: str) -> None:
+    json.loads(payload)
+    assert compact(payload) == compacted
+
+
 def test_characters_of_signed_strings_are_written_as_go_does() -> None:
     text = "".join(map(chr, range(0x80))) + "\u2028\u2029é😀/"
     expected = (

@@ -104,6 +104,16 @@ def parse(event_type: str, payload: object) -> NodeEvent:
         ),
         (
             "peer_key_rotated",
+            {"id": "n_2", "public_key": key(2), "mesh_ip": "10.100.0.2"},
+            PeerKeyRotated(
+                "n_2",
+                PublicKey(raw(2)),
+                mesh_ip=IP,
+                complete=MAPPED._replace(endpoint="", allowed_ips=(Prefix.host(IP),)),
+            ),
+        ),
+        (
+            "peer_key_rotated",
             {"id": "n_2", **PEER},
             PeerKeyRotated(
                 "n_2",
