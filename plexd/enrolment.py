@@ -12,9 +12,9 @@ from plexd.errors import RegistrationRefused
 from plexd.linux import host
 from plexd.log import get_logger
 from plexd.services.registration import Registrar
-from plexd.services.token import BootstrapToken, find_token
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, refuse_lost_identity
 from plexd.store.snapshot import SnapshotStore
+from plexd.store.token import BootstrapToken, find_token
 from plexd.uplink import Enrolment, SelfDescription
 
 log = get_logger("registration")

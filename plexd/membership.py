@@ -24,10 +24,10 @@ from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
 from plexd.log import get_logger
 from plexd.mesh.address import format_ip
-from plexd.services.token import BootstrapToken, check_token
 from plexd.store.files import DataDirectory, DirectoryLocked
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
 from plexd.store.snapshot import SnapshotStore
+from plexd.store.token import BootstrapToken, check_token
 
 log = get_logger("membership")
 

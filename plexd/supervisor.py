@@ -61,6 +61,12 @@ class Supervisor:
             try:
                 await service.run()
                 log.error("service ended unexpectedly", service=service.name)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # not meant for the service: something it waited for was cancelled
+                log.error("service ended unexpectedly", service=service.name)
             except FatalError:
                 raise
             except Exception:

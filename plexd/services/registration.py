@@ -25,9 +25,9 @@ from plexd.log import get_logger, register_secret
 from plexd.mesh.desired import Desired, FullState
 from plexd.mesh.fold import replace_state
 from plexd.mesh.keys import PublicKey
-from plexd.services.token import BootstrapToken
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
+from plexd.store.token import BootstrapToken
 from plexd.wire.mapping import Registered
 
 log = get_logger("registration")

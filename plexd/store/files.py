@@ -115,6 +115,11 @@ class DataDirectory:
             ) from None
         try:
             self._repair()
+        except OSError as exc:
+            self.close()
+            raise LocalStateError(
+                f"cannot put {exc.filename} in order: {exc.strerror}; check its owner and the file system"
+            ) from exc
         except BaseException:
             self.close()
             raise

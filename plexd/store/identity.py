@@ -18,6 +18,7 @@ from plexd.wire.times import format_time, parse_time
 
 log = get_logger("store")
 
+FORMAT_VERSION = 1  # implied by a file that names none
 IDENTITY = "identity.json"
 PRIVATE_KEY = "private_key"
 PENDING_KEY = "private_key.pending"
@@ -54,6 +55,11 @@ class IdentityStore:
         node_key = (read_optional(self._path / NODE_KEY) or b"").decode("utf-8", "replace").strip()
         try:
             document = json.loads(raw)
+            if document.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+                raise LocalStateError(
+                    f"{self._path / IDENTITY} was written by a newer plexd (version {document['version']}): "
+                    f"install that one again"
+                )
             node_id, mesh_ip = document["node_id"], parse_ip(document["mesh_ip"].partition("/")[0])
             if not isinstance(node_id, str) or not node_id:
                 raise ValueError("no node_id")
@@ -76,7 +82,7 @@ class IdentityStore:
                     decode_key(document["previous"]) if document.get("previous") else None,
                     parse_time(until) or 0.0 if until else 0.0,
                 )
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
                 move_aside(self._path / SIGNING_KEYS, str(exc))
         texts = [(read_optional(self._path / SIGNING_KEY) or b"").decode("ascii", "replace").strip()]
         identity = read_optional(self._path / IDENTITY)

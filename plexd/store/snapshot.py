@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from plexd.errors import LocalStateError
 from plexd.log import get_logger
 from plexd.mesh.address import Prefix, format_ip, parse_ip
 from plexd.mesh.desired import (
@@ -58,8 +59,7 @@ class SnapshotStore:
         document = self._read(self._state / "desired.json")
         if document is not None:
             try:
-                if document["version"] != FORMAT_VERSION:
-                    raise ValueError(f"version {document['version']} is not known")
+                _check_version(document)
                 if document["node_id"] != node_id:
                     log.info("cached snapshot of another node ignored")
                     return CachedSnapshot(Desired(), 0.0)
@@ -77,28 +77,35 @@ class SnapshotStore:
 
     def save(self, node_id: str, desired: Desired, fetched_at: float) -> None:
         """Write what differs from the last save. OSError leaves the files that could not be written as they were."""
-        was = self._saved
+        was, self._saved = self._saved, None  # after a failure half-way nothing is taken for written
         write_whole(self._state / "desired.json", _dump(_encode_desired(node_id, desired, fetched_at)))
         if was is None or was.metadata != desired.metadata:
             write_whole(self._state / "metadata.json", _dump(dict(desired.metadata)))
         if was is None or was.secret_refs != desired.secret_refs:
             refs = [{"key": key, "version": version} for key, version in desired.secret_refs.items()]
             write_whole(self._state / "secrets.json", _dump(refs))
-        old_data = was.data if was is not None else {}
-        for key, entry in desired.data.items():
-            if old_data.get(key) != entry:
-                write_whole(self._data_file(key), _encode_data(entry))
-        for key in old_data.keys() - desired.data.keys():
-            remove_durably(self._data_file(key))
+        if was is None or was.data != desired.data:
+            self._save_data({} if was is None else was.data, desired.data)
         self._saved = desired
+
+    def _save_data(self, old: Mapping[str, DataEntry], new: Mapping[str, DataEntry]) -> None:
+        for key, entry in new.items():
+            if old.get(key) != entry:
+                write_whole(self._data_file(key), _encode_data(entry))
+        wanted = {self._data_file(key) for key in new}
+        # by what lies there: entries of another node, or of a save that failed half-way, are in no memory
+        for path in (self._state / "data").glob("*.json"):
+            if path not in wanted:
+                remove_durably(path)
 
     def load_unsent_corrections(self) -> tuple[Correction, ...]:
         document = self._read(self._state / "drift.json")
         if document is None:
             return ()
         try:
+            _check_version(document)
             return tuple(Correction(str(c["type"]), str(c["detail"])) for c in document["corrections"])
-        except (KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError) as exc:
             move_aside(self._state / "drift.json", repr(exc))
             return ()
 
@@ -113,18 +120,21 @@ class SnapshotStore:
         return kept
 
     def _read(self, path: Path) -> Any:
-        raw = read_optional(path)
-        if raw is None:
-            return None
         try:
-            return json.loads(raw)
-        except (ValueError, RecursionError) as exc:
+            raw = read_optional(path)
+            return None if raw is None else json.loads(raw)
+        except (LocalStateError, ValueError, RecursionError) as exc:  # a cache is no reason not to start
             move_aside(path, str(exc))
             return None
 
     def _load_metadata(self) -> dict[str, str]:
         document = self._read(self._state / "metadata.json")
-        return {str(k): str(v) for k, v in document.items()} if isinstance(document, dict) else {}
+        if document is None:
+            return {}
+        if not isinstance(document, dict):
+            move_aside(self._state / "metadata.json", "not an object")
+            return {}
+        return {str(key): str(value) for key, value in document.items()}
 
     def _load_secret_refs(self) -> dict[str, int]:
         document = self._read(self._state / "secrets.json")
@@ -158,6 +168,11 @@ class SnapshotStore:
         if len(name) > 200:
             name = f"h-{hashlib.sha256(key.encode()).hexdigest()}"
         return self._state / "data" / f"{name}.json"
+
+
+def _check_version(document: dict[str, Any]) -> None:
+    if document["version"] != FORMAT_VERSION:
+        raise ValueError(f"version {document['version']} is not known")
 
 
 def _dump(document: object) -> bytes:
