@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -255,11 +255,14 @@ class _Connection:
     def __init__(self, head_seconds: float | None) -> None:
         self._head_seconds = head_seconds
         self._timeout = asyncio.timeout(CONNECT_SECONDS)
+        self._close_socket: Callable[[], Awaitable[None]] | None = None
         self._connected = False
         self.limit = self._limit()
 
     async def trace(self, event: str, info: Mapping[str, Any]) -> None:
         """Called by httpcore at each step. A CONNECT is still part of the way through a proxy."""
+        if event == "connection.connect_tcp.complete":
+            self._close_socket = info["return_value"].aclose
         if not event.endswith("send_request_headers.started") or info["request"].method == b"CONNECT":
             return
         self._connected = True
@@ -271,7 +274,13 @@ class _Connection:
     async def _limit(self) -> AsyncIterator[None]:
         try:
             async with self._timeout:
-                yield
+                try:
+                    yield
+                except BaseException:
+                    # httpcore forgets the socket when it is cancelled within the TLS handshake
+                    if self._close_socket is not None and not self._connected:
+                        await self._close_socket()
+                    raise
         except TimeoutError as exc:
             if not self._timeout.expired():
                 raise

@@ -61,9 +61,12 @@ def _proxy(api: str, context: ssl.SSLContext) -> httpx.Proxy | None:
     if scheme not in {"http", "https"}:
         raise ConfigError(f"{variable}: {scheme} proxies are not supported; name an http:// or https:// proxy")
     try:
-        return httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
-    except (httpx.InvalidURL, ValueError) as exc:
+        proxy = httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
+    except httpx.InvalidURL as exc:
         raise ConfigError(f"{variable} is not the URL of a proxy") from exc
+    if not proxy.url.host:
+        raise ConfigError(f"{variable} names no host")
+    return proxy
 
 
 def _is_loopback(host: str) -> bool:
