@@ -64,6 +64,8 @@ def run(loaded: Loaded) -> int:
     config = loaded.config
     host.prepare_process()
     logging.set_up(config.log_level, config.log_format)
+    if loaded.path is None:
+        log.info("no configuration file, using environment and defaults")
     for warning in loaded.warnings:
         log.warning("configuration warning", detail=warning)
     directory = DataDirectory(config.data_dir)

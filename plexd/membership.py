@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from plexd import log as logging
@@ -27,7 +27,7 @@ from plexd.mesh.address import format_ip
 from plexd.store.files import DataDirectory, DirectoryLocked
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
 from plexd.store.snapshot import SnapshotStore
-from plexd.store.token import BootstrapToken, check_token
+from plexd.store.token import BootstrapToken, NoToken, check_token, find_token
 
 log = get_logger("membership")
 
@@ -51,31 +51,42 @@ class Left:
     purged: bool
 
 
-def join(loaded: Loaded, *, token_text: str | None, force: bool) -> Joined:
-    """Register and end. `token_text` is a token read from standard input.
+def join(loaded: Loaded, *, token_text: str | None, ask: Callable[[], str] | None, force: bool) -> Joined:
+    """Register and end. `token_text` is a token read from standard input; `ask` gets one when no source has any.
 
     Raises Refused when a daemon runs or the registration fails, other FatalErrors as the daemon does.
     """
-    config = loaded.config
-    logging.set_up(config.log_level, config.log_format)
+    config = _set_up(loaded)
     token = BootstrapToken(check_token(token_text, "the token on standard input")) if token_text is not None else None
     try:
         directory = DataDirectory(config.data_dir)
     except DirectoryLocked as exc:
         raise Refused(str(exc)) from exc
     try:
-        return asyncio.run(_join(config, directory, token, force=force))
+        return asyncio.run(_join(config, directory, token, ask, force=force))
     finally:
         directory.close()
 
 
-async def _join(config: Config, directory: DataDirectory, token: BootstrapToken | None, *, force: bool) -> Joined:
+async def _join(
+    config: Config,
+    directory: DataDirectory,
+    token: BootstrapToken | None,
+    ask: Callable[[], str] | None,
+    *,
+    force: bool,
+) -> Joined:
     identities = IdentityStore(directory)
     if force:
         identities.replace_aside(f".replaced-{int(time.time())}")
     known = None if force else _known_identity(identities)
     if known is not None:
         return Joined(known.node_id, format_ip(known.mesh_ip), already_registered=True)
+    if token is None and ask is not None:
+        try:
+            token = find_token(config.token.value, config.token.file, config.token.env, os.environ)
+        except NoToken:
+            token = BootstrapToken(check_token(ask(), "what was typed"))
     control = make_control_plane(config)
     try:
         identity = await load_or_register(
@@ -88,16 +99,14 @@ async def _join(config: Config, directory: DataDirectory, token: BootstrapToken 
 
 def down(loaded: Loaded) -> list[str]:
     """Take the mesh down; the names of what was removed. Raises PrivilegeError, or Refused beside a daemon."""
-    config = loaded.config
-    logging.set_up(config.log_level, config.log_format)
+    config = _set_up(loaded)
     with _stopped_daemon(config) as directory:
         return asyncio.run(_tear_down(config, _known_identity(IdentityStore(directory))))
 
 
 def deregister(loaded: Loaded, *, purge: bool, force: bool) -> Left:
     """Give the node's place up. Raises Refused when the control plane does not take it and `force` is not given."""
-    config = loaded.config
-    logging.set_up(config.log_level, config.log_format)
+    config = _set_up(loaded)
     if purge and (reason := data_dir_is_purgeable(config.data_dir)) is not None:
         raise Refused(f"data_dir {config.data_dir} is not purged: {reason}")
     with _stopped_daemon(config) as directory:
@@ -113,6 +122,13 @@ def deregister(loaded: Loaded, *, purge: bool, force: bool) -> Left:
         elif identity is not None:
             identities.retire(".deregistered")
     return Left(identity.node_id if identity is not None else "", purged=purge)
+
+
+def _set_up(loaded: Loaded) -> Config:
+    logging.set_up(loaded.config.log_level, loaded.config.log_format)
+    for warning in loaded.warnings:
+        log.warning("configuration warning", detail=warning)
+    return loaded.config
 
 
 @contextlib.contextmanager

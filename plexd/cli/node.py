@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import signal
@@ -29,7 +30,8 @@ def join(args: argparse.Namespace) -> int:
     loaded = load(vars(args), os.environ, command="join")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either signal ends the attempt
     token = _token_from_stdin() if args.token_stdin else None
-    joined = _as_command(lambda: membership.join(loaded, token_text=token, force=args.force))
+    ask = _ask_for_token if sys.stdin.isatty() and sys.stderr.isatty() else None
+    joined = _as_command(lambda: membership.join(loaded, token_text=token, ask=ask, force=args.force))
     if joined.already_registered:
         print("already registered", file=sys.stderr)
     _answer(args, asdict(joined), f"node_id: {joined.node_id}", f"mesh_ip: {joined.mesh_ip}")
@@ -70,6 +72,10 @@ def _check_purge(args: argparse.Namespace, loaded: Loaded) -> None:
 def _token_from_stdin() -> str | None:
     # one byte more than a token may have shows that there is more; an empty source is no source
     return sys.stdin.buffer.read(MAX_TOKEN_BYTES + 1).decode("utf-8", "replace").strip() or None
+
+
+def _ask_for_token() -> str:
+    return getpass.getpass("Bootstrap token: ", stream=sys.stderr)
 
 
 def _as_command(work: Callable[[], T]) -> T:

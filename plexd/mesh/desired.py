@@ -106,7 +106,7 @@ class Desired:
     metadata: Mapping[str, str] = field(default_factory=_no_entries)
     data: Mapping[str, DataEntry] = field(default_factory=_no_entries)
     secret_refs: Mapping[str, int] = field(default_factory=_no_entries)
-    configs: Mapping[str, str] = field(default_factory=_no_entries)  # `*_config` as JSON text
+    configs: Mapping[str, str] = field(default_factory=_no_entries, repr=False)  # `*_config` as JSON, keys in clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +120,4 @@ class FullState:
     metadata: Mapping[str, str]
     data: Mapping[str, DataEntry]
     secret_refs: Mapping[str, int]
-    configs: Mapping[str, str]  # absent ones are missing; withdrawn if they were present before
+    configs: Mapping[str, str] = field(repr=False)  # absent ones are missing; withdrawn if they were present before

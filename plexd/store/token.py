@@ -18,6 +18,10 @@ log = get_logger("registration")
 MAX_TOKEN_BYTES = 512
 
 
+class NoToken(RegistrationRefused):
+    """No source has a token."""
+
+
 @dataclass(frozen=True, slots=True)
 class BootstrapToken:
     """`file` is where it was read from, to be removed once it is used up; None for the other sources."""
@@ -29,7 +33,7 @@ class BootstrapToken:
 def find_token(value: SecretStr | None, file: Path, variable: str, environ: MutableMapping[str, str]) -> BootstrapToken:
     """The first source that has one. The variable is removed from `environ`, so that no child sees it.
 
-    Raises RegistrationRefused when no source has a token, a source cannot be read, or what it holds is no token.
+    Raises NoToken, or RegistrationRefused when a source cannot be read or what it holds is no token.
     """
     from_environment = environ.pop(variable, "")
     if value is not None and (text := value.get_secret_value().strip()):
@@ -38,7 +42,7 @@ def find_token(value: SecretStr | None, file: Path, variable: str, environ: Muta
         return BootstrapToken(check_token(text, f"the token in {file}"), file)
     if text := from_environment.strip():
         return BootstrapToken(check_token(text, f"the token in {variable}"))
-    raise RegistrationRefused(
+    raise NoToken(
         f"no bootstrap token: looked at token.value, the file {file} and the variable {variable}; "
         f"get a token from the control plane and put it into {file}"
     )

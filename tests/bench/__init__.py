@@ -1,0 +1,1 @@
+"""Figures, printed and never asserted: `make bench`. What is compared runs in one go, in turns."""
