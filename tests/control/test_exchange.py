@@ -89,6 +89,15 @@ def test_bootstrap_token_goes_to_registration_only() -> None:
     run_against(answer(201, REGISTERED), test)
 
 
+def test_refused_token_says_nothing_about_the_node_key() -> None:
+    async def test(client: Client, server: RawServer) -> None:
+        with pytest.raises(errors.Unauthenticated):
+            await client.plane.register(REGISTRATION, retry_for=0)
+        assert client.refused == []
+
+    run_against(answer(401), test)
+
+
 @pytest.mark.parametrize("token", ["", " x", "x ", "a\r\nX: y", "tök", "x" * 513, "a\tb"])
 def test_token_that_fits_no_header_is_not_sent(token: str) -> None:
     async def test(client: Client, server: RawServer) -> None:
