@@ -1,0 +1,90 @@
+"""Delays are what the tables of the contract say, with the chances taken out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plexd.backoff import Backoff, FullJitter, Uniform
+
+
+def lowest(low: float, high: float) -> float:
+    return low
+
+
+def highest(low: float, high: float) -> float:
+    return high
+
+
+def middle(low: float, high: float) -> float:
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"),
+    [
+        (middle, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (lowest, [0.75, 1.5, 3, 6, 12, 24, 45, 45]),
+        (highest, [1.25, 2.5, 5, 10, 20, 40, 75, 75]),
+    ],
+)
+def test_delay_doubles_up_to_the_cap_and_is_spread_by_a_quarter(uniform: Uniform, expected: list[float]) -> None:
+    backoff = Backoff(1.0, 60.0, uniform)
+    assert [backoff.next() for _ in expected] == expected
+
+
+def test_first_delay_comes_again_after_a_reset() -> None:
+    backoff = Backoff(5.0, 60.0, middle)
+    assert [backoff.next(), backoff.next()] == [5, 10]
+    backoff.reset()
+    assert backoff.next() == 5
+
+
+def test_looking_at_the_next_delay_does_not_use_it_up() -> None:
+    backoff = Backoff(5.0, 60.0, highest)
+    assert (backoff.peek(), backoff.peek(), backoff.next(), backoff.peek()) == (5, 5, 6.25, 10)
+
+
+def test_base_above_the_cap_is_capped() -> None:
+    assert Backoff(90.0, 60.0, middle).next() == 60
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"),
+    [
+        (highest, [2, 4, 8, 16, 32, 60, 60]),
+        (middle, [1, 2, 4, 8, 16, 30, 30]),
+        (lowest, [0.05] * 7),
+    ],
+)
+def test_reconnection_is_random_from_nothing_to_a_doubling_limit(uniform: Uniform, expected: list[float]) -> None:
+    jitter = FullJitter(1.0, 60.0, uniform)
+    assert [jitter.next() for _ in expected] == expected
+
+
+def test_server_may_change_the_base_of_reconnection() -> None:
+    jitter = FullJitter(1.0, 60.0, highest)
+    jitter.next()
+    jitter.base = 0.1
+    assert jitter.next() == pytest.approx(0.4)
+    jitter.reset()
+    assert jitter.next() == pytest.approx(0.2)
+
+
+@given(st.integers(0, 200), st.integers())
+def test_delays_stay_within_bounds_for_ever(failures: int, seed: int) -> None:
+    uniform = random.Random(seed).uniform
+    backoff, jitter = Backoff(1.0, 60.0, uniform), FullJitter(1.0, 60.0, uniform)
+    for _ in range(failures):
+        assert 0.75 <= backoff.next() <= 75
+        assert 0.05 <= jitter.next() <= 60
+
+
+def test_a_fleet_does_not_come_back_in_one_burst() -> None:
+    """1000 nodes that lost the stream together: no tenth of the first window sees more than 15 % of them."""
+    chance = random.Random(7)
+    delays = [FullJitter(1.0, 60.0, chance.uniform).next() for _ in range(1000)]
+    assert max(sum(low <= delay < low + 0.2 for delay in delays) for low in (n / 5 for n in range(10))) < 150
