@@ -97,13 +97,15 @@ class Listener:
         self._request_pull = request_pull
         self._health = health
         self._now = now
+        self._uniform = uniform
         self._jitter = FullJitter(base=1.0, cap=JITTER_CAP_SECONDS, uniform=uniform)
         self._queue = _Queue()
         self._last_event_id: str | None = None
         self._stream: asyncio.Task[None] | None = None
         self._healthy_at = 0.0  # monotonic, the last healthy moment
         self._polling = False
-        self._missed_unverified = False
+        self._queued = self._handled = 0  # since the start
+        self._missed_behind: int | None = None  # how many were queued when an event could not be verified
         self._key_pull_at = float("-inf")
         self._connected_at = float("-inf")
         self._warned_minute = self._warned_count = 0
@@ -124,12 +126,26 @@ class Listener:
 
     async def _keep_connected(self) -> None:
         while True:
-            delay = await self._connect_once()
-            self._judge_polling()
+            await self._wait(await self._connect_once())
+
+    async def _wait(self, delay: float) -> None:
+        """The time before the next attempt. State is polled meanwhile, once the stream has failed for too long."""
+        loop = asyncio.get_running_loop()
+        attempt_at = loop.time() + delay
+        self._judge_polling()
+        if self._polling:
+            attempt_at = max(attempt_at, loop.time() + self.poll_interval)
+        while True:
             if self._polling:
-                delay = max(delay, self.poll_interval)
                 self._request_pull("polling")
-            await asyncio.sleep(delay)
+                wake_at = loop.time() + self.poll_interval
+            else:
+                wake_at = self._healthy_at + POLLING_AFTER_SECONDS
+            if attempt_at <= wake_at:
+                await asyncio.sleep(attempt_at - loop.time())
+                return
+            await asyncio.sleep(wake_at - loop.time())
+            self._judge_polling()
 
     async def _connect_once(self) -> float:
         """One connection, from the attempt to its end; the seconds to wait before the next."""
@@ -163,7 +179,7 @@ class Listener:
             )
             delay = self._jitter.next()
             if isinstance(exc, Transient) and exc.retry_after is not None:
-                delay = max(delay, exc.retry_after)
+                delay = max(delay, exc.retry_after * self._uniform(1.0, 1.25))
             return delay
         finally:
             self.connected.clear()
@@ -237,16 +253,20 @@ class Listener:
             verdict = await asyncio.to_thread(self._verifier.verify, item.data, now=now, monotonic=monotonic)
         if verdict.outcome is Outcome.VERIFIED:
             self._healthy()
-            await self._queue.put(verdict.envelope, item.id, len(item.data))
+            await self._put(verdict.envelope, item.id, len(item.data))
             return
         self._log_refused(verdict, monotonic)
         if verdict.outcome is Outcome.REPLAYED:
-            await self._queue.put(None, item.id, 0)  # moves Last-Event-ID in its turn
+            await self._put(None, item.id, 0)  # moves Last-Event-ID in its turn
         elif verdict.outcome is Outcome.BAD_SIGNATURE:
-            self._missed_unverified = True
+            self._missed_behind = self._queued
             if monotonic - self._key_pull_at >= KEY_PULL_SPACING_SECONDS:
                 self._key_pull_at = monotonic
                 self._request_pull("bad signature")
+
+    async def _put(self, event: Envelope | None, event_id: str | None, size: int) -> None:
+        self._queued += 1
+        await self._queue.put(event, event_id, size)
 
     def _log_refused(self, verdict: Verdict, monotonic: float) -> None:
         keys = {
@@ -277,8 +297,8 @@ class Listener:
     def _keys_changed(self) -> None:
         """What could not be verified with the old keys may verify with the new ones: have it replayed, once."""
         self._verifier.replace_keys(self._node.desired.signing_keys)
-        if self._missed_unverified and self._stream is not None:
-            self._missed_unverified = False
+        if self._missed_behind is not None and self._stream is not None:
+            self._missed_behind = None
             self._stream.cancel()
 
     # handling
@@ -290,7 +310,9 @@ class Listener:
                 await self._handle_one(event)
             if event_id is not None:
                 self._last_event_id = event_id or None
-            self._missed_unverified = False
+            self._handled += 1
+            if self._missed_behind is not None and self._handled > self._missed_behind:
+                self._missed_behind = None  # Last-Event-ID is past it: a replay would not bring it
 
     async def _handle_one(self, event: Envelope) -> None:
         try:
