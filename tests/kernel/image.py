@@ -62,6 +62,8 @@ mount -t sysfs sys /guest/sys
 mount -t cgroup2 cgroup2 /guest/sys/fs/cgroup
 mount -t devtmpfs dev /guest/dev
 mkdir -p /guest/dev/pts /guest/dev/shm
+ln -s /proc/self/fd /guest/dev/fd
+ln -s /proc/self/fd/0 /guest/dev/stdin
 mount -t devpts devpts /guest/dev/pts
 for directory in /dev/shm /tmp /run; do mount -t tmpfs -o mode=1777 tmpfs /guest$directory; done
 chmod 755 /guest/run
