@@ -17,6 +17,7 @@ from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
 from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
+from plexd.mesh.desired import Desired
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
 from plexd.mesh.plan import plan, plan_event
@@ -77,6 +78,7 @@ class Converger:
         self._now = now
         self._lock = asyncio.Lock()
         self._applied: Target | None = None
+        self._built: tuple[tuple[Desired, Settings, dict[str, Endpoint]], Target] | None = None
         self._warned: frozenset[tuple[str, str]] = frozenset()
 
     async def converge(self) -> PassResult:
@@ -144,9 +146,12 @@ class Converger:
         settings = self._settings(self._node.identity)
         if settings is None:
             return None
-        target = build_target(self._node.desired, settings, self.resolved)
-        self._warn(target.warnings)
-        return target
+        inputs = (self._node.desired, settings, dict(self.resolved))
+        # a pass that follows no change needs no new target: the snapshot is a value, so the same one says the same
+        if self._built is None or self._built[0][0] is not inputs[0] or self._built[0][1:] != inputs[1:]:
+            self._built = inputs, build_target(*inputs)
+            self._warn(self._built[1].warnings)
+        return self._built[1]
 
     def _moved(self, target: Target) -> frozenset[str]:
         """Peers whose endpoint candidate is news since the kernel was last brought in line."""

@@ -71,9 +71,10 @@ def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, En
     warnings: list[Warned] = []
     peers: dict[str, TargetPeer] = {}
     claimed: dict[Prefix, str] = {}
+    none = Candidates()
     for peer in desired.peers.values():
         allowed_ips = _claim(peer, claimed, warnings)
-        endpoint = _endpoint(peer, desired.candidates.get(peer.id, Candidates()).current, settings, resolved, warnings)
+        endpoint = _endpoint(peer, desired.candidates.get(peer.id, none).current, settings, resolved, warnings)
         peers[peer.id] = TargetPeer(peer.id, peer.public_key, peer.psk, endpoint, allowed_ips)
     routes = frozenset(_routes(peers.values(), settings, warnings))
     return Target(settings, peers, routes, desired.rejected, tuple(warnings))
