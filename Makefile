@@ -50,7 +50,7 @@ clean:  ## remove what make made here
 	rm -rf $(VENV) $(STAMPS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/ready: requirements.lock pyproject.toml | $(STAMPS)/apt-base
+$(VENV)/ready: requirements.lock | $(STAMPS)/apt-base
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock

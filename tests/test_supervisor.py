@@ -13,6 +13,13 @@ from plexd.supervisor import Supervisor
 from tests.virtual_time import run_virtual
 
 
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Hundreds of tracebacks on a terminal take longer than everything else here."""
+    with capture_logs():
+        yield
+
+
 class Scripted:
     """A service that does what it is told and notes when it was started."""
 

@@ -42,7 +42,7 @@ from plexd.mesh.keys import PublicKey
 from plexd.mesh.observed import MESH_ALIAS, Backend, Observed
 
 # a peer refused for one of these is no better off alone
-HOPELESS = {errno.ENODEV, errno.EPERM, errno.ENOENT, errno.ECONNREFUSED, errno.ETIMEDOUT}
+HOPELESS = {errno.ENODEV, errno.EPERM, errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
 REMOVED_AT_ONCE = 1000  # peers, at tear-down
 INSTALL = "install wireguard-go and provide /dev/net/tun, or run a kernel with WireGuard (Debian: linux-image-amd64)"
 
@@ -273,13 +273,13 @@ class Kernel:
         if code == errno.EADDRINUSE:
             port = f" {change.listen_port}" if isinstance(change, CreateLink | SetDevice) else ""
             return PortInUse(f"UDP port{port} is in use by another program: stop it or set mesh.listen_port")
-        if code is None or code in {errno.ETIMEDOUT, errno.EAGAIN}:  # only ours come without a number
+        if isinstance(exc, TimeoutError):
             return KernelError(f"could not {doing}: no answer within 5 s")
-        if code in {errno.ENODEV, errno.ENOENT, errno.ECONNREFUSED}:
+        if code in {errno.ENODEV, errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}:
             return KernelError(f"could not {doing}: {self.interface} is gone")
         if code == errno.EEXIST and isinstance(change, AddRoute):
             return KernelError(f"could not {doing}: another program has a route with this prefix and metric, remove it")
-        return KernelError(f"could not {doing}: {os.strerror(code)}")
+        return KernelError(f"could not {doing}: {exc.strerror}")
 
 
 def _kind(change: Change) -> str:

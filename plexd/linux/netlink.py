@@ -23,7 +23,7 @@ IN_FLIGHT = 128  # messages in one send: their error answers fit into the receiv
 SEND_BYTES = 1 << 15  # of messages in one send: far less than what a socket may have under way
 DUMP_TRIES = 3
 
-NETLINK_ROUTE, NETLINK_GENERIC = 0, 16
+NETLINK_ROUTE, NETLINK_GENERIC = 0, 16  # typeshed lacks the second
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK = 1, 4

@@ -1,6 +1,9 @@
-"""Links, addresses and routes over rtnetlink: single things through pyroute2, routes in bulk as packed messages.
+"""Links, addresses and routes over rtnetlink: looks and routes as packed messages, other changes through pyroute2.
 
-A socket is opened for each call: it costs 0.3 ms, and no call finds answers that an earlier one did not wait for.
+A look is taken at every pass and heartbeat, and routes come by the thousand; links and addresses change once in a
+long while, so pyroute2 is loaded when they first do. A socket is opened for each call: that costs next to nothing, and
+no call finds answers that an earlier one did not wait for.
+
 Everything raises OSError. Deleting what is absent succeeds, and so does adding what is there.
 """
 
@@ -12,19 +15,14 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from plexd.linux import routes
+from plexd.linux import links, routes
 from plexd.linux.netlink import NETLINK_ROUTE, TIMEOUT_SECONDS, NetlinkSocket
-from plexd.linux.pyroute import AsyncIPRoute, NetlinkError
-from plexd.mesh.address import Prefix, format_ip, parse_ip
+from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import AddRoute, RemoveRoute
-from plexd.mesh.observed import MESH_ALIAS, Backend, Link, Route
-
-IFF_UP = 1
-SCOPE_LINK = 253
-BACKENDS = {"wireguard": Backend.KERNEL, "tun": Backend.USERSPACE}
+from plexd.mesh.observed import MESH_ALIAS, Link, Route
 
 
 class Surroundings(NamedTuple):
@@ -43,27 +41,21 @@ class Network:
         self.writes = 0
 
     async def observe(self, name: str) -> Surroundings:
-        async with _pyroute() as ipr:
-            link = await _link(ipr, name)
-            addresses = await _addresses(ipr, link.ifindex) if link is not None else frozenset()
-            table = await asyncio.to_thread(_route_table, link.ifindex if link is not None else None)
-            return Surroundings(link, addresses, table.ours, await _underlay_mtu(ipr, table.defaults))
+        return await asyncio.to_thread(_observe, name)
 
     async def link(self, name: str) -> Link | None:
-        async with _pyroute() as ipr:
-            return await _link(ipr, name)
+        return await asyncio.to_thread(_link, name)
 
     async def create_wireguard_link(self, name: str) -> None:
         """EOPNOTSUPP when the kernel has no WireGuard, EEXIST when there is a link of that name."""
         await self._set("add", ifname=name, kind="wireguard")
 
     async def delete_link(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                await self._set("del", index=_index(name))
-            except OSError as exc:
-                if exc.errno != errno.ENODEV:
-                    raise
+        try:
+            await self._set("del", index=_index(name))
+        except OSError as exc:
+            if exc.errno != errno.ENODEV:
+                raise
 
     async def set_alias(self, name: str) -> None:
         await self._set("set", index=_index(name), ifalias=MESH_ALIAS)
@@ -87,17 +79,16 @@ class Network:
 
     async def _address(self, command: str, name: str, address: Prefix, done_already: int) -> None:
         self.writes += 1
-        async with _pyroute() as ipr:
-            try:
+        try:
+            async with _pyroute() as ipr:
                 await ipr.addr(command, index=_index(name), address=format_ip(address.packed), prefixlen=address.length)
-            except NetlinkError as exc:
-                if exc.code != done_already:
-                    raise
+        except OSError as exc:
+            if exc.errno != done_already:
+                raise
 
     async def change_routes(self, name: str, changes: Sequence[AddRoute | RemoveRoute]) -> list[int]:
         """In order; for each 0 or the errno it was refused with, EEXIST when the route is somebody else's."""
-        ifindex = _index(name)
-        results, sent = await asyncio.to_thread(_change_routes, ifindex, changes)
+        results, sent = await asyncio.to_thread(_change_routes, _index(name), changes)
         self.writes += sent
         return results
 
@@ -105,6 +96,8 @@ class Network:
 @contextlib.asynccontextmanager
 async def _pyroute() -> AsyncIterator[Any]:
     """A pyroute2 socket whose errors are OSErrors; TimeoutError after 5 s."""
+    from plexd.linux.pyroute import AsyncIPRoute, NetlinkError  # noqa: PLC0415 - seldom needed: 7 MB and 65 ms
+
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS), AsyncIPRoute() as ipr:
             yield ipr
@@ -114,58 +107,64 @@ async def _pyroute() -> AsyncIterator[Any]:
 
 def _index(name: str) -> int:
     """Asked for anew at each use: a link made anew has another one. ENODEV without such a link."""
-    return socket.if_nametoindex(name)
-
-
-async def _link(ipr: Any, name: str) -> Link | None:
     try:
-        (link,) = await ipr.link("get", ifname=name)
-    except NetlinkError as exc:
-        if exc.code == errno.ENODEV:
+        return socket.if_nametoindex(name)
+    except OSError as exc:  # which comes without a number
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from exc
+
+
+# in threads
+
+
+@contextlib.contextmanager
+def _carrier() -> Iterator[NetlinkSocket]:
+    """A socket whose answers are understood, or EPROTO."""
+    try:
+        with NetlinkSocket(NETLINK_ROUTE) as carrier:
+            yield carrier
+    except (ValueError, struct.error) as exc:
+        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
+
+
+def _observe(name: str) -> Surroundings:
+    with _carrier() as carrier:
+        link = _get_link(carrier, name)
+        ifindex = link.ifindex if link is not None else None
+        addresses = (
+            links.read_addresses(carrier.dump(links.dump_addresses()), link.ifindex)
+            if link is not None
+            else frozenset[Prefix]()
+        )
+        table = routes.read_dump(carrier.dump(routes.dump_request()), ifindex)
+        return Surroundings(link, addresses, table.ours, _underlay_mtu(carrier, table.defaults))
+
+
+def _link(name: str) -> Link | None:
+    with _carrier() as carrier:
+        return _get_link(carrier, name)
+
+
+def _get_link(carrier: NetlinkSocket, name: str) -> Link | None:
+    try:
+        (payload,) = carrier.get(links.get_link(name))
+    except OSError as exc:
+        if exc.errno == errno.ENODEV:
             return None
         raise
-    info = link.get("linkinfo")
-    kind = info.get("kind") if info else ""
-    return Link(
-        name,
-        link["index"],
-        BACKENDS.get(kind),
-        link.get("ifalias") or "",
-        link.get("mtu"),
-        bool(link["flags"] & IFF_UP),
-    )
+    return links.read_link(payload)
 
 
-async def _addresses(ipr: Any, ifindex: int) -> frozenset[Prefix]:
-    found = [address async for address in await ipr.addr("dump", index=ifindex)]
-    return frozenset(
-        # IFA_ADDRESS is the other end on a point-to-point link, IFA_LOCAL ours
-        Prefix(parse_ip(address.get("local") or address.get("address")), address["prefixlen"])
-        for address in found
-        if address["index"] == ifindex and address["scope"] < SCOPE_LINK
-    )
-
-
-async def _underlay_mtu(ipr: Any, defaults: Iterable[routes.DefaultRoute]) -> int | None:
+def _underlay_mtu(carrier: NetlinkSocket, defaults: Iterable[routes.DefaultRoute]) -> int | None:
     mtus: list[int] = []
     for route in routes.preferred(defaults):
         if route.mtu:
             mtus.append(route.mtu)
             continue
         for ifindex in route.ifindexes:
-            with contextlib.suppress(NetlinkError):  # the link may be gone since
-                (link,) = await ipr.link("get", index=ifindex)
-                mtus.append(link.get("mtu"))
+            with contextlib.suppress(OSError):  # the link may be gone since
+                (payload,) = carrier.get(links.get_link_at(ifindex))
+                mtus.append(links.read_link(payload).mtu)
     return min(mtus, default=None)
-
-
-def _route_table(ifindex: int | None) -> routes.RouteTable:
-    with NetlinkSocket(NETLINK_ROUTE) as carrier:
-        payloads = carrier.dump(routes.dump_request())
-    try:
-        return routes.read_dump(payloads, ifindex)
-    except (ValueError, struct.error) as exc:
-        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
 
 
 def _change_routes(ifindex: int, changes: Sequence[AddRoute | RemoveRoute]) -> tuple[list[int], int]:
@@ -176,7 +175,7 @@ def _change_routes(ifindex: int, changes: Sequence[AddRoute | RemoveRoute]) -> t
         else routes.remove_request(change.route, ifindex)
         for change in changes
     ]
-    with NetlinkSocket(NETLINK_ROUTE) as carrier:
+    with _carrier() as carrier:
         results = carrier.send(requests)
         taken = [i for i, code in enumerate(results) if code == errno.EEXIST]
         replaced = _replace_ours(carrier, ifindex, changes, taken, results)

@@ -66,8 +66,9 @@ class Heartbeat:
 
     async def run(self) -> None:
         while True:
-            delay = await self._one(confirming=self._node.suspected.is_set())
-            if not self._node.accepted.is_set():
+            confirming = self._node.suspected.is_set()
+            delay = await self._one(confirming=confirming)
+            if confirming and self._node.suspected.is_set():  # refused, or nothing was learnt
                 await asyncio.sleep(delay)
             elif await set_within(self._node.suspected, delay):
                 # a suspicion cuts an ordinary wait short; the confirming beat follows after a moment
@@ -75,7 +76,7 @@ class Heartbeat:
 
     async def _one(self, *, confirming: bool) -> float:
         """Send one; the seconds to wait before the next."""
-        delay = self.interval * self._uniform(0.9, 1.1)
+        delay = self.interval * self._uniform(0.9, 1.1) if self._node.accepted.is_set() else self._probe_seconds
         key = self._node.identity.private_key
         try:
             hints = await self._beat(min(LIMIT_SECONDS, self.interval))
@@ -88,7 +89,7 @@ class Heartbeat:
         except (ControlError, WireError) as exc:
             self._log_failure(exc)
             if isinstance(exc, Transient) and exc.retry_after is not None:
-                delay = max(delay, exc.retry_after)
+                delay = max(delay, exc.retry_after * self._uniform(1.0, 1.25))
             return delay
         self._failures = self._not_found = 0
         self._probe_seconds = PROBE_FIRST_SECONDS

@@ -96,11 +96,12 @@ class Reconcile:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        started_at = loop.time()
+        started_at = timer_at = loop.time()
         self._pull_wanted = True
         while True:
             self._wanted.clear()
             started = loop.time()
+            is_pass = not self._pull_wanted
             failed = await self._cycle()
             self.first_cycle_done.set()
             if self.last_pull_succeeded is not None or loop.time() - started_at > STALE_INTERVALS * self.interval:
@@ -109,11 +110,15 @@ class Reconcile:
                     Condition.STATE_STALE, age > STALE_INTERVALS * self.interval, f"last fetched {age:.0f} s ago"
                 )
             if failed:
-                delay = self._retry.next()
+                timer_at = loop.time() + self._retry.next()
             else:
                 self._retry.reset()
-                delay = self.interval * self._uniform(0.9, 1.1)
-            if not await set_within(self._wanted, delay):
+                if not is_pass or timer_at <= loop.time():  # passes in between must not put the pull off for ever
+                    timer_at = loop.time() + self.interval * self._uniform(0.9, 1.1)
+            wake_at = timer_at
+            if self._pull_wanted and self._no_pull_before > loop.time():
+                wake_at = min(timer_at, self._no_pull_before)
+            if not await set_within(self._wanted, max(0.0, wake_at - loop.time())):
                 self._pull_wanted = True  # the timer pulls, requests say themselves
             await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
 
@@ -145,27 +150,29 @@ class Reconcile:
     async def _pull(self) -> tuple[Correction, ...]:
         """Replace the desired snapshot; a failure leaves the last one in force, which the pass then repairs against."""
         loop = asyncio.get_running_loop()
-        before = self._node.desired
         try:
             for fetch in range(1, MAX_FETCHES + 1):
-                generation = self._node.generation
+                # taken anew each time: what an event changed meanwhile is no drift
+                generation, before = self._node.generation, self._node.desired
                 state = await self._control.fetch_state()
                 if self._node.generation == generation or fetch == MAX_FETCHES:
+                    await self._save_new_signing_keys(state)  # here, because events may come in meanwhile
+                if self._node.generation == generation:
                     break
-                before = self._node.desired  # what an event changed meanwhile is no drift
         except (ControlError, WireError) as exc:
             if isinstance(exc, Transient) and exc.retry_after is not None:
-                self._no_pull_before = loop.time() + exc.retry_after
-                self._pull_wanted = True
+                self._no_pull_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
             self._log_failure(exc)
             return ()
         self._reported_failure = None
-        if state.signing_keys is not None and state.signing_keys != self._node.desired.signing_keys:
-            await self._save_signing_keys(state.signing_keys)
         self._node.replace(state, self._now())
         self.last_pull_succeeded = loop.time()
         log.debug("state fetched", peers=len(self._node.desired.peers))
         return snapshot_corrections(before, self._node.desired)
+
+    async def _save_new_signing_keys(self, state: FullState) -> None:
+        if state.signing_keys is not None and state.signing_keys != self._node.desired.signing_keys:
+            await self._save_signing_keys(state.signing_keys)
 
     def _log_failure(self, exc: ControlError | WireError) -> None:
         """Each kind of failure is a warning once, then a debug line until something else happens."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from plexd.errors import ControlError
+from plexd.errors import ControlError, Unauthenticated
 from plexd.log import get_logger
 from plexd.node import Node
 
 log = get_logger("actions")
 
 MAX_WAITING = 1000
+REPEAT_SECONDS = 60.0  # after a 401, unless a heartbeat finds that it stands
 
 
 class ControlPlane(Protocol):
@@ -42,15 +43,24 @@ class Refusals:
         while True:
             kind, identifier = await self._waiting.get()
             await self._node.accepted.wait()
-            try:
-                if kind == "execution_id":
-                    await self._control.reject_execution(identifier, "actions_disabled")
-                else:
-                    await self._control.report_session_closed(identifier, "rejected: disabled")
-            except ControlError as exc:
-                log.warning("refusal not delivered", error=str(exc), **{kind: identifier})
+            while not await self._deliver(kind, identifier):
+                await asyncio.sleep(REPEAT_SECONDS)
+                await self._node.accepted.wait()
+
+    async def _deliver(self, kind: str, identifier: str) -> bool:
+        """Whether that is done with, delivered or not."""
+        try:
+            if kind == "execution_id":
+                await self._control.reject_execution(identifier, "actions_disabled")
             else:
-                log.info("request refused", reason="this node does not offer it", **{kind: identifier})
+                await self._control.report_session_closed(identifier, "rejected: disabled")
+        except Unauthenticated:
+            return False
+        except ControlError as exc:
+            log.warning("refusal not delivered", error=str(exc), **{kind: identifier})
+        else:
+            log.info("request refused", reason="this node does not offer it", **{kind: identifier})
+        return True
 
     def _put(self, kind: str, identifier: str) -> None:
         try:

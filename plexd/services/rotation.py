@@ -81,7 +81,9 @@ class Rotation:
         try:
             updated = await self._control.rotate_key(key.public())
         except Unauthenticated:
-            return False  # goes on with the same key once the identity is accepted again
+            # goes on with the same key; a heartbeat finds out meanwhile whether the identity is refused
+            await asyncio.sleep(REPEAT_SECONDS)
+            return False
         except WireError as exc:
             log.warning("answer to key rotation not usable", error=str(exc))
             await asyncio.sleep(REPEAT_SECONDS)

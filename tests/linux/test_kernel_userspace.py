@@ -19,7 +19,19 @@ import pytest
 from plexd.errors import BackendUnavailable, ForeignLink, NotPermitted, PortInUse
 from plexd.linux.kernel import Kernel
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
-from plexd.mesh.changes import AddRoute, Change, CreateLink, Outcome, PutPeer, RemovePeer, SetUp
+from plexd.mesh.changes import (
+    AddAddress,
+    AddRoute,
+    Change,
+    CreateLink,
+    DeleteLink,
+    Outcome,
+    PutPeer,
+    RemoveAddress,
+    RemovePeer,
+    RemoveRoute,
+    SetUp,
+)
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Observed, Route
 from plexd.mesh.plan import plan
@@ -540,6 +552,53 @@ def test_one_refused_peer_does_not_keep_the_others_out(namespace: str, interface
 
     asyncio.run(scenario())
     assert {str(changes[0].public_key), str(changes[2].public_key)} <= wg_dump(interface).keys()
+
+
+def test_changes_to_a_link_that_is_gone_say_so_and_deleting_it_succeeds(namespace: str, interface: str) -> None:
+    known = peer(1)
+    route = Route(known.allowed_ips[0], None, ROUTE_METRIC)
+
+    async def scenario() -> None:
+        door = kernel(interface)
+        changes = [
+            SetUp(),
+            DeleteLink("test"),
+            AddAddress(Prefix.parse("10.99.0.1")),
+            RemovePeer("n_1", known.public_key),
+            RemovePeer("n_2", known.public_key),
+            AddRoute(route),
+            RemoveRoute(route),
+        ]
+        outcomes = await door.apply(changes)
+        assert [outcome.error for outcome in outcomes] == [
+            f"could not bring the interface up: {interface} is gone",
+            None,
+            f"could not add address 10.99.0.1/32: {interface} is gone",
+            f"could not remove peer n_1: {interface} is gone",
+            f"could not remove peer n_2: {interface} is gone",
+            f"could not add route 10.99.1.1/32: {interface} is gone",
+            f"could not remove route 10.99.1.1/32: {interface} is gone",
+        ]
+        await door.close()
+
+    asyncio.run(scenario())
+
+
+def test_everything_may_be_done_twice(namespace: str, interface: str) -> None:
+    own = settings(interface)
+    known = peer(1)
+    address = Prefix.parse("10.77.0.1")
+    route = Route(known.allowed_ips[0], own.mesh_ip, ROUTE_METRIC)
+
+    async def scenario() -> None:
+        door = kernel(interface)
+        await converge(door, target(own))
+        for change in (AddAddress(address), AddRoute(route), RemoveRoute(route), RemoveAddress(address), SetUp()):
+            for _ in range(2):
+                assert await door.apply([change]) == [Outcome(change)]
+        await door.close()
+
+    asyncio.run(scenario())
 
 
 def test_endpoint_alone_leaves_psk_and_allowed_ips(namespace: str, interface: str) -> None:

@@ -67,20 +67,26 @@ peers = st.builds(Peer, ids, keys, mesh_ips, endpoints, prefixes, psks)
 data = st.lists(st.builds(entry, st.sampled_from("abc"), st.integers(1, 3), st.sampled_from(["1", "2"]))).map(
     lambda entries: {entry.key: entry for entry in entries}
 )
+
+
+@st.composite
+def rotations(draw: st.DrawFn) -> PeerKeyRotated:
+    """Any choice of members; with a mesh address they describe a whole peer."""
+    peer_id, key, psk = draw(ids), draw(keys), draw(st.none() | psks)
+    endpoint, allowed_ips, mesh_ip = draw(st.none() | endpoints), draw(st.none() | prefixes), draw(st.none() | mesh_ips)
+    complete = None
+    if mesh_ip is not None:
+        host = Prefix.host(mesh_ip)
+        allowed_ips = (host, *(prefix for prefix in allowed_ips if prefix != host)) if allowed_ips else None
+        complete = Peer(peer_id, key, mesh_ip, endpoint or "", allowed_ips or (host,), psk or NO_PRESHARED_KEY)
+    return PeerKeyRotated(peer_id, key, psk, mesh_ip, endpoint, allowed_ips, complete)
+
+
 signing_keys = st.builds(SigningKeys, st.sampled_from((OLD, NEW)))
 foldables: st.SearchStrategy[Foldable] = st.one_of(
     st.builds(PeerAdded, peers),
     st.builds(PeerRemoved, ids),
-    st.builds(
-        PeerKeyRotated,
-        ids,
-        keys,
-        psk=st.none() | psks,
-        mesh_ip=st.none() | mesh_ips,
-        endpoint=st.none() | endpoints,
-        allowed_ips=st.none() | prefixes,
-        complete=st.none() | peers,
-    ),
+    rotations(),
     st.builds(EndpointOffered, ids, endpoints, st.sampled_from((E, R))),
     st.builds(SigningKeysRotated, signing_keys),
     st.builds(SigningKeyReplaced, st.sampled_from((OLD, NEW)), st.just(100.0)),
