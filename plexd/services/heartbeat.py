@@ -76,7 +76,8 @@ class Heartbeat:
 
     async def _one(self, *, confirming: bool) -> float:
         """Send one; the seconds to wait before the next."""
-        delay = self.interval * self._uniform(0.9, 1.1) if self._node.accepted.is_set() else self._probe_seconds
+        tick = self.interval * self._uniform(0.9, 1.1)
+        delay = tick if self._node.accepted.is_set() else self._probe_seconds
         key = self._node.identity.private_key
         try:
             hints = await self._beat(min(LIMIT_SECONDS, self.interval))
@@ -101,7 +102,7 @@ class Heartbeat:
             self._request_rotation("heartbeat")
         if hints.reconcile:
             self._request_reconcile("heartbeat")
-        return delay
+        return tick
 
     def _refused(self, confirming: bool) -> float:
         if self._node.accepted.is_set() and not confirming:
