@@ -73,20 +73,28 @@ class FakeKernel:
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         if self.failure is not None:
             raise self.failure
-        outcomes = []
+        outcomes: list[Outcome] = []
+        created: int | None = None
         for change in changes:
             self.netlink_writes += 1
             error = self.refuse(change) or self._take(change)
+            outcomes.append(_outcome(change, error))
             if error is None:
                 self.applied.append(change)
-            outcomes.append(Outcome(change, error))
+            if isinstance(change, CreateLink):
+                created = len(outcomes) - 1
+            if error is not None and created is not None and isinstance(change, CreateLink | SetUp):
+                if isinstance(change, SetUp):
+                    self._forget_link()
+                outcomes[created] = _outcome(changes[created], error)
+                return outcomes + [_outcome(skipped, error) for skipped in changes[len(outcomes) :]]
         return outcomes
 
-    async def tear_down(self, own_public: PublicKey) -> list[str]:
-        if self.link is not None and not self._is_ours(own_public):
-            return [f"{self._interface} is not ours"]
+    async def tear_down(self, own_public: PublicKey | None) -> list[str]:
+        if self.link is None or not self._is_ours(own_public):
+            return []
         self._forget_link()
-        return []
+        return [self._interface]
 
     async def close(self) -> None:
         pass
@@ -99,9 +107,13 @@ class FakeKernel:
             self.link, device, frozenset(self.addresses), frozenset(self.routes.values()), self.underlay_mtu
         )
 
-    # damage by hand; what the kernel announces wakes the agent, WireGuard announces nothing
+    # damage by hand
 
     def delete_link(self) -> None:
+        self._forget_link()
+
+    def kill_program(self) -> None:
+        """A userspace WireGuard dies: its TUN goes with it, and the agent hears of it."""
         self._forget_link()
         self.damaged.set()
 
@@ -111,7 +123,6 @@ class FakeKernel:
         self.link = Link(self._interface, self._ifindex, backend, alias, 1500, False)
         self.private_key = private_key
         self.answers = backend is not None
-        self.damaged.set()
 
     def stop_answering(self) -> None:
         """The link stands, but no WireGuard speaks for it."""
@@ -130,7 +141,6 @@ class FakeKernel:
             if not up:
                 self.routes.clear()
                 self._drop_ipv6()
-        self.damaged.set()
 
     def set_device(
         self, *, private_key: PrivateKey | None = None, listen_port: int | None = None, fwmark: int | None = None
@@ -147,21 +157,17 @@ class FakeKernel:
         if self._too_small_for(address):
             raise ValueError("IPv6 needs an MTU of 1280")
         self.addresses.add(address)
-        self.damaged.set()
 
     def remove_address(self, address: Prefix) -> None:
         self._drop_address(address)
-        self.damaged.set()
 
     def add_route(self, route: Route) -> None:
         """Raises ValueError where the kernel refuses people too."""
         if error := self._put_route(route):
             raise ValueError(error)
-        self.damaged.set()
 
     def remove_route(self, route: Route) -> None:
         self.routes.pop((route.prefix, route.metric), None)
-        self.damaged.set()
 
     def put_peer(self, peer: DevicePeer) -> None:
         """`wg set … peer`: add it, or replace it whole."""
@@ -304,10 +310,10 @@ class FakeKernel:
         self.addresses = set()
         self.routes = {}
 
-    def _is_ours(self, own_public: PublicKey) -> bool:
+    def _is_ours(self, own_public: PublicKey | None) -> bool:
         assert self.link is not None
         return self.link.alias == MESH_ALIAS or (
-            self.private_key is not None and self.private_key.public() == own_public
+            own_public is not None and self.private_key is not None and self.private_key.public() == own_public
         )
 
     def __str__(self) -> str:
@@ -337,6 +343,10 @@ class FakeKernel:
             source = f" src {format_ip(route.source)}" if route.source is not None else ""
             lines.append(f"{route.prefix} dev {self._interface} proto 112 scope link{source} metric {route.metric}")
         return "\n".join(lines)
+
+
+def _outcome(change: Change, error: str | None) -> Outcome:
+    return Outcome(change) if error is None else Outcome(change, error, KernelError(error))
 
 
 def _family(packed: bytes) -> str:

@@ -164,20 +164,26 @@ def test_whole_calls_can_fail() -> None:
         apply(kernel, SetUp())
 
 
-def test_link_address_and_route_damage_is_announced_and_peer_damage_is_not() -> None:
+def test_death_of_a_userspace_program_takes_the_link_and_is_announced() -> None:
     kernel = ready_kernel(put(ALICE, "10.100.3.0/24"), AddRoute(ROUTE))
     kernel.remove_peer(ALICE)
+    kernel.remove_route(ROUTE)
+    kernel.set_link(mtu=9000)
     assert not kernel.damaged.is_set()
-    damages: tuple[Callable[[], None], ...] = (
-        lambda: kernel.remove_route(ROUTE),
-        lambda: kernel.add_address(NET),
-        lambda: kernel.set_link(mtu=9000),
-        kernel.delete_link,
-    )
-    for damage in damages:
-        damage()
-        assert kernel.damaged.is_set()
-        kernel.damaged.clear()
+    kernel.kill_program()
+    assert kernel.damaged.is_set()
+    assert kernel.state.link is None
+
+
+@pytest.mark.parametrize("kind", [CreateLink, SetUp])
+def test_half_built_interface_is_undone_and_the_rest_fails_with_the_same_error(kind: type) -> None:
+    kernel = FakeKernel()
+    kernel.refuse = lambda change: "port in use" if isinstance(change, kind) else None
+    outcomes = apply(kernel, CreateLink(OWN, 51820, 1420), AddAddress(OWN_ADDRESS), SetUp(), put(ALICE))
+    assert kernel.state.link is None
+    failed = [type(outcome.change) for outcome in outcomes if outcome.error == "port in use"]
+    assert failed == ([CreateLink, AddAddress, SetUp, PutPeer] if kind is CreateLink else [CreateLink, SetUp, PutPeer])
+    assert all(isinstance(outcome.cause, KernelError) is (outcome.error is not None) for outcome in outcomes)
 
 
 def test_counts_looks_and_writes() -> None:
@@ -191,7 +197,9 @@ def test_counts_looks_and_writes() -> None:
 def test_tear_down_removes_only_what_is_ours() -> None:
     kernel = ready_kernel(put(ALICE))
     kernel.set_link(alias="")
-    assert asyncio.run(kernel.tear_down(BOB)) == ["plexd0 is not ours"]
-    assert asyncio.run(kernel.tear_down(OWN.public())) == []
+    assert asyncio.run(kernel.tear_down(BOB)) == []
+    assert asyncio.run(kernel.tear_down(None)) == []
+    assert kernel.state.link is not None
+    assert asyncio.run(kernel.tear_down(OWN.public())) == ["plexd0"]
     assert asyncio.run(kernel.tear_down(OWN.public())) == []
     assert str(kernel) == "plexd0 does not exist"
