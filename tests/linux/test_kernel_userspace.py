@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from plexd.errors import BackendUnavailable, ForeignLink, NotPermitted, PortInUse
 from plexd.linux.kernel import Kernel
+from plexd.linux.wireguard import program
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import (
     AddAddress,
@@ -300,6 +302,7 @@ def test_process_outlives_an_agent_that_was_killed(namespace: str, interface: st
     agent = f"""
 import asyncio, sys, time
 from plexd.linux.kernel import Kernel
+from plexd.linux.wireguard import program
 from plexd.mesh.changes import CreateLink
 from plexd.mesh.keys import PrivateKey
 
@@ -490,14 +493,14 @@ def test_missing_program_is_said_with_what_to_install(namespace: str, interface:
 
 
 def test_program_that_ends_at_once_is_said(namespace: str, interface: str, tmp_path: Path) -> None:
-    program = tmp_path / "wireguard-broken"
-    program.write_text("#!/bin/sh\nexit 3\n")
-    program.chmod(0o755)
+    broken = tmp_path / "wireguard-broken"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
 
     async def scenario() -> None:
-        door = Kernel(interface, "userspace", str(program))
+        door = Kernel(interface, "userspace", str(broken))
         (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
-        assert outcome.error == f"{program} ended at its start (exit status 3)"
+        assert outcome.error == f"{broken} ended at its start (exit status 3)"
         await door.close()
 
     asyncio.run(scenario())
@@ -560,7 +563,7 @@ def test_changes_to_a_link_that_is_gone_say_so_and_deleting_it_succeeds(namespac
 
     async def scenario() -> None:
         door = kernel(interface)
-        changes = [
+        changes: list[Change] = [
             SetUp(),
             DeleteLink("test"),
             AddAddress(Prefix.parse("10.99.0.1")),
@@ -593,7 +596,14 @@ def test_everything_may_be_done_twice(namespace: str, interface: str) -> None:
     async def scenario() -> None:
         door = kernel(interface)
         await converge(door, target(own))
-        for change in (AddAddress(address), AddRoute(route), RemoveRoute(route), RemoveAddress(address), SetUp()):
+        steps: list[Change] = [
+            AddAddress(address),
+            AddRoute(route),
+            RemoveRoute(route),
+            RemoveAddress(address),
+            SetUp(),
+        ]
+        for change in steps:
             for _ in range(2):
                 assert await door.apply([change]) == [Outcome(change)]
         await door.close()
@@ -694,6 +704,7 @@ def test_missing_capability_is_said(namespace: str, interface: str) -> None:
     agent = f"""
 import asyncio
 from plexd.linux.kernel import Kernel
+from plexd.linux.wireguard import program
 from plexd.mesh.changes import CreateLink
 from plexd.mesh.keys import PrivateKey
 
@@ -707,4 +718,28 @@ asyncio.run(main())
     said = run("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", agent)
     assert said == (
         f"{NotPermitted.__name__} no permission to create a WireGuard interface: run as root or grant CAP_NET_ADMIN\n"
+    )
+
+
+def test_under_systemd_the_program_gets_a_scope_of_its_own(
+    namespace: str, interface: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for systemd-run, which becomes the command it is given, as the real one does with --scope."""
+    asked = tmp_path / "asked"
+    stand_in = tmp_path / "systemd-run"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" > {asked}\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("INVOCATION_ID", "0123456789abcdef0123456789abcdef")
+    monkeypatch.setattr(program, "SYSTEMD_RUNNING", tmp_path)
+    monkeypatch.setattr(program, "SEARCH_PATH", f"{tmp_path}:{program.SEARCH_PATH}")
+
+    async def scenario() -> None:
+        door = kernel(interface)
+        await converge(door, target(settings(interface)))
+        await door.close()
+
+    asyncio.run(scenario())
+    path = shutil.which("wireguard-go")
+    assert asked.read_text() == (
+        f"--scope --quiet --collect --description=WireGuard of {interface}, for plexd -- {path} -f {interface}\n"
     )

@@ -203,24 +203,29 @@ def _sockaddr(endpoint: Endpoint) -> bytes:
 
 # decoding
 
-# the usual peer as wg_get_device_dump() of the kernel puts it: key, PSK, handshake, keepalive, bytes sent and received,
-# protocol version, endpoint, allowed IPs
-_DUMPED = struct.Struct("=I32s I32s Iqq IHxx IQ IQ II IHBB4s8x I I IBxxx IHxx I4s".replace(" ", ""))
-_DUMPED_HEADERS = (
-    _header(KEY_BYTES, PEER_PUBLIC_KEY),
+# The usual peer as wg_get_device_dump() of the kernel puts it: key, PSK, handshake, keepalive, bytes sent and received,
+# protocol version, endpoint, allowed IPs. Attribute headers, and what else is the same in all of them, are constants.
+_DUMPED = struct.Struct("=8s32s I32s Iqq IHxx IQ IQ 14s2s4s8x 12sBxxx 12s4s".replace(" ", ""))
+_DUMPED_KEY = ATTRIBUTE.pack(_DUMPED.size, NESTED) + ATTRIBUTE.pack(4 + KEY_BYTES, PEER_PUBLIC_KEY)
+_DUMPED_NUMBERS = (
     _header(KEY_BYTES, PEER_PSK),
     _header(16, PEER_LAST_HANDSHAKE),
     _header(2, PEER_KEEPALIVE),
     _header(8, PEER_TX_BYTES),
     _header(8, PEER_RX_BYTES),
-    _header(4, PEER_PROTOCOL_VERSION),
-    _header(16, PEER_ENDPOINT),
-    _header(28, PEER_ALLOWED_IPS | NESTED),
-    _header(24, NESTED),
-    _header(1, ALLOWED_IP_LENGTH),
-    _header(2, ALLOWED_IP_FAMILY),
-    _header(4, ALLOWED_IP_ADDRESS),
 )
+_DUMPED_ENDPOINT = (
+    attribute(PEER_PROTOCOL_VERSION, _U32.pack(1)) + ATTRIBUTE.pack(4 + 16, PEER_ENDPOINT) + _U16.pack(socket.AF_INET)
+)
+_DUMPED_ALLOWED_IP = b"".join(
+    (
+        ATTRIBUTE.pack(4 + 28, PEER_ALLOWED_IPS | NESTED),
+        ATTRIBUTE.pack(4 + 24, NESTED),
+        ATTRIBUTE.pack(4 + 1, ALLOWED_IP_LENGTH),
+    )
+)
+_DUMPED_ADDRESS = attribute(ALLOWED_IP_FAMILY, _U16.pack(socket.AF_INET)) + ATTRIBUTE.pack(4 + 4, ALLOWED_IP_ADDRESS)
+
 _ALLOWED_IP = {length: struct.Struct(f"=IIBxxxIHxxI{length}s") for length in _FAMILY}
 _ALLOWED_IP_HEADERS = {
     length: (
@@ -255,12 +260,15 @@ def read_dump(payloads: Iterable[bytes]) -> Device | None:
 
 
 def _read_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer]) -> None:
-    while start + 4 <= end:
+    while True:
+        start = _read_usual_peers(data, start, end, peers)
+        if start + 4 > end:
+            return
         size, _ = ATTRIBUTE.unpack_from(data, start)
         stop = start + size
         if size < 4 or stop > end:
             raise ValueError("peer overruns its message")
-        peer = _read_usual_peer(data, start + 4, stop) or _read_peer(data, start + 4, stop)
+        peer = _read_peer(data, start + 4, stop)
         held = peers.get(peer.public_key)
         if held is not None:  # continued from the message before, with nothing but more allowed IPs
             peer = held._replace(allowed_ips=held.allowed_ips + peer.allowed_ips)
@@ -268,21 +276,37 @@ def _read_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer
         start = stop + 3 & ~3
 
 
-def _read_usual_peer(data: bytes, start: int, end: int) -> DevicePeer | None:
-    """A peer with an IPv4 endpoint and one IPv4 allowed IP, as kernels write it; None for any other."""
-    if end - start == _DUMPED.size:
-        (
-            a, public_key, b, psk, c, seconds, nanoseconds, d, keepalive, e, tx_bytes, f, rx_bytes, g, _,
-            h, _, port_high, port_low, address, i, j, k, length, m, _, n, packed,
-        ) = _DUMPED.unpack_from(data, start)  # fmt: skip
-        if (a, b, c, d, e, f, g, h, i, j, k, m, n) == _DUMPED_HEADERS:
-            last_handshake = seconds + nanoseconds / 1e9 if nanoseconds else seconds
-            endpoint = _new(Endpoint, (address, port_high << 8 | port_low))
-            allowed_ips = (_new(Prefix, (packed, length)),)
-            return _new(
-                DevicePeer, (public_key, psk, endpoint, keepalive, last_handshake, rx_bytes, tx_bytes, allowed_ips)
-            )
-    return None
+def _read_usual_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer]) -> int:
+    """Peers with an IPv4 endpoint and one IPv4 allowed IP, as kernels write them; where the first other one begins."""
+    size = _DUMPED.size
+    run = memoryview(data)[start : start + (end - start) // size * size]
+    for (
+        a, public_key, b, psk, c, seconds, nanoseconds, d, keepalive, e, tx_bytes, f, rx_bytes,
+        g, port, address, h, length, i, packed,
+    ) in _DUMPED.iter_unpack(run):  # fmt: skip
+        if (
+            a != _DUMPED_KEY
+            or g != _DUMPED_ENDPOINT
+            or h != _DUMPED_ALLOWED_IP
+            or i != _DUMPED_ADDRESS
+            or (b, c, d, e, f) != _DUMPED_NUMBERS
+        ):
+            break
+        start += size
+        peers[public_key] = _new(
+            DevicePeer,
+            (
+                public_key,
+                psk,
+                _new(Endpoint, (address, port[0] << 8 | port[1])),
+                keepalive,
+                seconds + nanoseconds / 1e9 if nanoseconds else seconds,
+                rx_bytes,
+                tx_bytes,
+                (_new(Prefix, (packed, length)),),
+            ),
+        )
+    return start
 
 
 def _read_peer(data: bytes, start: int, end: int) -> DevicePeer:
@@ -348,7 +372,7 @@ def _read_allowed_ip(data: bytes, start: int, end: int) -> Prefix:
     for kind, at, stop in attributes(data, start, end):
         if kind == ALLOWED_IP_ADDRESS:
             packed = data[at:stop]
-        elif kind == ALLOWED_IP_LENGTH:
+        elif kind == ALLOWED_IP_LENGTH and at < stop:
             length = data[at]
     if len(packed) not in _FAMILY or length < 0:
         raise ValueError("allowed IP without address or length")

@@ -1,0 +1,76 @@
+"""Links and their addresses as the kernel dumps them. Pure, and only what a look needs."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+
+from plexd.linux.netlink import Message, attribute, attributes
+from plexd.mesh.address import Prefix
+from plexd.mesh.observed import Backend, Link
+
+RTM_GETLINK, RTM_GETADDR = 18, 22
+IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 3, 4, 18, 20, 29
+IFLA_INFO_KIND = 1
+RTEXT_FILTER_SKIP_STATS = 8
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFF_UP = 1
+SCOPE_LINK = 253
+BACKENDS = {b"wireguard": Backend.KERNEL, b"tun": Backend.USERSPACE}
+
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, change mask
+_IFADDRMSG = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+_U32 = struct.Struct("=I")
+_NO_STATS = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+
+
+def get_link(name: str) -> Message:
+    """Answered with ENODEV when there is none."""
+    request = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name.encode() + b"\0") + _NO_STATS
+    return Message(RTM_GETLINK, 0, request)
+
+
+def get_link_at(ifindex: int) -> Message:
+    return Message(RTM_GETLINK, 0, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + _NO_STATS)
+
+
+def dump_addresses() -> Message:
+    return Message(RTM_GETADDR, 0, _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+
+
+def read_link(payload: bytes) -> Link:
+    """Raises ValueError (or struct.error) when it is no link."""
+    _, _, ifindex, flags, _ = _IFINFOMSG.unpack_from(payload)
+    name = alias = ""
+    mtu = 0
+    backend: Backend | None = None
+    for kind, start, end in attributes(payload, _IFINFOMSG.size, len(payload)):
+        if kind == IFLA_IFNAME:
+            name = _text(payload[start:end]).decode()
+        elif kind == IFLA_IFALIAS:
+            alias = _text(payload[start:end]).decode("utf-8", "replace")
+        elif kind == IFLA_MTU:
+            (mtu,) = _U32.unpack_from(payload, start)
+        elif kind == IFLA_LINKINFO:
+            for inner, begin, stop in attributes(payload, start, end):
+                if inner == IFLA_INFO_KIND:
+                    backend = BACKENDS.get(_text(payload[begin:stop]))
+    return Link(name, ifindex, backend, alias, mtu, bool(flags & IFF_UP))
+
+
+def read_addresses(payloads: Iterable[bytes], ifindex: int) -> frozenset[Prefix]:
+    """The global addresses of one link, with the length they carry. Raises ValueError (or struct.error)."""
+    found: list[Prefix] = []
+    for payload in payloads:
+        family, length, _, scope, index = _IFADDRMSG.unpack_from(payload)
+        if index != ifindex or scope >= SCOPE_LINK or family not in {socket.AF_INET, socket.AF_INET6}:
+            continue
+        given = {kind: payload[start:end] for kind, start, end in attributes(payload, _IFADDRMSG.size, len(payload))}
+        # on a point-to-point link IFA_ADDRESS is the other end
+        found.append(Prefix(given.get(IFA_LOCAL) or given[IFA_ADDRESS], length))
+    return frozenset(found)
+
+
+def _text(value: bytes) -> bytes:
+    return value.partition(b"\0")[0]
