@@ -1,1 +1,1 @@
-"""Benchmarks: figures and ratios for a reader. Nothing here is asserted; each module measures one subject."""
+"""Figures, printed and never asserted: `make bench`. What is compared runs in one go, in turns."""

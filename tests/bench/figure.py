@@ -1,28 +1,29 @@
-"""One line of the benchmark's table."""
+"""One measured number, with what it should be."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """`budget` is an upper bound in the same unit, None for a figure that only explains others."""
+    """`budget` is in the same unit; None when there is none. `at_least` says which side of it is good."""
 
     name: str
     value: float
     unit: str
     budget: float | None = None
-    note: str = ""
+    at_least: bool = False
 
-
-def table(figures: list[Figure]) -> str:
-    width = max(len(figure.name) for figure in figures)
-    lines = []
-    for figure in figures:
+    def line(self) -> str:
         verdict = ""
-        if figure.budget is not None:
-            verdict = f"budget {figure.budget:g}: {'holds' if figure.value <= figure.budget else 'MISSED'}"
-        lines.append(
-            f"{figure.name:{width}}  {figure.value:9.3f} {figure.unit:5}  {verdict:22}  {figure.note}".rstrip()
-        )
-    return "\n".join(lines)
+        if self.budget is not None:
+            holds = self.value >= self.budget if self.at_least else self.value <= self.budget
+            sign = "≥" if self.at_least else "≤"
+            verdict = f"  (budget {sign} {self.budget:g} {self.unit}: {'holds' if holds else 'MISSED'})"
+        return f"{self.name:<72} {self.value:>10.3f} {self.unit}{verdict}"
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

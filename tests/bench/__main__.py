@@ -1,0 +1,21 @@
+"""`make bench`: prints every figure; `python -m tests.bench kernel_peers` only those of the modules named."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+SUBJECTS = ("kernel_peers", "event", "agent")
+
+
+def main(subjects: list[str]) -> int:
+    lines: list[str] = []
+    for subject in subjects or SUBJECTS:
+        print(f"measuring {subject}", flush=True)
+        lines += [figure.line() for figure in importlib.import_module(f"tests.bench.{subject}").measure()]
+    print("", *lines, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""Bulk peers in the kernel against `wg`: same boot, same private key, both links up, alternating, median of five.
+
+Ours is timed inside a running process, as in the daemon; `wg` is timed as a whole process, as a script would run it.
+So that nobody takes the one for the other, a `wg` that does nothing is timed in the same rounds, and each ratio is
+given a second time with it subtracted. Emptying the interface for the next round is not timed, and routes are left
+out, since `wg` sets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from plexd.linux.kernel import Kernel
+from plexd.mesh.changes import Change, CreateLink, PutPeer, SetUp
+from plexd.mesh.keys import NO_PRESHARED_KEY
+from plexd.mesh.plan import plan
+from plexd.mesh.target import Target, TargetPeer
+from tests.bench.figure import Figure
+from tests.kernel.guest import boot
+from tests.kernel.image import REPO, kernel_image
+from tests.kernel.mesh import INTERFACE, PRIVATE_KEY, mesh_of, numbered_peer, run
+
+REFERENCE, REFERENCE_PORT = "wgref0", 51999
+ROUNDS = 5
+SIZES = (1000,)
+DEADLINE_SECONDS = 900
+PREFIX = "figure: "
+
+
+def measure() -> list[Figure]:
+    verdict = boot(kernel_image(), [str(REPO / ".venv/bin/python"), "-m", "tests.bench.kernel_peers"], DEADLINE_SECONDS)
+    if verdict.status != 0:
+        raise RuntimeError(f"the guest did not finish: {verdict.reason or f'exit status {verdict.status}'}")
+    lines = verdict.console.splitlines()
+    return [Figure(*json.loads(line.removeprefix(PREFIX))) for line in lines if line.startswith(PREFIX)]
+
+
+async def in_guest() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        for size in SIZES:
+            for figure in await _compare(size, Path(scratch)):
+                print(PREFIX + json.dumps(figure), flush=True)
+
+
+async def _compare(size: int, scratch: Path) -> list[Figure]:
+    kernel = Kernel(INTERFACE, "kernel", "wireguard-go")
+    target = replace(mesh_of([numbered_peer(number) for number in range(size)]), routes=frozenset())
+    await _make_links(kernel, target)
+    configuration = scratch / "peers.conf"
+    configuration.write_text(_wg_configuration(target, REFERENCE_PORT, list(target.peers.values())))
+
+    def empty() -> None:
+        for interface, port in ((INTERFACE, target.settings.listen_port), (REFERENCE, REFERENCE_PORT)):
+            run("wg", "syncconf", interface, "/dev/stdin", stdin=_wg_configuration(target, port, []))
+
+    changes: list[Change] = [
+        change for change in plan(target, await kernel.observe(), time.time()) if isinstance(change, PutPeer)
+    ]
+    assert len(changes) == size
+
+    async def apply() -> None:
+        assert not [outcome for outcome in await kernel.apply(changes) if outcome.error]
+
+    async def idle_pass() -> None:
+        assert not plan(target, await kernel.observe(), time.time())
+
+    async def noop() -> None:
+        _wg("--version")
+
+    async def syncconf() -> None:
+        _wg("syncconf", REFERENCE, str(configuration))
+
+    async def show() -> None:
+        _wg("show", REFERENCE, "dump")
+
+    applying = await _alternate(empty, noop, apply, syncconf)
+    mine, reference = (sorted(run("wg", "show", link, "dump").splitlines()[1:]) for link in (INTERFACE, REFERENCE))
+    assert mine == reference
+    looking = await _alternate(lambda: None, noop, idle_pass, show)
+    empty()
+    await kernel.tear_down(PRIVATE_KEY.public())
+    run("ip", "link", "delete", REFERENCE)
+    return [
+        *_ratio(f"apply {size} peers", "wg syncconf", applying, 1.0),
+        *_ratio(f"pass without change over {size} peers", "wg show dump", looking, 1.0 if size == SIZES[0] else None),
+    ]
+
+
+def _ratio(what: str, program: str, times: tuple[float, ...], budget: float | None) -> list[Figure]:
+    spawn, ours, theirs = times
+    return [
+        Figure(what, ours * 1000, "ms"),
+        Figure(f"{program} of the same, whole process", theirs * 1000, "ms"),
+        Figure("a wg process that does nothing, in the same rounds", spawn * 1000, "ms"),
+        Figure(f"{what} / {program}", ours / theirs, "x", budget),
+        Figure(f"{what} / {program} less its process", ours / max(theirs - spawn, 1e-9), "x"),
+    ]
+
+
+async def _make_links(kernel: Kernel, target: Target) -> None:
+    steps = [change for change in plan(target, await kernel.observe(), time.time()) if not isinstance(change, PutPeer)]
+    assert isinstance(steps[0], CreateLink)
+    assert isinstance(steps[-1], SetUp)
+    assert not [outcome for outcome in await kernel.apply(steps) if outcome.error]
+    run("ip", "link", "add", REFERENCE, "type", "wireguard")
+    run(
+        "wg",
+        "set",
+        REFERENCE,
+        "private-key",
+        "/dev/stdin",
+        "listen-port",
+        str(REFERENCE_PORT),
+        stdin=PRIVATE_KEY.reveal(),
+    )
+    run("ip", "link", "set", REFERENCE, "up", "mtu", str(target.settings.mtu))
+
+
+async def _alternate(prepare: Callable[[], None], *contenders: Callable[[], Awaitable[None]]) -> tuple[float, ...]:
+    """The median time of each, in seconds; who goes first changes from round to round."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for number in range(ROUNDS):
+        print(f"round {number + 1} of {ROUNDS}", flush=True)
+        prepare()
+        order = list(zip(contenders, times, strict=True))
+        for contender, taken in order if number % 2 else reversed(order):
+            begun = time.perf_counter()
+            await contender()
+            taken.append(time.perf_counter() - begun)
+    return tuple(median(taken) for taken in times)
+
+
+def _wg(*arguments: str) -> None:
+    """The cheapest way to run a program and wait for it, its output going nowhere."""
+    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    pid = os.posix_spawn("/usr/bin/wg", ["wg", *arguments], os.environ, file_actions=quiet)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+
+
+def _wg_configuration(target: Target, port: int, peers: Sequence[TargetPeer]) -> str:
+    settings = target.settings
+    lines = ["[Interface]", f"PrivateKey = {settings.private_key.reveal()}", f"ListenPort = {port}"]
+    for peer in peers:
+        lines += ["[Peer]", f"PublicKey = {peer.public_key}", f"PersistentKeepalive = {settings.keepalive}"]
+        lines.append(f"AllowedIPs = {', '.join(map(str, peer.allowed_ips))}")
+        if peer.psk != NO_PRESHARED_KEY:
+            lines.append(f"PresharedKey = {base64.b64encode(peer.psk).decode()}")
+        if peer.endpoint is not None:
+            lines.append(f"Endpoint = {peer.endpoint}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(in_guest()))
