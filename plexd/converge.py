@@ -89,6 +89,7 @@ class Converger:
                 self._health.set(Condition.MESH_DOWN, True, "the private key is lost; a new one is being agreed on")
                 return PassResult(changed=0, failed=1, corrections=())
             first = self._applied is None
+            known_ids = {peer.public_key: peer.id for peer in self._applied.peers.values()} if self._applied else {}
             interface = target.settings.interface
             try:
                 observed = await self._kernel.observe()
@@ -101,7 +102,7 @@ class Converger:
                 return PassResult(changed=0, failed=1, corrections=())
             failed = self._judge(outcomes, target)
         created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
-        corrections = interface_corrections(interface, outcomes)
+        corrections = interface_corrections(interface, outcomes, known_ids)
         if created and not failed:
             log.info("interface up", interface=interface, peers=len(target.peers))
             if first:  # setting the interface up at start repairs nothing

@@ -245,8 +245,15 @@ class _Daemon:
     async def _run_services(self, work: list[Service], vital: list[Service], health: Health) -> int:
         """Run all until a stop signal; on return only `vital` ones still run, as `self._vital`."""
 
-        def flapping(names: frozenset[str]) -> None:
-            health.set(Condition.SUBSYSTEM_STOPPED, bool(names), ", ".join(sorted(names)))
+        flapping: dict[str, frozenset[str]] = {}
+
+        def supervise(group: str, services: list[Service]) -> asyncio.Task[None]:
+            def on_flapping(names: frozenset[str]) -> None:
+                flapping[group] = names
+                stopped = sorted(frozenset().union(*flapping.values()))
+                health.set(Condition.SUBSYSTEM_STOPPED, bool(stopped), ", ".join(stopped))
+
+            return asyncio.create_task(Supervisor(on_flapping).run(services), name=group)
 
         def show() -> None:
             findings = health.findings()
@@ -254,8 +261,8 @@ class _Daemon:
             self._notify.send(f"STATUS={status}")
 
         health.on_change.append(show)
-        working = asyncio.create_task(Supervisor(flapping).run(work), name="services")
-        self._vital = asyncio.create_task(Supervisor(flapping).run(vital), name="vital services")
+        working = supervise("services", work)
+        self._vital = supervise("vital services", vital)
         stop = asyncio.create_task(self._stopping.wait(), name="stop signal")
         self._notify.send("READY=1", "STATUS=running")
         log.info("plexd started", interface=self._config.mesh.interface, api=self._config.api)

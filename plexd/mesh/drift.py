@@ -24,6 +24,7 @@ from plexd.mesh.changes import (
     SetUp,
 )
 from plexd.mesh.desired import Desired, Rejection
+from plexd.mesh.keys import PublicKey
 
 
 class Correction(NamedTuple):
@@ -31,8 +32,13 @@ class Correction(NamedTuple):
     detail: str
 
 
-def interface_corrections(interface: str, outcomes: Iterable[Outcome]) -> tuple[Correction, ...]:
-    """What the pass repaired. A link made anew is one correction that counts its peers and routes."""
+def interface_corrections(
+    interface: str, outcomes: Iterable[Outcome], known_ids: Mapping[PublicKey, str]
+) -> tuple[Correction, ...]:
+    """What the pass repaired. A link made anew is one correction that counts its peers and routes.
+
+    `known_ids` names peers by public key as they were wanted until now, so that a withdrawn one is not a stranger.
+    """
     done = [outcome.change for outcome in outcomes if outcome.error is None]
     if any(isinstance(change, CreateLink) for change in done):
         peers = sum(isinstance(change, PutPeer) for change in done)
@@ -55,7 +61,8 @@ def interface_corrections(interface: str, outcomes: Iterable[Outcome]) -> tuple[
             case DeleteLink():
                 repaired["link"] = None
             case RemovePeer(peer_id, public_key):
-                subject = f"peer {peer_id}" if peer_id else f"peer key {public_key.short}"
+                known = peer_id or known_ids.get(public_key)
+                subject = f"peer {known}" if known else f"peer key {public_key.short}"
                 corrections.append(Correction("peer_removed", subject))
             case PutPeer(peer_id, is_new=True):
                 corrections.append(Correction("peer_added", f"peer {peer_id}"))

@@ -86,7 +86,7 @@ class Agent:
         """One pass that must succeed, as the lines of the drift report."""
         outcomes = self.converge()
         assert [outcome.error for outcome in outcomes if outcome.error] == []
-        return [f"{kind} {detail}" for kind, detail in interface_corrections(INTERFACE, outcomes)]
+        return [f"{kind} {detail}" for kind, detail in interface_corrections(INTERFACE, outcomes, {})]
 
 
 def run(*command: str, stdin: str | None = None) -> str:

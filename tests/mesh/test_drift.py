@@ -27,7 +27,7 @@ from plexd.mesh.changes import (
 )
 from plexd.mesh.desired import DataEntry, Desired, Policy, PolicyRule, Rejection, SigningKeys
 from plexd.mesh.drift import interface_corrections, snapshot_corrections
-from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey
+from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
 from plexd.mesh.observed import Route
 from plexd.mesh.plan import plan
 from plexd.mesh.target import Target
@@ -42,7 +42,7 @@ def put(*fields: str, is_new: bool = False) -> PutPeer:
 
 
 def corrections(*changes: Change) -> list[tuple[str, str]]:
-    return [(c.type, c.detail) for c in interface_corrections("plexd0", [Outcome(change) for change in changes])]
+    return [(c.type, c.detail) for c in interface_corrections("plexd0", [Outcome(change) for change in changes], {})]
 
 
 @pytest.mark.parametrize(
@@ -80,25 +80,25 @@ def test_recreated_link_is_one_correction_with_counts() -> None:
     kernel = bring_up(target)
     kernel.delete_link()
     outcomes = asyncio.run(kernel.apply(plan(target, kernel.state, NOW)))
-    assert interface_corrections("plexd0", outcomes) == (("interface_repaired", "plexd0: link, 2 peers, 3 routes"),)
+    assert interface_corrections("plexd0", outcomes, {}) == (("interface_repaired", "plexd0: link, 2 peers, 3 routes"),)
 
 
 def test_failed_changes_are_not_listed() -> None:
-    assert interface_corrections("plexd0", [Outcome(put("psk"), "refused"), Outcome(SetUp(), "refused")]) == ()
+    assert interface_corrections("plexd0", [Outcome(put("psk"), "refused"), Outcome(SetUp(), "refused")], {}) == ()
 
 
 def test_link_that_could_not_be_made_is_no_repair() -> None:
     kernel = FakeKernel()
     kernel.refuse = lambda change: "not permitted" if isinstance(change, CreateLink) else None
     outcomes = asyncio.run(kernel.apply(plan(target_of(peer(2)), kernel.state, NOW)))
-    assert interface_corrections("plexd0", outcomes) == ()
+    assert interface_corrections("plexd0", outcomes, {}) == ()
 
 
 @given(targets(), kernels())
 def test_no_correction_and_no_change_shows_a_secret(target: Target, kernel: FakeKernel) -> None:
     changes = plan(target, kernel.state, NOW)
     outcomes = asyncio.run(kernel.apply(changes))
-    said = f"{interface_corrections('plexd0', outcomes)} {changes} {outcomes} {target} {kernel}"
+    said = f"{interface_corrections('plexd0', outcomes, {})} {changes} {outcomes} {target} {kernel}"
     for secret in (target.settings.private_key, *PSKS[1:]):
         assert base64.b64encode(secret).decode() not in said
         assert secret.hex() not in said
@@ -170,3 +170,12 @@ def test_clearing_a_preshared_key_is_reported_as_a_change_of_it() -> None:
     kernel = bring_up(target_of(peer(2, psk=PresharedKey(bytes([0xA1] * 32)))))
     (change,) = plan(target_of(peer(2, psk=NO_PRESHARED_KEY)), kernel.state, NOW)
     assert corrections(change) == [("peer_updated", "peer n_2: psk")]
+
+
+def test_withdrawn_peer_is_named_by_its_id_and_a_stranger_by_its_key() -> None:
+    withdrawn, stranger = RemovePeer(None, PublicKey(bytes([7] * 32))), RemovePeer(None, PublicKey(bytes([8] * 32)))
+    outcomes = [Outcome(withdrawn), Outcome(stranger)]
+    assert interface_corrections("plexd0", outcomes, {withdrawn.public_key: "n_7"}) == (
+        ("peer_removed", "peer n_7"),
+        ("peer_removed", f"peer key {stranger.public_key.short}"),
+    )
