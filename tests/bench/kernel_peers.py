@@ -1,9 +1,10 @@
-"""Bulk peers in the kernel against `wg`: same boot, same private key, both links up, alternating, median of five.
+"""Bulk peers in the kernel against `wg`: same boot, same private key, both links up, alternating.
 
 Ours is timed inside a running process, as in the daemon; `wg` is timed as a whole process, as a script would run it.
 So that nobody takes the one for the other, a `wg` that does nothing is timed in the same rounds, and each ratio is
-given a second time with it subtracted. Emptying the interface for the next round is not timed, and routes are left
-out, since `wg` sets none.
+given a second time with it subtracted. Plain peers have an IPv4 endpoint and one address; of the mixed ones a third
+each has an IPv6 endpoint or none, and a fifth has prefixes of both families. Emptying the interface for the next
+round is not timed, and routes are left out, since `wg` sets none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from plexd.linux.kernel import Kernel
+from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import Change, CreateLink, PutPeer, SetUp
 from plexd.mesh.keys import NO_PRESHARED_KEY
 from plexd.mesh.plan import plan
@@ -31,8 +33,9 @@ from tests.kernel.image import REPO, kernel_image
 from tests.kernel.mesh import INTERFACE, PRIVATE_KEY, mesh_of, numbered_peer, run
 
 REFERENCE, REFERENCE_PORT = "wgref0", 51999
-ROUNDS = 5
-SIZES = (1000,)
+APPLY_ROUNDS, LOOK_ROUNDS = 5, 25
+BUDGET = 1.0
+PEERS = 1000
 DEADLINE_SECONDS = 900
 PREFIX = "figure: "
 
@@ -47,17 +50,25 @@ def measure() -> list[Figure]:
 
 async def in_guest() -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        for size in SIZES:
-            for figure in await _compare(size, Path(scratch)):
+        for kind, make in (("plain", _plain_peer), ("mixed", numbered_peer)):
+            for figure in await _compare(kind, [make(number) for number in range(PEERS)], Path(scratch)):
                 print(PREFIX + json.dumps(figure), flush=True)
 
 
-async def _compare(size: int, scratch: Path) -> list[Figure]:
+def _plain_peer(number: int) -> TargetPeer:
+    """What most meshes consist of: an IPv4 endpoint, the mesh address and nothing else."""
+    peer = numbered_peer(number)
+    return peer._replace(
+        endpoint=Endpoint(parse_ip(f"192.0.2.{1 + number % 250}"), 1024 + number), allowed_ips=peer.allowed_ips[:1]
+    )
+
+
+async def _compare(kind: str, peers: list[TargetPeer], scratch: Path) -> list[Figure]:
     kernel = Kernel(INTERFACE, "kernel", "wireguard-go")
-    target = replace(mesh_of([numbered_peer(number) for number in range(size)]), routes=frozenset())
+    target = replace(mesh_of(peers), routes=frozenset())
     await _make_links(kernel, target)
     configuration = scratch / "peers.conf"
-    configuration.write_text(_wg_configuration(target, REFERENCE_PORT, list(target.peers.values())))
+    configuration.write_text(_wg_configuration(target, REFERENCE_PORT, peers))
 
     def empty() -> None:
         for interface, port in ((INTERFACE, target.settings.listen_port), (REFERENCE, REFERENCE_PORT)):
@@ -66,7 +77,7 @@ async def _compare(size: int, scratch: Path) -> list[Figure]:
     changes: list[Change] = [
         change for change in plan(target, await kernel.observe(), time.time()) if isinstance(change, PutPeer)
     ]
-    assert len(changes) == size
+    assert len(changes) == len(peers)
 
     async def apply() -> None:
         assert not [outcome for outcome in await kernel.apply(changes) if outcome.error]
@@ -83,26 +94,26 @@ async def _compare(size: int, scratch: Path) -> list[Figure]:
     async def show() -> None:
         _wg("show", REFERENCE, "dump")
 
-    applying = await _alternate(empty, noop, apply, syncconf)
+    applying = await _alternate(APPLY_ROUNDS, empty, noop, apply, syncconf)
     mine, reference = (sorted(run("wg", "show", link, "dump").splitlines()[1:]) for link in (INTERFACE, REFERENCE))
     assert mine == reference
-    looking = await _alternate(lambda: None, noop, idle_pass, show)
+    looking = await _alternate(LOOK_ROUNDS, lambda: None, noop, idle_pass, show)
     empty()
     await kernel.tear_down(PRIVATE_KEY.public())
     run("ip", "link", "delete", REFERENCE)
     return [
-        *_ratio(f"apply {size} peers", "wg syncconf", applying, 1.0),
-        *_ratio(f"pass without change over {size} peers", "wg show dump", looking, 1.0 if size == SIZES[0] else None),
+        *_ratio(f"apply {len(peers)} {kind} peers", "wg syncconf", applying),
+        *_ratio(f"pass without change over {len(peers)} {kind} peers", "wg show dump", looking),
     ]
 
 
-def _ratio(what: str, program: str, times: tuple[float, ...], budget: float | None) -> list[Figure]:
+def _ratio(what: str, program: str, times: tuple[float, ...]) -> list[Figure]:
     spawn, ours, theirs = times
     return [
         Figure(what, ours * 1000, "ms"),
         Figure(f"{program} of the same, whole process", theirs * 1000, "ms"),
         Figure("a wg process that does nothing, in the same rounds", spawn * 1000, "ms"),
-        Figure(f"{what} / {program}", ours / theirs, "x", budget),
+        Figure(f"{what} / {program}", ours / theirs, "x", BUDGET),
         Figure(f"{what} / {program} less its process", ours / max(theirs - spawn, 1e-9), "x"),
     ]
 
@@ -126,11 +137,13 @@ async def _make_links(kernel: Kernel, target: Target) -> None:
     run("ip", "link", "set", REFERENCE, "up", "mtu", str(target.settings.mtu))
 
 
-async def _alternate(prepare: Callable[[], None], *contenders: Callable[[], Awaitable[None]]) -> tuple[float, ...]:
+async def _alternate(
+    rounds: int, prepare: Callable[[], None], *contenders: Callable[[], Awaitable[None]]
+) -> tuple[float, ...]:
     """The median time of each, in seconds; who goes first changes from round to round."""
     times: list[list[float]] = [[] for _ in contenders]
-    for number in range(ROUNDS):
-        print(f"round {number + 1} of {ROUNDS}", flush=True)
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", flush=True)
         prepare()
         order = list(zip(contenders, times, strict=True))
         for contender, taken in order if number % 2 else reversed(order):
