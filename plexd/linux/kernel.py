@@ -170,7 +170,7 @@ class Kernel:
             raise ForeignLink(
                 f"{self.interface} exists already: remove it (ip link delete {self.interface}) or set mesh.interface"
             )
-        # neither back end tells before the link is up, and one of them not even then
+        # the kernel would tell only when the link is brought up, with addresses on it and the world notified
         _probe_port(change.listen_port)
         self._backend = await self._create_by_some_backend()
         await self._network.set_alias(self.interface)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
 import os
 import socket
 import struct
@@ -96,12 +97,12 @@ class Network:
 @contextlib.asynccontextmanager
 async def _pyroute() -> AsyncIterator[Any]:
     """A pyroute2 socket whose errors are OSErrors; TimeoutError after 5 s."""
-    from plexd.linux.pyroute import AsyncIPRoute, NetlinkError  # noqa: PLC0415 - seldom needed: 7 MB and 65 ms
-
+    # seldom needed, 7 MB, and 65 ms that would hold up the loop
+    pyroute = await asyncio.to_thread(importlib.import_module, "plexd.linux.pyroute")
     try:
-        async with asyncio.timeout(TIMEOUT_SECONDS), AsyncIPRoute() as ipr:
+        async with asyncio.timeout(TIMEOUT_SECONDS), pyroute.AsyncIPRoute() as ipr:
             yield ipr
-    except NetlinkError as exc:
+    except pyroute.NetlinkError as exc:
         raise OSError(exc.code, os.strerror(exc.code)) from exc
 
 
@@ -200,14 +201,8 @@ def _replace_ours(
         return 0
     held = routes.read_dump(carrier.dump(routes.dump_request()), ifindex).ours
     ours = {(route.prefix, route.metric) for route in held}
-    differing: list[int] = []
-    for i in taken:
-        wanted = changes[i].route
-        if wanted in held:
-            results[i] = 0
-        elif (wanted.prefix, wanted.metric) in ours:
-            differing.append(i)
-    requests = [routes.add_request(changes[i].route, ifindex, replace=True) for i in differing]
-    for i, code in zip(differing, carrier.send(requests), strict=True):
+    replaced = [i for i in taken if (changes[i].route.prefix, changes[i].route.metric) in ours]
+    requests = [routes.add_request(changes[i].route, ifindex, replace=True) for i in replaced]
+    for i, code in zip(replaced, carrier.send(requests), strict=True):
         results[i] = code
     return len(requests)

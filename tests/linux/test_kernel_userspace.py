@@ -274,6 +274,26 @@ def test_process_that_was_killed_is_started_again_and_configured_anew(namespace:
     asyncio.run(scenario())
 
 
+def test_link_made_anew_needs_no_waiting_and_is_watched_like_the_first(namespace: str, interface: str) -> None:
+    """What the agent ended itself did not die."""
+    wanted = target(settings(interface), peer(1))
+
+    async def scenario() -> None:
+        door = kernel(interface)
+        await converge(door, wanted)
+        first = pid_of(interface)
+        changes = [DeleteLink("test"), *plan(wanted, Observed(), time.time())]
+        assert await door.apply(changes) == [Outcome(change) for change in changes]
+        assert pid_of(interface) != first
+        os.kill(pid_of(interface), signal.SIGKILL)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await door.damaged.wait()
+        await converge(door, wanted)
+        await door.close()
+
+    asyncio.run(scenario())
+
+
 def test_next_agent_adopts_the_process_and_watches_it(namespace: str, interface: str) -> None:
     wanted = target(settings(interface), peer(1))
 
@@ -357,6 +377,8 @@ def test_tun_of_somebody_else_is_never_touched(namespace: str, interface: str) -
         observed = await door.observe()
         with pytest.raises(ForeignLink):
             plan(target(settings(interface)), observed, time.time())
+        (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
+        assert isinstance(outcome.cause, ForeignLink)
         assert await door.tear_down(PrivateKey.generate().public()) == []
         await door.close()
 
@@ -377,6 +399,7 @@ def test_busy_port_fails_the_creation_and_leaves_nothing(namespace: str, interfa
             "UDP port 51820 is in use by another program: stop it or set mesh.listen_port"
         }
         assert (await door.observe()).link is None
+        assert door.netlink_writes == 0
         await converge(door, wanted)
         await door.close()
 
@@ -592,6 +615,7 @@ def test_everything_may_be_done_twice(namespace: str, interface: str) -> None:
     known = peer(1)
     address = Prefix.parse("10.77.0.1")
     route = Route(known.allowed_ips[0], own.mesh_ip, ROUTE_METRIC)
+    other_route = Route(Prefix.parse("fd00:99::/64"), None, ROUTE_METRIC)
 
     async def scenario() -> None:
         door = kernel(interface)
@@ -599,7 +623,9 @@ def test_everything_may_be_done_twice(namespace: str, interface: str) -> None:
         steps: list[Change] = [
             AddAddress(address),
             AddRoute(route),
+            AddRoute(other_route),
             RemoveRoute(route),
+            RemoveRoute(other_route),
             RemoveAddress(address),
             SetUp(),
         ]

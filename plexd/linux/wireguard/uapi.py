@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -86,8 +87,8 @@ def read_device(answer: str) -> Device:
     listen_port = fwmark = 0
     peers: dict[bytes, DevicePeer] = {}
     peer: _Peer | None = None
-    for line in answer.splitlines():
-        name, _, value = line.partition("=")
+    for line in io.StringIO(answer):  # not splitlines(): a call of 30 ms would let nobody else run
+        name, _, value = line.rstrip("\n").partition("=")
         if name == "public_key":
             if peer is not None:
                 peers[peer.public_key] = peer.finish()
