@@ -6,7 +6,7 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +59,11 @@ def read_peers(message: bytes) -> list[dict[int, bytes]]:
     ]
 
 
+def one_message(changes: Sequence[PeerChange]) -> bytes:
+    (message,) = messages.change_peers("plexd0", changes)
+    return message
+
+
 def read_allowed_ips(value: bytes) -> list[Prefix]:
     found = []
     for _, start, end in attributes(value, 0, len(value)):
@@ -105,8 +110,7 @@ def read_change(peer: dict[int, bytes]) -> PeerChange:
     )
 )
 def test_whatever_is_put_is_what_the_message_says(change: PutPeer) -> None:
-    (message,) = messages.change_peers("plexd0", [change])
-    (peer,) = read_peers(message)
+    (peer,) = read_peers(one_message([change]))
     assert read_change(peer) == change
 
 
@@ -118,27 +122,26 @@ def test_usual_peer_is_the_same_bytes_whichever_way_it_is_made(endpoint: Endpoin
 
 
 def test_removal_names_the_key_only() -> None:
-    (message,) = messages.change_peers("plexd0", [RemovePeer("n_7", KEY)])
-    (peer,) = read_peers(message)
+    (peer,) = read_peers(one_message([RemovePeer("n_7", KEY)]))
     assert read_change(peer) == RemovePeer(None, KEY)
 
 
 def test_psk_is_cleared_by_zeros_and_kept_by_leaving_it_out() -> None:
-    cleared, kept = read_peers(messages.change_peers("plexd0", [put(psk=NO_PRESHARED_KEY), put(psk=None)])[0])
+    cleared, kept = read_peers(one_message([put(psk=NO_PRESHARED_KEY), put(psk=None)]))
     assert cleared[messages.PEER_PSK] == bytes(32)
     assert messages.PEER_PSK not in kept
 
 
 def test_endpoint_alone_is_an_update_of_nothing_else() -> None:
     change = put(is_new=False, psk=None, keepalive=None, allowed_ips=None)
-    (peer,) = read_peers(messages.change_peers("plexd0", [change])[0])
+    (peer,) = read_peers(one_message([change]))
     assert peer.keys() == {messages.PEER_PUBLIC_KEY, messages.PEER_FLAGS, messages.PEER_ENDPOINT}
     assert peer[messages.PEER_FLAGS] == struct.pack("=I", messages.UPDATE_ONLY)
 
 
 def test_many_peers_are_spread_over_messages_in_order() -> None:
     changes = [put()._replace(public_key=PublicKey(number.to_bytes(32, "big"))) for number in range(1000)]
-    sent = messages.change_peers("plexd0", changes)
+    sent = list(messages.change_peers("plexd0", changes))
     assert 5 <= len(sent) <= 7
     assert all(len(message) < 31 * 1024 for message in sent)
     seen = [peer[messages.PEER_PUBLIC_KEY] for message in sent for peer in read_peers(message)]
@@ -147,7 +150,7 @@ def test_many_peers_are_spread_over_messages_in_order() -> None:
 
 def test_peer_with_more_allowed_ips_than_fit_is_continued_without_replacing() -> None:
     many = tuple(Prefix.host(number.to_bytes(16, "big")) for number in range(2000))
-    sent = messages.change_peers("plexd0", [put(allowed_ips=many), RemovePeer(None, KEY)])
+    sent = list(messages.change_peers("plexd0", [put(allowed_ips=many), RemovePeer(None, KEY)]))
     assert all(len(message) < 31 * 1024 for message in sent)
     first, *rest, removal = [peer for message in sent for peer in read_peers(message)]
     assert first[messages.PEER_FLAGS] == struct.pack("=I", messages.REPLACE_ALLOWED_IPS)

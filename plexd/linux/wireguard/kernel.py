@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from plexd.linux.netlink import NETLINK_GENERIC, Message, NetlinkSocket, attribute, attributes
 from plexd.linux.wireguard import messages
@@ -17,6 +18,7 @@ from plexd.mesh.observed import Device
 NLCTRL = 0x10  # the one generic netlink family with a fixed number
 GET_FAMILY = 3
 FAMILY_ID, FAMILY_NAME = 1, 2
+ENCODE_AHEAD = 500  # peers: two messages and more
 
 
 class KernelDevice:
@@ -30,13 +32,11 @@ class KernelDevice:
         return await asyncio.to_thread(self._dump)
 
     async def set_device(self, private_key: PrivateKey, listen_port: int) -> None:
-        await self._send([messages.set_device(self._interface, private_key, listen_port)])
+        await asyncio.to_thread(self._write, [messages.set_device(self._interface, private_key, listen_port)])
 
     async def change_peers(self, changes: Sequence[PeerChange]) -> None:
-        await asyncio.to_thread(lambda: self._write(messages.change_peers(self._interface, changes)))
-
-    async def _send(self, payloads: Sequence[bytes]) -> None:
-        await asyncio.to_thread(self._write, payloads)
+        payloads = messages.change_peers(self._interface, changes)
+        await asyncio.to_thread(self._write, payloads if len(changes) < ENCODE_AHEAD else _ahead(payloads))
 
     def _dump(self) -> Device | None:
         try:
@@ -50,13 +50,25 @@ class KernelDevice:
         except (ValueError, struct.error) as exc:
             raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
 
-    def _write(self, payloads: Sequence[bytes]) -> None:
+    def _write(self, payloads: Iterable[bytes]) -> None:
+        refused = 0
         with NetlinkSocket(NETLINK_GENERIC) as carrier:
             family = _family(carrier)
-            self.writes += len(payloads)
-            refused = [code for code in carrier.send([Message(family, 0, payload) for payload in payloads]) if code]
+            for payload in payloads:
+                self.writes += 1
+                (code,) = carrier.send([Message(family, 0, payload)])
+                refused = refused or code
         if refused:
-            raise OSError(refused[0], os.strerror(refused[0]))
+            raise OSError(refused, os.strerror(refused))
+
+
+def _ahead(payloads: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, each made in another thread while the kernel works on the one before."""
+    with ThreadPoolExecutor(1) as encoder:
+        following = encoder.submit(next, payloads, None)
+        while (payload := following.result()) is not None:
+            following = encoder.submit(next, payloads, None)
+            yield payload
 
 
 def _family(carrier: NetlinkSocket) -> int:

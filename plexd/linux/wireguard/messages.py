@@ -67,22 +67,20 @@ def _name(interface: str) -> bytes:
     return attribute(DEVICE_IFNAME, interface.encode() + b"\0")
 
 
-def change_peers(interface: str, changes: Sequence[PeerChange]) -> list[bytes]:
+def change_peers(interface: str, changes: Sequence[PeerChange]) -> Iterator[bytes]:
     """The messages that carry out `changes` in order."""
     prefix = _GENL.pack(SET_DEVICE, GENL_VERSION, 0) + _name(interface)
-    messages: list[bytes] = []
     parts: list[bytes] = []
     size = 0
     for change in changes:
         for part in _peer(change):
             if parts and size + len(part) > MESSAGE_BYTES:
-                messages.append(_message(prefix, parts, size))
+                yield _message(prefix, parts, size)
                 parts, size = [], 0
             parts.append(part)
             size += len(part)
     if parts:
-        messages.append(_message(prefix, parts, size))
-    return messages
+        yield _message(prefix, parts, size)
 
 
 def _message(prefix: bytes, parts: Iterable[bytes], size: int) -> bytes:
