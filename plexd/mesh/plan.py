@@ -160,6 +160,10 @@ def _plan_peers(target: Target, device: Device, now: float, moved: frozenset[str
         if held is None:
             added.append(_new_peer(peer, settings))
             continue
+        if (held.allowed_ips, held.endpoint, held.psk, held.keepalive) == (
+            peer.allowed_ips, peer.endpoint, peer.psk, settings.keepalive
+        ):  # fmt: skip
+            continue  # the peer of nearly every pass: no call is made for it
         change = _update(
             peer,
             psk=held.psk != peer.psk,
@@ -211,6 +215,8 @@ def _update(peer: TargetPeer, *, psk: bool, endpoint: bool, keepalive: int | Non
 
 
 def _plan_routes(wanted: frozenset[Route], held: frozenset[Route]) -> Iterator[Change]:
+    if held == wanted:
+        return
     replaced = {_route_identity(route) for route in wanted}
     for route in sorted(held - wanted, key=_route_identity):
         if _route_identity(route) not in replaced:  # adding replaces it without a gap

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from plexd.mesh.address import Endpoint, HostPort, Prefix, parse_endpoint
-from plexd.mesh.desired import Candidates, Desired, Peer, Rejection
+from plexd.mesh.desired import Candidates, Desired, Peer
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
 
@@ -62,8 +62,7 @@ class Target:
     settings: Settings
     peers: Mapping[str, TargetPeer]
     routes: frozenset[Route]
-    rejected: tuple[Rejection, ...]
-    warnings: tuple[Warned, ...] = field(default=())
+    warnings: tuple[Warned, ...] = ()
 
 
 def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, Endpoint]) -> Target:
@@ -77,7 +76,7 @@ def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, En
         endpoint = _endpoint(peer, desired.candidates.get(peer.id, none).current, settings, resolved, warnings)
         peers[peer.id] = TargetPeer(peer.id, peer.public_key, peer.psk, endpoint, allowed_ips)
     routes = frozenset(_routes(peers.values(), settings, warnings))
-    return Target(settings, peers, routes, desired.rejected, tuple(warnings))
+    return Target(settings, peers, routes, tuple(warnings))
 
 
 def names_to_resolve(desired: Desired) -> frozenset[str]:

@@ -46,7 +46,7 @@ def mesh_of(peers: Sequence[TargetPeer], *, listen_port: int = 51820, private_ke
         node_id="n_self", interface=INTERFACE, private_key=private_key, mesh_ip=parse_ip("10.100.255.1"),
         listen_port=listen_port, mtu=1420, keepalive=25, backend=Backend.KERNEL,
     )  # fmt: skip
-    target = Target(settings, {}, frozenset(), ())
+    target = Target(settings, {}, frozenset())
     return with_peers(target, peers)
 
 

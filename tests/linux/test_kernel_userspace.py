@@ -71,7 +71,7 @@ def target(own: Settings, *peers: TargetPeer) -> Target:
         for each in peers
         for prefix in each.allowed_ips
     )
-    return Target(own, {each.id: each for each in peers}, routes, ())
+    return Target(own, {each.id: each for each in peers}, routes)
 
 
 def kernel(interface: str) -> Kernel:
