@@ -2,9 +2,9 @@
 
 A nested attribute cannot be longer than 64 KiB, so peers go out in messages of about 30 KiB; a peer with more allowed
 IPs than fit is continued in the next message. Ten thousand peers pass through here at start-up and at every look, so
-neither direction makes an object of an attribute. The usual peer (an IPv4 endpoint, one IPv4 allowed IP) is one `pack`
-or `unpack` of a whole struct with the attribute headers in it as numbers; any other shape takes two to four times as
-long.
+neither direction makes an object of an attribute. Written, the usual peer (an IPv4 endpoint, one IPv4 allowed IP) is
+one `pack` of a whole struct with the attribute headers in it as numbers; any other shape takes two to four times as
+long. Read, a peer is one `unpack`, and what follows it, endpoint and allowed IPs, is remembered by its bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from plexd.linux.netlink import ATTRIBUTE, NESTED, attribute, attributes
 from plexd.mesh.address import Endpoint, Prefix
@@ -201,28 +202,17 @@ def _sockaddr(endpoint: Endpoint) -> bytes:
 
 # decoding
 
-# The usual peer as wg_get_device_dump() of the kernel puts it: key, PSK, handshake, keepalive, bytes sent and received,
-# protocol version, endpoint, allowed IPs. Attribute headers, and what else is the same in all of them, are constants.
-_DUMPED = struct.Struct("=8s32s I32s Iqq IHxx IQ IQ 14s2s4s8x 12sBxxx 12s4s".replace(" ", ""))
-_DUMPED_KEY = ATTRIBUTE.pack(_DUMPED.size, NESTED) + ATTRIBUTE.pack(4 + KEY_BYTES, PEER_PUBLIC_KEY)
-_DUMPED_NUMBERS = (
+# How wg_get_device_dump() of the kernel begins a peer; endpoint and allowed IPs follow.
+_PEER_HEAD = struct.Struct("=I32s I32s Iqq IHxx IQ IQ II".replace(" ", ""))
+_PEER_HEAD_HEADERS = (
+    _header(KEY_BYTES, PEER_PUBLIC_KEY),
     _header(KEY_BYTES, PEER_PSK),
     _header(16, PEER_LAST_HANDSHAKE),
     _header(2, PEER_KEEPALIVE),
     _header(8, PEER_TX_BYTES),
     _header(8, PEER_RX_BYTES),
+    _header(4, PEER_PROTOCOL_VERSION),
 )
-_DUMPED_ENDPOINT = (
-    attribute(PEER_PROTOCOL_VERSION, _U32.pack(1)) + ATTRIBUTE.pack(4 + 16, PEER_ENDPOINT) + _U16.pack(socket.AF_INET)
-)
-_DUMPED_ALLOWED_IP = b"".join(
-    (
-        ATTRIBUTE.pack(4 + 28, PEER_ALLOWED_IPS | NESTED),
-        ATTRIBUTE.pack(4 + 24, NESTED),
-        ATTRIBUTE.pack(4 + 1, ALLOWED_IP_LENGTH),
-    )
-)
-_DUMPED_ADDRESS = attribute(ALLOWED_IP_FAMILY, _U16.pack(socket.AF_INET)) + ATTRIBUTE.pack(4 + 4, ALLOWED_IP_ADDRESS)
 
 _ALLOWED_IP = {length: struct.Struct(f"=IIBxxxIHxxI{length}s") for length in _FAMILY}
 _ALLOWED_IP_HEADERS = {
@@ -258,14 +248,24 @@ def read_dump(payloads: Iterable[bytes]) -> Device | None:
 
 
 def _read_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer]) -> None:
-    while True:
-        start = _read_usual_peers(data, start, end, peers)
-        if start + 4 > end:
-            return
+    while start + 4 <= end:
         size, _ = ATTRIBUTE.unpack_from(data, start)
         stop = start + size
         if size < 4 or stop > end:
             raise ValueError("peer overruns its message")
+        at = start + 4 + _PEER_HEAD.size
+        if at <= stop:
+            (
+                a, public_key, b, psk, c, seconds, nanoseconds, d, keepalive, e, tx_bytes, f, rx_bytes, g, _,
+            ) = _PEER_HEAD.unpack_from(data, start + 4)  # fmt: skip
+            if (a, b, c, d, e, f, g) == _PEER_HEAD_HEADERS:
+                endpoint, allowed_ips = _read_peer_tail(data[at:stop])
+                handshake = seconds + nanoseconds / 1e9 if nanoseconds else seconds
+                peers[public_key] = _new(
+                    DevicePeer, (public_key, psk, endpoint, keepalive, handshake, rx_bytes, tx_bytes, allowed_ips)
+                )
+                start = stop + 3 & ~3
+                continue
         peer = _read_peer(data, start + 4, stop)
         held = peers.get(peer.public_key)
         if held is not None:  # continued from the message before, with nothing but more allowed IPs
@@ -274,37 +274,16 @@ def _read_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer
         start = stop + 3 & ~3
 
 
-def _read_usual_peers(data: bytes, start: int, end: int, peers: dict[bytes, DevicePeer]) -> int:
-    """Peers with an IPv4 endpoint and one IPv4 allowed IP, as kernels write them; where the first other one begins."""
-    size = _DUMPED.size
-    run = memoryview(data)[start : start + (end - start) // size * size]
-    for (
-        a, public_key, b, psk, c, seconds, nanoseconds, d, keepalive, e, tx_bytes, f, rx_bytes,
-        g, port, address, h, length, i, packed,
-    ) in _DUMPED.iter_unpack(run):  # fmt: skip
-        if (
-            a != _DUMPED_KEY
-            or g != _DUMPED_ENDPOINT
-            or h != _DUMPED_ALLOWED_IP
-            or i != _DUMPED_ADDRESS
-            or (b, c, d, e, f) != _DUMPED_NUMBERS
-        ):
-            break
-        start += size
-        peers[public_key] = _new(
-            DevicePeer,
-            (
-                public_key,
-                psk,
-                _new(Endpoint, (address, port[0] << 8 | port[1])),
-                keepalive,
-                seconds + nanoseconds / 1e9 if nanoseconds else seconds,
-                rx_bytes,
-                tx_bytes,
-                (_new(Prefix, (packed, length)),),
-            ),
-        )
-    return start
+@lru_cache(maxsize=1 << 14)  # from one look to the next hardly any of these bytes change
+def _read_peer_tail(data: bytes) -> tuple[Endpoint | None, tuple[Prefix, ...]]:
+    endpoint: Endpoint | None = None
+    allowed_ips: tuple[Prefix, ...] = ()
+    for kind, at, stop in attributes(data, 0, len(data)):
+        if kind == PEER_ENDPOINT:
+            endpoint = _read_sockaddr(data, at, stop)
+        elif kind == PEER_ALLOWED_IPS:
+            allowed_ips = _read_allowed_ips(data, at, stop)
+    return endpoint, allowed_ips
 
 
 def _read_peer(data: bytes, start: int, end: int) -> DevicePeer:
