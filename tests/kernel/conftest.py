@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 IN_GUEST = "plexd.guest" in Path("/proc/cmdline").read_text().split()
+pytest.register_assert_rewrite("tests.kernel.mesh")
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-CACHE = REPO / ".cache" / "guest"
+CACHE = (REPO / ".cache" / "guest").resolve()
 
 UNPACKED = ("boot/vmlinuz-*", "lib/modules/*/modules.*", "lib/modules/*/kernel/*/*")
 NOT_UNPACKED = (
@@ -30,18 +30,10 @@ NOT_UNPACKED = (
 )  # fmt: skip
 BOOT_MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay")  # what it takes to mount the shared root
 
+# checkers and installers: large, and of no use in the guest
 NOT_COPIED = (
-    "mypy",
-    "mypyc",
-    "*__mypyc*.so",
-    "ast_serialize",
-    "librt",
-    "ruff",
-    "pip",
-    "setuptools",
-    "grimp",
-    "importlinter",
-)  # fmt: skip - checkers and installers: large, and of no use in the guest
+    "mypy", "mypyc", "*__mypyc*.so", "ast_serialize", "librt", "ruff", "pip", "setuptools", "grimp", "importlinter",
+)  # fmt: skip
 STDLIB_NOT_COPIED = ("test", "idlelib", "tkinter", "lib2to3", "ensurepip", "config-*", "site-packages", "dist-packages")
 
 INIT = r"""#!/bin/busybox sh
@@ -50,8 +42,11 @@ export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 {insmod}
-(
-set -e
+sh -e /mounts || {{ echo "plexd-guest: exit 125"; sleep 60; }}
+exec chroot /guest /bin/sh -c {script}
+"""
+
+MOUNTS = r"""
 mkdir -p /host /layer /guest
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=524288 host /host
 mount -t tmpfs layer /layer
@@ -70,8 +65,6 @@ chmod 755 /guest/run
 mkdir -p /guest/lib/modules/{release}
 mount --bind /host{modules} /guest/lib/modules/{release}
 for copied in {copied}; do mount --bind "$copied" "/guest$copied"; done
-) || {{ echo "plexd-guest: exit 125"; sleep 60; }}
-exec chroot /guest /bin/sh -c {script}
 """
 
 SCRIPT = r"""
@@ -161,16 +154,11 @@ def write_initramfs(image: Image, command: Sequence[str], target: Path) -> None:
             shutil.copy(module, staging / "modules")
             loads.append(f"insmod /modules/{module.name}")
         script = SCRIPT.format(repo=shlex.quote(str(REPO)), command=shlex.join(command))
+        copied = shlex.join([str(REPO), str(stdlib)])
+        mounts = MOUNTS.format(release=image.release, modules=shlex.quote(str(image.modules)), copied=copied)
+        (staging / "mounts").write_text(mounts)
         init = staging / "init"
-        init.write_text(
-            INIT.format(
-                insmod="\n".join(loads),
-                release=image.release,
-                modules=shlex.quote(str(image.modules)),
-                copied=shlex.join([str(REPO), str(stdlib)]),
-                script=shlex.quote(script),
-            )
-        )
+        init.write_text(INIT.format(insmod="\n".join(loads), script=shlex.quote(script)))
         init.chmod(0o755)
         _pack(staging, (str(path.relative_to(staging)) for path in sorted(staging.rglob("*"))), archive.fileno())
         _pack(Path("/"), _copied(stdlib), archive.fileno())
