@@ -52,7 +52,7 @@ def _qemu(image: Image, initramfs: Path) -> list[str]:
         "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072",
         "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-nic", "none",
         "-kernel", str(image.kernel), "-initrd", str(initramfs),
-        "-append", "console=ttyS0 quiet panic=-1 mitigations=off plexd.guest",
+        "-append", "console=ttyS0 loglevel=3 panic=-1 mitigations=off plexd.guest",
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
     ]  # fmt: skip
 
