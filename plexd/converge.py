@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +18,7 @@ from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
 from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
-from plexd.mesh.desired import Desired
+from plexd.mesh.desired import Candidates, Desired
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
 from plexd.mesh.plan import plan, plan_event
@@ -26,6 +27,8 @@ from plexd.node import Node
 from plexd.store.identity import Identity
 
 log = get_logger("mesh")
+
+STATUS_SECONDS = 1.0
 
 
 class Kernel(Protocol):
@@ -71,6 +74,7 @@ class Converger:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.resolved: dict[str, Endpoint] = {}
+        self.on_unresolved: Callable[[], None] = lambda: None
         self._kernel = kernel
         self._node = node
         self._settings = settings
@@ -78,6 +82,7 @@ class Converger:
         self._now = now
         self._lock = asyncio.Lock()
         self._applied: Target | None = None
+        self._applied_candidates: Mapping[str, Candidates] = {}
         self._built: tuple[tuple[Desired, Settings, dict[str, Endpoint]], Target] | None = None
         self._warned: frozenset[tuple[str, str]] = frozenset()
 
@@ -93,22 +98,25 @@ class Converger:
             interface = target.settings.interface
             try:
                 observed = await self._kernel.observe()
-                changes = plan(target, observed, self._now(), self._moved(target))
+                changes = plan(target, observed, self._now(), self._moved())
                 outcomes = await self._kernel.apply(changes) if changes else []
             except KernelError as exc:
                 self._health.set(Condition.MESH_DOWN, True, str(exc))
                 self._health.set(Condition.CHANGES_FAILED, True, str(exc))
                 log.error("mesh failed", interface=interface, error=str(exc))
                 return PassResult(changed=0, failed=1, corrections=())
-            failed = self._judge(outcomes, target)
+            failed = self._note(outcomes, target)
+            down = next((o for o in outcomes if o.error is not None and isinstance(o.change, CreateLink)), None)
+            self._health.set(Condition.MESH_DOWN, down is not None, (down.error or "") if down else "")
+            self._health.set(Condition.CHANGES_FAILED, bool(failed), _first_error(outcomes))
         created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
         corrections = interface_corrections(interface, outcomes, known_ids)
         if created and not failed:
             log.info("interface up", interface=interface, peers=len(target.peers))
-            if first:  # setting the interface up at start repairs nothing
-                corrections = ()
         elif first and not failed:
             log.info("interface adopted", interface=interface, peers=len(target.peers))
+        if created and first:  # setting the interface up at start repairs nothing
+            corrections = ()
         return PassResult(len(outcomes) - failed, failed, corrections)
 
     async def apply_event(self) -> bool:
@@ -126,13 +134,17 @@ class Converger:
             except KernelError as exc:
                 log.error("event not applied", error=str(exc))
                 return False
-            return self._judge(outcomes, target) == 0
+            if self._note(outcomes, target):
+                self._health.set(Condition.CHANGES_FAILED, True, _first_error(outcomes))
+                return False
+            return True
 
     async def status(self) -> MeshStatus | None:
-        """A fresh look for the heartbeat; None while there is no interface."""
+        """A fresh look for the heartbeat; None while there is no interface, or it does not answer within a second."""
         try:
-            observed = await self._kernel.observe()
-        except KernelError:
+            async with asyncio.timeout(STATUS_SECONDS):
+                observed = await self._kernel.observe()
+        except (KernelError, TimeoutError):
             return None
         if observed.link is None or observed.device is None:
             return None
@@ -152,28 +164,33 @@ class Converger:
         if self._built is None or self._built[0][0] is not inputs[0] or self._built[0][1:] != inputs[1:]:
             self._built = inputs, build_target(*inputs)
             self._warn(self._built[1].warnings)
+            if self._built[1].unresolved:
+                self.on_unresolved()
         return self._built[1]
 
-    def _moved(self, target: Target) -> frozenset[str]:
-        """Peers whose endpoint candidate is news since the kernel was last brought in line."""
+    def _moved(self) -> frozenset[str]:
+        """Peers whose endpoint candidate is news since the kernel was last brought in line.
+
+        The candidate, not the address a name resolves to: a changing answer of DNS moves no peer that is fresh.
+        """
         if self._applied is None:
             return frozenset()
-        was: Mapping[str, object] = {peer.id: peer.endpoint for peer in self._applied.peers.values()}
-        return frozenset(peer.id for peer in target.peers.values() if peer.id in was and was[peer.id] != peer.endpoint)
+        was = self._applied_candidates
+        return frozenset(
+            peer_id
+            for peer_id, candidates in self._node.desired.candidates.items()
+            if peer_id in was and was[peer_id] is not candidates and was[peer_id].current != candidates.current
+        )
 
-    def _judge(self, outcomes: Sequence[Outcome], target: Target) -> int:
-        """Log the outcomes and set health by them; the number that failed."""
+    def _note(self, outcomes: Sequence[Outcome], target: Target) -> int:
+        """Log the outcomes, one line for each cause of failure; the number that failed."""
         failures = [outcome for outcome in outcomes if outcome.error is not None]
-        for outcome in failures[:10]:
-            log.error("change failed", change=type(outcome.change).__name__, error=outcome.error)
-        if len(failures) > 10:
-            log.error("more changes failed", count=len(failures) - 10)
-        down = next((outcome for outcome in failures if isinstance(outcome.change, CreateLink)), None)
-        self._health.set(Condition.MESH_DOWN, down is not None, (down.error or "") if down else "")
-        detail = f"{len(failures)} changes, first: {failures[0].error}" if failures else ""
-        self._health.set(Condition.CHANGES_FAILED, bool(failures), detail)
-        if not failures:
+        for error, count in Counter(outcome.error for outcome in failures).most_common(10):
+            first = next(outcome.change for outcome in failures if outcome.error == error)
+            log.error("change failed", change=type(first).__name__, error=error, count=count)
+        if not failures and self._built is not None:
             self._applied = target
+            self._applied_candidates = self._built[0][0].candidates
         peers = [outcome.change for outcome in outcomes if outcome.error is None]
         if any(isinstance(change, PutPeer | RemovePeer) for change in peers):
             log.info(
@@ -192,3 +209,8 @@ class Converger:
             if key not in self._warned:
                 log.warning("left out of the mesh", what=warning.code, detail=warning.text)
         self._warned = frozenset(seen)
+
+
+def _first_error(outcomes: Sequence[Outcome]) -> str:
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    return f"{len(errors)} changes, first: {errors[0]}" if errors else ""

@@ -23,15 +23,17 @@ from plexd.config.models import Config
 from plexd.control import ControlPlane
 from plexd.converge import Converger
 from plexd.enrolment import describe, load_or_register, make_control_plane
-from plexd.errors import ControlError, FatalError, KernelError
+from plexd.errors import ControlError, KernelError
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel
+from plexd.linux.lookup import use_own_threads
 from plexd.log import get_logger, register_secret
 from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.services.capabilities import Capabilities
+from plexd.services.drift import DriftReports
 from plexd.services.effects import Effects
 from plexd.services.endpoint import EndpointReport
 from plexd.services.heartbeat import Heartbeat
@@ -54,7 +56,6 @@ log = get_logger("daemon")
 STOP_STEP_SECONDS = 5.0
 TEAR_DOWN_SECONDS = 10.0
 STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
-STEADY_STATUS_SECONDS = 10.0
 
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ class _Daemon:
 
     async def run(self) -> int:
         self._handle_signals()
+        use_own_threads(asyncio.get_running_loop())
         description = await asyncio.to_thread(describe, self._config)
         control = make_control_plane(self._config)
         try:
@@ -109,16 +111,20 @@ class _Daemon:
 
     def _on_stop_signal(self) -> None:
         self._signals += 1
+        if self._signals == 1:
+            asyncio.get_running_loop().call_later(STOP_TOTAL_SECONDS, self._abandon)
         if self._signals > 2:
             log.error("third stop signal, ending at once")
             os._exit(1)
         self._stopping.set()
 
+    def _abandon(self) -> None:
+        log.error("stop took too long, open steps abandoned", limit_seconds=STOP_TOTAL_SECONDS)
+        os._exit(1)
+
     def _on_dump_signal(self) -> None:
         for task in asyncio.all_tasks():
-            frames = task.get_stack(limit=1)
-            where = f"{frames[-1].f_code.co_qualname}:{frames[-1].f_lineno}" if frames else "-"
-            log.info("task", name=task.get_name(), at=where)
+            log.info("task", name=task.get_name(), at=_innermost(task))
 
     def _on_reload_signal(self) -> None:
         log.warning("configuration not reloaded", next_step="restart plexd to apply a changed configuration")
@@ -171,17 +177,19 @@ class _Daemon:
         )
         kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
         try:
-            work, vital, persist = self._compose(node, health, control, description, kernel)
-            code = await self._run_services(work, vital, health)
-            await self._stop(persist, node, kernel)
-            return code
+            work, vital, persist, drift = self._compose(node, health, control, description, kernel)
+            try:
+                await self._run_services(work, vital, health)
+            finally:
+                await self._stop(persist, drift, node, kernel)
+            return 0
         finally:
             await kernel.close()
 
     def _compose(
         self, node: Node, health: Health, control: ControlPlane, description: SelfDescription, kernel: Kernel
-    ) -> tuple[list[Service], list[Service], Persist]:
-        """The services that end first at a stop, those that go on until its end, and the one asked to flush."""
+    ) -> tuple[list[Service], list[Service], Persist, DriftReports]:
+        """The services that end first at a stop, those that go on until its end, and the two asked to save."""
         config = self._config
         host_of_api = urlsplit(config.api or "").hostname or ""
 
@@ -205,8 +213,10 @@ class _Daemon:
         uplink = Uplink(control, node, health, description, converger.status, public_endpoint, self._started_at)
         persist = Persist(node, self._snapshots, self._identities)
         interval = config.reconcile.interval.total_seconds()
-        reconcile = Reconcile(uplink, converger, node, self._snapshots, persist.save_signing_keys, health, interval)
+        drift = DriftReports(uplink, node, self._snapshots)
+        reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
         resolve = Resolve(node, converger.resolved, host_of_api, reconcile.request_pass)
+        converger.on_unresolved = resolve.names_changed.set
         rotation = Rotation(uplink, self._identities, node, converger.apply_event, reconcile.request)
         refusals = Refusals(uplink, node)
         effects = Effects(
@@ -235,14 +245,14 @@ class _Daemon:
         if public_endpoint:
             refresh = config.nat_traversal.refresh_interval.total_seconds()
             work.append(EndpointReport(uplink, node, converger.apply_event, public_endpoint, refresh))
-        vital: list[Service] = [heartbeat, persist]
+        vital: list[Service] = [heartbeat, persist, drift]
         if (watchdog_seconds := systemd.watchdog_interval()) is not None:
             vital.append(Watchdog(watchdog_seconds / 3, lambda: self._notify.send("WATCHDOG=1")))
-        return work, vital, persist
+        return work, vital, persist, drift
 
     # running
 
-    async def _run_services(self, work: list[Service], vital: list[Service], health: Health) -> int:
+    async def _run_services(self, work: list[Service], vital: list[Service], health: Health) -> None:
         """Run all until a stop signal; on return only `vital` ones still run, as `self._vital`."""
 
         flapping: dict[str, frozenset[str]] = {}
@@ -276,12 +286,13 @@ class _Daemon:
             log.info("plexd stops")
             stop.cancel()
             await _cancel(working)
-        return 0
 
-    async def _stop(self, persist: Persist, node: Node, kernel: Kernel) -> None:
+    async def _stop(self, persist: Persist, drift: DriftReports, node: Node, kernel: Kernel) -> None:
         """Steps 5 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
         async with _step("save snapshot", STOP_STEP_SECONDS):
             await persist.flush()
+        async with _step("save drift", STOP_STEP_SECONDS):
+            await drift.save()
         if not self._config.mesh.keep_on_stop:
             async with _step("take the mesh down", TEAR_DOWN_SECONDS):
                 key = node.identity.private_key
@@ -318,7 +329,19 @@ async def _step(name: str, seconds: float) -> Any:
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
-    """Cancel and wait; what the task raised besides has been logged where it happened."""
+    """Cancel and wait, not for ever; what the task raised besides has been logged where it happened."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, FatalError):
-        await task
+    await asyncio.wait({task}, timeout=STOP_STEP_SECONDS)
+    if not task.done():
+        log.error("services do not end", task=task.get_name(), limit_seconds=STOP_STEP_SECONDS)
+    elif not task.cancelled():
+        task.exception()  # seen, so that asyncio does not complain about it
+
+
+def _innermost(task: asyncio.Task[Any]) -> str:
+    """Where a task waits: the coroutine at the end of its chain of awaits."""
+    awaited: Any = task.get_coro()
+    while getattr(getattr(awaited, "cr_await", None), "cr_frame", None) is not None:
+        awaited = awaited.cr_await
+    frame = getattr(awaited, "cr_frame", None)
+    return f"{frame.f_code.co_qualname}:{frame.f_lineno}" if frame is not None else "-"

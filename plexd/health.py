@@ -65,7 +65,7 @@ class Health:
             return
         else:
             self._findings[condition] = Finding(condition, detail, self._now())
-            log.warning("condition raised", condition=condition.value, detail=detail, meaning=TEXTS[condition])
+            log.error("condition raised", condition=condition.value, detail=detail, meaning=TEXTS[condition])
         for listener in self.on_change:
             listener()
 

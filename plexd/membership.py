@@ -19,7 +19,7 @@ from plexd.config.load import Loaded
 from plexd.config.models import Config
 from plexd.control import ControlPlane
 from plexd.enrolment import describe, load_or_register, make_control_plane
-from plexd.errors import ControlError, PlexdError, PrivilegeError, Unauthenticated
+from plexd.errors import ConfigError, ControlError, LocalStateError, PlexdError, PrivilegeError, Unauthenticated
 from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
 from plexd.log import get_logger
@@ -77,10 +77,8 @@ async def _join(
     force: bool,
 ) -> Joined:
     identities = IdentityStore(directory)
-    if force:
-        identities.replace_aside(f".replaced-{int(time.time())}")
-    known = None if force else _known_identity(identities)
-    if known is not None:
+    known = _known_identity(identities)
+    if known is not None and not force:
         return Joined(known.node_id, format_ip(known.mesh_ip), already_registered=True)
     if token is None and ask is not None:
         try:
@@ -88,10 +86,19 @@ async def _join(
         except NoToken:
             token = BootstrapToken(check_token(ask(), "what was typed"))
     control = make_control_plane(config)
+    aside = f".replaced-{int(time.time())}"
     try:
+        if known is not None:
+            identities.replace_aside(aside)
         identity = await load_or_register(
             config, identities, SnapshotStore(directory), control, describe(config), token
         )
+    except LocalStateError:
+        raise  # the new identity exists at the control plane, and part of it may be on disk
+    except BaseException:
+        if known is not None:
+            identities.restore(aside)  # nothing new was gained, so nothing old is lost
+        raise
     finally:
         await control.close()
     return Joined(identity.node_id, format_ip(identity.mesh_ip), already_registered=False)
@@ -101,7 +108,8 @@ def down(loaded: Loaded) -> list[str]:
     """Take the mesh down; the names of what was removed. Raises PrivilegeError, or Refused beside a daemon."""
     config = _set_up(loaded)
     with _stopped_daemon(config) as directory:
-        return asyncio.run(_tear_down(config, _known_identity(IdentityStore(directory))))
+        identity = _known_identity(IdentityStore(directory)) if directory is not None else None
+        return asyncio.run(_tear_down(config, identity))
 
 
 def deregister(loaded: Loaded, *, purge: bool, force: bool) -> Left:
@@ -110,16 +118,18 @@ def deregister(loaded: Loaded, *, purge: bool, force: bool) -> Left:
     if purge and (reason := data_dir_is_purgeable(config.data_dir)) is not None:
         raise Refused(f"data_dir {config.data_dir} is not purged: {reason}")
     with _stopped_daemon(config) as directory:
-        identities = IdentityStore(directory)
-        identity = _known_identity(identities)
+        identities = IdentityStore(directory) if directory is not None else None
+        identity = _known_identity(identities) if identities is not None else None
         if identity is None and not purge:
             raise Refused(f"not registered: there is no identity in {config.data_dir}")
         if identity is not None:
+            if not config.api:
+                raise ConfigError("api: is required to deregister; set it in the file, with --api or PLEXD_API")
             asyncio.run(_give_up(config, identity, force=force))
         asyncio.run(_tear_down(config, identity))
         if purge:
             _purge(config)
-        elif identity is not None:
+        elif identities is not None:
             identities.retire(".deregistered")
     return Left(identity.node_id if identity is not None else "", purged=purge)
 
@@ -132,17 +142,20 @@ def _set_up(loaded: Loaded) -> Config:
 
 
 @contextlib.contextmanager
-def _stopped_daemon(config: Config) -> Iterator[DataDirectory]:
-    """The data directory, locked; a daemon that systemd runs is stopped first."""
+def _stopped_daemon(config: Config) -> Iterator[DataDirectory | None]:
+    """The data directory, locked, None without one; a daemon that systemd runs is stopped first."""
     if os.geteuid() != 0:
         raise PrivilegeError("this changes network interfaces: run it as root")
+    if not config.data_dir.is_dir():
+        yield None
+        return
     try:
-        directory = DataDirectory(config.data_dir)
+        directory = DataDirectory(config.data_dir, create=False)
     except DirectoryLocked:
         if not stop_unit(config.systemd.unit):
             raise Refused("stop the daemon first: plexd is running and not as the unit systemd knows") from None
         try:
-            directory = DataDirectory(config.data_dir)
+            directory = DataDirectory(config.data_dir, create=False)
         except DirectoryLocked as exc:
             raise Refused(f"{config.systemd.unit} is stopped, yet {exc}") from None
     try:

@@ -35,6 +35,7 @@ class Node:
         self.accepted = asyncio.Event()
         self.accepted.set()
         self.on_signing_keys: list[Callable[[], None]] = []
+        self.on_refused: list[Callable[[], None]] = []
         self._health = health
 
     # desired snapshot
@@ -89,8 +90,14 @@ class Node:
         """The refusal is confirmed: deliveries wait. Mesh, caches and process stay as they are."""
         if self.accepted.is_set():
             self.accepted.clear()
-            self._health.set(Condition.IDENTITY_REFUSED, True, "401 to a heartbeat")
-            log.error("identity refused", node_id=self.identity.node_id, next_step="deliveries wait, mesh stays")
+            self._health.set(Condition.IDENTITY_REFUSED, True, "heartbeats are refused")
+            log.error(
+                "identity refused",
+                node_id=self.identity.node_id,
+                next_step="deliveries wait and the mesh stays; if the node was removed: plexd join --force, new token",
+            )
+            for listener in self.on_refused:
+                listener()
 
     def accept(self) -> None:
         """The control plane knows the node, again or still."""

@@ -99,7 +99,9 @@ class Network:
     def remove(self) -> None:
         """End every process of the lab's namespaces and delete them; absent is fine."""
         namespaces = self.namespaces()
-        stop_processes([pid for namespace in namespaces for pid in namespace.pids()])
+        # an agent that is stopped may have started one more program meanwhile
+        while pids := [pid for namespace in namespaces for pid in namespace.pids()]:
+            stop_processes(pids)
         for namespace in namespaces:
             run("ip", "netns", "delete", namespace.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -127,6 +128,20 @@ reconcile:
 
     def last_log_lines(self, count: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+def leftovers(lab: str, directory: Path, network: Network) -> list[str]:
+    """What is still there of the lab: namespaces, processes, sockets, files."""
+    left = [f"namespace {namespace.name}" for namespace in network.namespaces()]
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = cmdline.read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(word.startswith(f"{directory}/") or re.fullmatch(rf"{lab}\d+", word) for word in words):
+            left.append(f"process {cmdline.parent.name} ({' '.join(words).strip()})")
+    left += map(str, UAPI_SOCKETS.glob(f"{lab}*.sock")) if UAPI_SOCKETS.is_dir() else []
+    return left + ([str(directory)] if directory.exists() else [])
 
 
 def remove_leftovers(lab: str, directory: Path, network: Network) -> list[str]:

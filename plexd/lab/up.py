@@ -21,7 +21,7 @@ from typing import NoReturn, TypeVar
 from plexd.errors import PlexdError, PrivilegeError
 from plexd.lab.admin import Admin, RegisteredNode
 from plexd.lab.namespaces import LabError, Network
-from plexd.lab.nodes import ControlPlaneProcess, NodeProcess, remove_leftovers
+from plexd.lab.nodes import ControlPlaneProcess, NodeProcess, leftovers, remove_leftovers
 from plexd.mesh.keys import PrivateKey
 
 LAB = "plexd-lab"
@@ -58,7 +58,7 @@ def up(nodes: int, *, keep: bool) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             say("== taking everything down")
             lab.clean("removed")
-        if left := lab.leftovers():
+        if left := leftovers(LAB, DIRECTORY, lab.network):
             say(f"FAILED: left behind: {', '.join(left)}")
             return 1
         say("nothing left behind: no namespace, process, interface or socket of the lab")
@@ -84,13 +84,19 @@ def _check_host() -> None:
 
 @contextmanager
 def _only_lab() -> Iterator[None]:
-    with Path(f"/run/{LAB}.lock").open("w") as lock:
+    path = Path(f"/run/{LAB}.lock")
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino
         except BlockingIOError:
-            raise LabError("another lab is running on this host: end it first (Ctrl-C in its terminal)") from None
-        yield
-    Path(f"/run/{LAB}.lock").unlink(missing_ok=True)
+            ours = False
+        if not ours:  # held, or just given up by one that is ending
+            raise LabError("another lab is running on this host: end it first (Ctrl-C in its terminal)")
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 class _Lab:
@@ -241,12 +247,6 @@ class _Lab:
         found = remove_leftovers(LAB, DIRECTORY, self.network)
         if found and what:
             say(f"{what}: {', '.join(found)}")
-
-    def leftovers(self) -> list[str]:
-        left = [namespace.name for namespace in self.network.namespaces()]
-        left += [str(DIRECTORY)] if DIRECTORY.exists() else []
-        left += [f"process {node.pid}" for node in self.nodes if node.is_running()]
-        return left
 
     def explain(self) -> None:
         """What the agents said last, before it is gone."""

@@ -71,8 +71,8 @@ class Kernel:
         """Raises KernelError."""
         with self._door("look at the interface"):
             link, addresses, routes, underlay_mtu = await self._network.observe(self.interface)
-            self._backend = link.backend if link is not None else None
-            device = await self._devices[self._backend].dump() if self._backend is not None else None
+            backend = link.backend if link is not None else None
+            device = await self._devices[backend].dump() if backend is not None else None
         return Observed(link, device, addresses, routes, underlay_mtu)
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -81,6 +81,7 @@ class Kernel:
         Peers next to each other go as one batch, and one by one when the batch is refused. When the link cannot be
         created, or not be brought up after it was, it is deleted again and the rest fails with the same error.
         """
+        self._backend = None  # whoever made the link since the last time
         outcomes: list[Outcome] = []
         created: int | None = None
         for kind, group in itertools.groupby(changes, _kind):
@@ -172,9 +173,9 @@ class Kernel:
             )
         # the kernel would tell only when the link is brought up, with addresses on it and the world notified
         _probe_port(change.listen_port)
-        self._backend = await self._create_by_some_backend()
+        self._backend = backend = await self._create_by_some_backend()
         await self._network.set_alias(self.interface)
-        await self._devices[self._backend].set_device(change.private_key, change.listen_port)
+        await self._devices[backend].set_device(change.private_key, change.listen_port)
         await self._network.set_mtu(self.interface, change.mtu)
 
     async def _create_by_some_backend(self) -> Backend:
@@ -201,7 +202,7 @@ class Kernel:
                 await self._delete_link()
 
     async def _delete_link(self) -> None:
-        backend = self._backend
+        backend = await self._current_backend()
         if backend is Backend.KERNEL:
             # the kernel takes 12 ms for each peer still on a link it deletes, and lets nobody else in meanwhile
             device = await self._devices[backend].dump()
@@ -219,12 +220,16 @@ class Kernel:
 
     async def _device(self) -> WireGuardDevice:
         """The side of the interface that knows WireGuard. ENODEV without one."""
+        backend = await self._current_backend()
+        if backend is None:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return self._devices[backend]
+
+    async def _current_backend(self) -> Backend | None:
         if self._backend is None:
             link = await self._network.link(self.interface)
             self._backend = link.backend if link is not None else None
-        if self._backend is None:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        return self._devices[self._backend]
+        return self._backend
 
     # runs of peers and of routes
 

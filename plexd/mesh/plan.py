@@ -28,7 +28,7 @@ from plexd.mesh.changes import (
     SetUp,
 )
 from plexd.mesh.keys import PublicKey
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, MESH_ALIAS, Device, DevicePeer, Link, Observed, Route
+from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, MESH_ALIAS, Backend, Device, DevicePeer, Link, Observed, Route
 from plexd.mesh.target import Settings, Target, TargetPeer, derive_mtu
 
 
@@ -93,7 +93,8 @@ def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
 def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
     """The ownership rule of the mesh contract, sections 3 and 3.2: the alias, or a device that holds our own key.
 
-    A TUN without alias whose program has no key yet is the remains of a start that died half-way.
+    A link without alias, key and peers that is down, or a TUN whose program has no key yet, is the remains of a start
+    that died half-way.
     """
     if link.backend is None:
         return False
@@ -101,7 +102,9 @@ def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
         return True
     if device is None:
         return False
-    return device.private_key == settings.private_key or (link.backend == "userspace" and device.private_key is None)
+    if device.private_key is None:
+        return link.backend is Backend.USERSPACE or not (link.up or link.alias or device.peers)
+    return device.private_key == settings.private_key
 
 
 def _unusable(link: Link, device: Device | None, settings: Settings) -> str | None:

@@ -63,6 +63,7 @@ class Target:
     peers: Mapping[str, TargetPeer]
     routes: frozenset[Route]
     warnings: tuple[Warned, ...] = ()
+    unresolved: frozenset[str] = frozenset()  # endpoint texts that are names nobody looked up yet
 
 
 def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, Endpoint]) -> Target:
@@ -76,7 +77,8 @@ def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, En
         endpoint = _endpoint(peer, desired.candidates.get(peer.id, none).current, settings, resolved, warnings)
         peers[peer.id] = TargetPeer(peer.id, peer.public_key, peer.psk, endpoint, allowed_ips)
     routes = frozenset(_routes(peers.values(), settings, warnings))
-    return Target(settings, peers, routes, tuple(warnings))
+    unresolved = names_to_resolve(desired) - resolved.keys()
+    return Target(settings, peers, routes, tuple(warnings), unresolved)
 
 
 def names_to_resolve(desired: Desired) -> frozenset[str]:

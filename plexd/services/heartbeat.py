@@ -76,6 +76,7 @@ class Heartbeat:
 
     async def _one(self, *, confirming: bool) -> float:
         """Send one; the seconds to wait before the next."""
+        started = asyncio.get_running_loop().time()
         tick = self.interval * self._uniform(0.9, 1.1)
         delay = tick if self._node.accepted.is_set() else self._probe_seconds
         key = self._node.identity.private_key
@@ -90,8 +91,8 @@ class Heartbeat:
         except (ControlError, WireError) as exc:
             self._log_failure(exc)
             if isinstance(exc, Transient) and exc.retry_after is not None:
-                delay = max(delay, exc.retry_after * self._uniform(1.0, 1.25))
-            return delay
+                return max(delay, exc.retry_after * self._uniform(1.0, 1.25))
+            return _rest(delay, started)
         self._failures = self._not_found = 0
         self._probe_seconds = PROBE_FIRST_SECONDS
         if confirming:
@@ -102,7 +103,7 @@ class Heartbeat:
             self._request_rotation("heartbeat")
         if hints.reconcile:
             self._request_reconcile("heartbeat")
-        return tick
+        return _rest(tick, started)
 
     def _refused(self, confirming: bool) -> float:
         if self._node.accepted.is_set() and not confirming:
@@ -117,3 +118,8 @@ class Heartbeat:
         self._failures += 1
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning("heartbeat failed", error=str(exc), failures=self._failures)
+
+
+def _rest(interval: float, started: float) -> float:
+    """What is left of the interval since `started`; ticks that came while a request was running are skipped."""
+    return interval - (asyncio.get_running_loop().time() - started) % interval

@@ -102,6 +102,7 @@ class Listener:
         self._queue = _Queue()
         self._last_event_id: str | None = None
         self._stream: asyncio.Task[None] | None = None
+        self._close_reason = ""
         self._healthy_at = 0.0  # monotonic, the last healthy moment
         self._polling = False
         self._queued = self._handled = 0  # since the start
@@ -115,17 +116,20 @@ class Listener:
         self._healthy_at = loop.time()
         self._verifier.replace_keys(self._node.desired.signing_keys)
         self._node.on_signing_keys.append(self._keys_changed)
+        self._node.on_refused.append(self._identity_refused)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._handle_events())
-                group.create_task(self._keep_connected())
+                group.create_task(self._handle_events(), name="event handler")
+                group.create_task(self._keep_connected(), name="event reader")
         finally:
             self._node.on_signing_keys.remove(self._keys_changed)
+            self._node.on_refused.remove(self._identity_refused)
 
     # connection
 
     async def _keep_connected(self) -> None:
         while True:
+            await self._node.accepted.wait()
             await self._wait(await self._connect_once())
 
     async def _wait(self, delay: float) -> None:
@@ -158,11 +162,10 @@ class Listener:
             if task is not None and task.cancelling():
                 self._stream.cancel()
                 raise
-            log.info("stream reopened for new signing keys")
+            log.info("stream closed", reason=self._close_reason)
             return 0.0
         except Unauthenticated as exc:
             log.warning("stream refused", error=str(exc))
-            self._node.suspect(self._node.credential())
             if self._node.accepted.is_set():
                 await asyncio.sleep(UNAUTHENTICATED_RETRY_SECONDS)
             else:
@@ -299,6 +302,14 @@ class Listener:
         self._verifier.replace_keys(self._node.desired.signing_keys)
         if self._missed_behind is not None and self._stream is not None:
             self._missed_behind = None
+            self._close_stream("new signing keys, refused events are replayed")
+
+    def _identity_refused(self) -> None:
+        self._close_stream("identity refused")
+
+    def _close_stream(self, reason: str) -> None:
+        if self._stream is not None:
+            self._close_reason = reason
             self._stream.cancel()
 
     # handling
@@ -318,6 +329,13 @@ class Listener:
         try:
             async with asyncio.timeout(HANDLER_SECONDS):
                 await self._handle(event)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # a cancellation that nobody asked for must not end the handling of all further events
+            log.error("event handler cancelled itself", event_type=event.event_type, event_id=event.event_id)
+            self._request_pull("failed handler")
         except TimeoutError:
             log.error("event handler took too long", event_type=event.event_type, event_id=event.event_id)
             self._request_pull("failed handler")

@@ -34,6 +34,7 @@ class Persist:
         self._keys = keys
         self._saved_keys = node.desired.signing_keys
         self._failed = False
+        self._writing = asyncio.Lock()  # two writers could let the older snapshot win
 
     async def run(self) -> None:
         while True:
@@ -53,6 +54,10 @@ class Persist:
 
     async def flush(self) -> bool:
         """Write what is unsaved now; whether it worked. What could not be written stays unsaved."""
+        async with self._writing:
+            return await self._flush()
+
+    async def _flush(self) -> bool:
         if not self._node.unsaved.is_set():
             return True
         self._node.unsaved.clear()

@@ -1,4 +1,4 @@
-"""The reconcile loop: pull the desired state, converge, report drift; at the timer and whenever somebody asks.
+"""The reconcile loop: pull the desired state, converge, hand over drift; at the timer and whenever somebody asks.
 
 Requests fold into one. A cycle reads everything again, so a lost, doubled or reordered request does no harm.
 """
@@ -27,26 +27,16 @@ MIN_SPACING_SECONDS = 1.0  # between the starts of two cycles
 FIRST_RETRY_SECONDS = 5.0  # after a cycle with failed changes
 MAX_FETCHES = 3  # while events keep overtaking the answer
 STALE_INTERVALS = 3
+PASS_LIMIT_SECONDS = 300.0
 
 
 class ControlPlane(Protocol):
     async def fetch_state(self) -> FullState:
         """Raises ControlError, or WireError when the document is not what the contract says."""
 
-    async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
-        """Raises ControlError."""
-
 
 class Converger(Protocol):
     async def converge(self) -> PassResult: ...
-
-
-class UnsentDrift(Protocol):
-    """Corrections on disk; at most the newest 500 are kept. Both calls block for an fsync."""
-
-    def load_unsent_corrections(self) -> tuple[Correction, ...]: ...
-
-    def save_unsent_corrections(self, corrections: Sequence[Correction]) -> tuple[Correction, ...]: ...
 
 
 class Reconcile:
@@ -59,7 +49,7 @@ class Reconcile:
         control: ControlPlane,
         converger: Converger,
         node: Node,
-        unsent: UnsentDrift,
+        report: Callable[[Sequence[Correction]], None],
         save_signing_keys: Callable[[SigningKeys], Awaitable[None]],
         health: Health,
         interval: float,
@@ -67,17 +57,17 @@ class Reconcile:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.interval = interval
-        self.first_cycle_done = asyncio.Event()
         self.last_pull_succeeded: float | None = None  # monotonic
         self._control = control
         self._converger = converger
         self._node = node
-        self._unsent = unsent
+        self._report = report
         self._save_signing_keys = save_signing_keys
         self._health = health
         self._now = now
         self._uniform = uniform
         self._wanted = asyncio.Event()
+        self._pass_wanted = asyncio.Event()
         self._pull_wanted = True
         self._no_pull_before = 0.0  # monotonic; the control plane asked to wait
         self._retry = Backoff(FIRST_RETRY_SECONDS, max(FIRST_RETRY_SECONDS, interval), uniform)
@@ -92,23 +82,20 @@ class Reconcile:
     def request_pass(self, reason: str) -> None:
         """Ask for a look at the kernel without a state pull."""
         log.debug("pass requested", reason=reason)
+        self._pass_wanted.set()
         self._wanted.set()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         started_at = timer_at = loop.time()
         self._pull_wanted = True
+        await self._pass(())  # the cached snapshot first: nothing at a start waits for the control plane
         while True:
             self._wanted.clear()
             started = loop.time()
             is_pass = not self._pull_wanted
             failed = await self._cycle()
-            self.first_cycle_done.set()
-            if self.last_pull_succeeded is not None or loop.time() - started_at > STALE_INTERVALS * self.interval:
-                age = loop.time() - (self.last_pull_succeeded or started_at)
-                self._health.set(
-                    Condition.STATE_STALE, age > STALE_INTERVALS * self.interval, f"last fetched {age:.0f} s ago"
-                )
+            self._judge_staleness(started_at)
             if failed:
                 timer_at = loop.time() + self._retry.next()
             else:
@@ -122,16 +109,51 @@ class Reconcile:
                 self._pull_wanted = True  # the timer pulls, requests say themselves
             await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
 
+    def _judge_staleness(self, started_at: float) -> None:
+        since = self.last_pull_succeeded if self.last_pull_succeeded is not None else started_at
+        age = asyncio.get_running_loop().time() - since
+        self._health.set(Condition.STATE_STALE, age > STALE_INTERVALS * self.interval, f"last fetched {age:.0f} s ago")
+
     async def _cycle(self) -> bool:
         """One cycle; whether changes failed and a retry is due soon."""
+        if not self._pull_wanted or asyncio.get_running_loop().time() < self._no_pull_before:
+            return await self._pass(())
+        if not self._node.accepted.is_set():
+            return await self._pass(())
+        self._pull_wanted = False
+        pull = asyncio.create_task(self._pull(), name="state pull")
+        try:
+            # local damage does not wait for an answer
+            while await self._passes_wanted_before(pull):
+                await self._pass(())
+            return await self._pass(pull.result())
+        finally:
+            pull.cancel()
+
+    async def _passes_wanted_before(self, pull: asyncio.Task[tuple[Correction, ...]]) -> bool:
+        self._pass_wanted.clear()
+        wanted = asyncio.create_task(self._pass_wanted.wait(), name="pass wanted")
+        try:
+            await asyncio.wait({pull, wanted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+        return not pull.done()
+
+    async def _pass(self, corrections: tuple[Correction, ...]) -> bool:
+        """Converge and hand over what was corrected, by the pull before it too; whether changes failed.
+
+        A stop waits for the pass at hand, so that what was done is also reported.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        corrections: tuple[Correction, ...] = ()
-        if self._pull_wanted and loop.time() >= self._no_pull_before and self._node.accepted.is_set():
-            self._pull_wanted = False
-            corrections = await self._pull()
         self._node.expire_signing_key(self._now())
-        result = await self._converger.converge()
+        work = asyncio.create_task(self._converge(), name="pass")
+        try:
+            result = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            corrections += (await work).corrections
+            self._report(corrections)
+            raise
         corrections += result.corrections
         duration = round(loop.time() - started, 3)
         if result.changed or result.failed or corrections:
@@ -144,8 +166,16 @@ class Reconcile:
             )
         else:
             log.debug("cycle finished", changed=0, duration_seconds=duration)
-        await self._report(corrections)
+        self._report(corrections)
         return bool(result.failed)
+
+    async def _converge(self) -> PassResult:
+        try:
+            async with asyncio.timeout(PASS_LIMIT_SECONDS):
+                return await self._converger.converge()
+        except TimeoutError:
+            log.error("pass took too long", limit_seconds=PASS_LIMIT_SECONDS, next_step="the next one goes on")
+            return PassResult(changed=0, failed=1, corrections=())
 
     async def _pull(self) -> tuple[Correction, ...]:
         """Replace the desired snapshot; a failure leaves the last one in force, which the pass then repairs against."""
@@ -180,23 +210,3 @@ class Reconcile:
         write = log.debug if kind == self._reported_failure else log.warning
         write("state not fetched", error=str(exc), kind=kind, next_step="the last known state stays in force")
         self._reported_failure = kind
-
-    async def _report(self, corrections: tuple[Correction, ...]) -> None:
-        """Deliver drift: on disk before it is sent, off the disk once it has arrived."""
-        unsent = await asyncio.to_thread(self._unsent.load_unsent_corrections)
-        if not corrections and not (unsent and self._node.accepted.is_set()):
-            return
-        timestamp = self._now()
-        kept = await asyncio.to_thread(self._unsent.save_unsent_corrections, (*unsent, *corrections))
-        for correction in corrections:
-            log.info("drift corrected", type=correction.type, detail=correction.detail)
-        if not self._node.accepted.is_set():
-            return
-        try:
-            await self._control.report_drift(timestamp, kept)
-        except ControlError as exc:
-            retriable = isinstance(exc, Transient) or not self._node.accepted.is_set() or exc.status == 401
-            log.warning("drift report failed", error=str(exc), kept=len(kept) if retriable else 0)
-            if retriable:
-                return
-        await asyncio.to_thread(self._unsent.save_unsent_corrections, ())

@@ -63,8 +63,8 @@ class Registrar:
         register_secret(answer.node_key.get_secret_value())
         identity = Identity(answer.node_id, answer.mesh_ip, answer.node_key, key)
         try:
-            # shielded: the token is spent, so a stop signal must not lose what it bought
-            await asyncio.shield(asyncio.to_thread(self._save, identity, answer, token))
+            # the token is spent: a stop signal must not lose what it bought
+            await _to_its_end(asyncio.create_task(asyncio.to_thread(self._save, identity, answer, token)))
         except OSError as exc:
             raise LocalStateError(
                 f"registered as {identity.node_id}, but the identity cannot be saved: {exc}; the token may be used up: "
@@ -83,6 +83,15 @@ class Registrar:
                 token.file.unlink()
             except OSError as exc:
                 log.warning("used token file not removed", path=str(token.file), error=exc.strerror)
+
+
+async def _to_its_end(task: asyncio.Task[None]) -> None:
+    """Wait for the task even when cancelled, and pass the cancellation on only then."""
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _refusal(exc: ControlError) -> str:

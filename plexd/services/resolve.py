@@ -64,7 +64,10 @@ class Resolve:
         parsed = parse_endpoint(text)
         assert isinstance(parsed, HostPort)  # noqa: S101 - names_to_resolve yields nothing else
         addresses = await _addresses(parsed.host, parsed.port)
-        return Endpoint(addresses[0], parsed.port) if addresses else None
+        if not addresses:
+            return None
+        known = self._resolved.get(text)  # an answer in another order is no news
+        return known if known is not None and known.packed in addresses else Endpoint(addresses[0], parsed.port)
 
 
 async def _addresses(name: str, port: int) -> list[bytes]:
@@ -77,4 +80,5 @@ async def _addresses(name: str, port: int) -> list[bytes]:
     except (OSError, TimeoutError, UnicodeError) as exc:
         log.warning("name not resolved", name=name, error=str(exc) or f"no answer in {LIMIT_SECONDS:.0f} s")
         return []
-    return [parse_ip(str(info[4][0])) for info in sorted(infos, key=lambda info: info[0] != socket.AF_INET)]
+    texts = [str(info[4][0]) for info in sorted(infos, key=lambda info: info[0] != socket.AF_INET)]
+    return [parse_ip(text) for text in texts if "%" not in text]  # no peer is on our own link

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from plexd.errors import ControlError, NotFound, Unauthenticated, WireError
-from plexd.log import get_logger
+from plexd.log import get_logger, register_secret
 from plexd.mesh.desired import Peer
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.fold import Unfoldable
@@ -77,7 +77,13 @@ class Rotation:
 
     async def _rotate(self) -> bool:
         """Whether the rotation is over, one way or the other."""
-        key = await asyncio.to_thread(self._keys.make_pending_key)
+        try:
+            key = await asyncio.to_thread(self._keys.make_pending_key)
+        except OSError as exc:
+            log.error("new key not stored", error=str(exc), next_step="tried again in a minute; check the disk")
+            await asyncio.sleep(REPEAT_SECONDS)
+            return False
+        register_secret(key.reveal())
         try:
             updated = await self._control.rotate_key(key.public())
         except Unauthenticated:
@@ -89,8 +95,12 @@ class Rotation:
             await asyncio.sleep(REPEAT_SECONDS)
             return False
         except ControlError as exc:
-            await asyncio.to_thread(self._keys.drop_pending_key)
             reason = "not supported by the control plane" if isinstance(exc, NotFound) else str(exc)
+            if self._node.identity.private_key is None:
+                log.error("new key refused", reason=reason, next_step="without one there is no mesh; tried again")
+                await asyncio.sleep(REPEAT_SECONDS)
+                return False
+            await asyncio.to_thread(self._keys.drop_pending_key)
             log.error("key rotation refused", reason=reason, next_step="the old key stays")
             return True
         await asyncio.to_thread(self._keys.commit_pending_key)

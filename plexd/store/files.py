@@ -9,6 +9,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from plexd.errors import LocalStateError
@@ -18,6 +19,7 @@ log = get_logger("store")
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+OWN_NAMES = ("identity.json", "private_key", "node_secret_key", "signing_", "plexd.lock")  # beginnings, in the top
 _TEMPORARY = ".tmp-"
 
 
@@ -34,9 +36,11 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-    except BaseException:
+    except BaseException as exc:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(exc, OSError):
+            exc.filename = str(path)  # the file the reader knows, not the temporary one
         raise
     sync_directory(path.parent)
 
@@ -92,13 +96,17 @@ class DirectoryLocked(LocalStateError):
 class DataDirectory:
     """The data directory, made, checked and locked. One daemon holds it at a time; `close` gives it back."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises LocalStateError when the directory cannot be used, DirectoryLocked when another plexd works in it."""
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Without `create` it must exist.
+
+        Raises LocalStateError when the directory cannot be used, DirectoryLocked when another plexd works in it.
+        """
         self.path = path
         try:
-            path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            (path / "state").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-            (path / "state" / "data").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            if create:
+                path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+                (path / "state").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+                (path / "state" / "data").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
             self._lock = os.open(path / "plexd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         except OSError as exc:
             raise LocalStateError(
@@ -130,8 +138,7 @@ class DataDirectory:
     def _repair(self) -> None:
         """Remove what a crash left, narrow modes that are too wide, refuse files of a foreign owner."""
         trusted = {0, os.geteuid()}
-        directories = [self.path, self.path / "state", self.path / "state" / "data"]
-        for entry in [*directories, *(file for directory in directories for file in directory.iterdir())]:
+        for entry in self._own_entries():
             status = entry.lstat()
             if status.st_uid not in trusted:
                 raise LocalStateError(
@@ -144,3 +151,15 @@ class DataDirectory:
             if stat.S_IMODE(status.st_mode) & ~wanted and not stat.S_ISLNK(status.st_mode):
                 log.warning("file mode repaired", path=str(entry), was=f"{stat.S_IMODE(status.st_mode):04o}")
                 entry.chmod(wanted)
+
+    def _own_entries(self) -> Iterator[Path]:
+        """What plexd put here: a data directory that was given by mistake keeps its other files as they are."""
+        entries = [entry for entry in self.path.iterdir() if entry.name != "state"]
+        files = [entry for entry in entries if entry.name.startswith((*OWN_NAMES, _TEMPORARY))]
+        if len(files) == len(entries) or any(file.name.startswith("identity.json") for file in files):
+            yield self.path
+        yield from files
+        for directory in (self.path / "state", self.path / "state" / "data"):
+            if directory.is_dir():
+                yield directory
+                yield from (file for file in directory.iterdir() if not file.is_dir())

@@ -158,10 +158,16 @@ class IdentityStore:
             remove_durably(self._path / name)
 
     def replace_aside(self, suffix: str) -> None:
-        """Move every identity file to `<name><suffix>`, the commit mark first."""
-        for name in (IDENTITY, PRIVATE_KEY, PENDING_KEY, NODE_KEY, SIGNING_KEY, SIGNING_KEYS):
+        """Move the identity to `<name><suffix>`, the commit mark first; a pending key stays for the next try."""
+        for name in (IDENTITY, PRIVATE_KEY, NODE_KEY, SIGNING_KEY, SIGNING_KEYS):
             if (self._path / name).exists():
                 rename_durably(self._path / name, self._path / f"{name}{suffix}")
+
+    def restore(self, suffix: str) -> None:
+        """Take `replace_aside` back, the commit mark last."""
+        for name in (SIGNING_KEYS, SIGNING_KEY, NODE_KEY, PRIVATE_KEY, IDENTITY):
+            if (self._path / f"{name}{suffix}").exists():
+                rename_durably(self._path / f"{name}{suffix}", self._path / name)
 
     def _read_private_key(self, name: str) -> PrivateKey | None:
         raw = read_optional(self._path / name)
@@ -187,7 +193,7 @@ def data_dir_is_purgeable(path: Path) -> str | None:
         return "it is a symbolic link"
     if len(path.parts) < 3:  # the root and two components
         return "it is too close to the root"
-    if not any(path.glob("identity.json*")) and not (path / "state").is_dir():
+    if not any(path.glob("identity.json*")) and not (path / "state" / "desired.json").exists():
         return "it does not look like a plexd data directory"
     return None
 

@@ -234,7 +234,7 @@ def test_mtu_follows_the_underlay() -> None:
         (Backend.KERNEL, MESH_ALIAS, OTHER_KEY, True),
         (Backend.KERNEL, "", OWN_KEY, True),
         (Backend.KERNEL, "", OTHER_KEY, False),
-        (Backend.KERNEL, "", None, False),
+        (Backend.KERNEL, "", None, True),  # down and without peers: a start died before it could set the alias
         (Backend.KERNEL, "lan", OTHER_KEY, False),
         (Backend.USERSPACE, MESH_ALIAS, None, True),
         (Backend.USERSPACE, "", OWN_KEY, True),

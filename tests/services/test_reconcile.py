@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import itertools
 import json
@@ -28,11 +29,12 @@ from plexd.errors import (
     WireError,
 )
 from plexd.health import Condition, Health
-from plexd.mesh.changes import Change, PutPeer
+from plexd.mesh.changes import Change, CreateLink, PutPeer
 from plexd.mesh.desired import Desired, FullState, SigningKeys
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import PeerAdded
 from plexd.node import Node
+from plexd.services.drift import DriftReports
 from plexd.services.persist import Persist
 from plexd.services.reconcile import Reconcile
 from plexd.store.files import DataDirectory
@@ -126,13 +128,15 @@ class Loop:
         self.snapshots = SnapshotStore(self.directory)
         self.persist = Persist(self.node, self.snapshots, IdentityStore(self.directory))
         self.converger = converger or Converger(self.kernel, self.node, settings_of, self.health, unix_time)
+        self.drift = DriftReports(control, self.node, self.snapshots, unix_time)
         self.reconcile = Reconcile(
-            control, self.converger, self.node, self.snapshots, self.persist.save_signing_keys, self.health, interval,
-            unix_time, uniform,
+            control, self.converger, self.node, self.drift.cycle_ended, self.persist.save_signing_keys, self.health,
+            interval, unix_time, uniform,
         )  # fmt: skip
 
     async def run(self, seconds: float, meanwhile: Awaitable[None] | None = None) -> None:
         task = asyncio.create_task(self.reconcile.run())
+        reports = asyncio.create_task(self.drift.run())
         try:
             if meanwhile is not None:
                 await meanwhile
@@ -141,6 +145,9 @@ class Loop:
         finally:
             task.cancel()
             await asyncio.wait({task})
+            reports.cancel()
+            await asyncio.wait({reports})
+            await self.drift.save()
             self.directory.close()
 
     @property
@@ -224,7 +231,7 @@ def test_pass_does_not_pull(tmp_path: Path) -> None:
         passes = Passes()
         loop = Loop(tmp_path, Pulled(same), converger=passes)
         await loop.run(10, at(20, lambda: loop.reconcile.request_pass("test")))
-        assert passes.times == pytest.approx([0, 20])
+        assert passes.times == pytest.approx([0, 0, 20])  # before the first pull, after it, and the one asked for
         assert loop.control.pulls == pytest.approx([0])
 
     run_virtual(main())
@@ -246,7 +253,7 @@ def test_retry_after_postpones_the_next_pull_but_not_the_pass(tmp_path: Path) ->
         control = Pulled(lambda n: limited if n == 1 else BOTH)
         loop = Loop(tmp_path, control, converger=passes, uniform=lambda low, _: low)
         await loop.run(200, at(10, lambda: loop.reconcile.request("test")))
-        assert passes.times[:4] == pytest.approx([0, 10, 64, 118])
+        assert passes.times[:5] == pytest.approx([0, 0, 10, 64, 118])
         assert control.pulls[1] == pytest.approx(150)
 
     run_virtual(main())
@@ -274,18 +281,18 @@ def test_failed_pull_waits_for_the_timer(tmp_path: Path) -> None:
 
 def test_failed_changes_are_tried_again_after_5_seconds_doubling_to_the_interval(tmp_path: Path) -> None:
     async def main() -> None:
-        passes = Passes(failing=6)
+        passes = Passes(failing=7)  # the first of them is the one before any call
         loop = Loop(tmp_path, Pulled(same), converger=passes)
         await loop.run(400)
         gaps = [later - earlier for earlier, later in itertools.pairwise(passes.times)]
-        assert gaps == pytest.approx([5, 10, 20, 40, 60, 60, 60, 60, 60], abs=0.1)
+        assert gaps == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60, 60, 60], abs=0.1)
 
     run_virtual(main())
 
 
 def test_clean_cycle_makes_the_next_failure_start_at_5_seconds(tmp_path: Path) -> None:
     async def main() -> None:
-        passes = Passes(failing=3)
+        passes = Passes(failing=4)
         loop = Loop(tmp_path, Pulled(same), converger=passes)
 
         async def fail_again() -> None:
@@ -293,7 +300,7 @@ def test_clean_cycle_makes_the_next_failure_start_at_5_seconds(tmp_path: Path) -
             passes.failing = len(passes.times) + 1
 
         await loop.run(20, fail_again())
-        assert passes.times == pytest.approx([0, 5, 15, 35, 95, 100], abs=0.1)
+        assert passes.times == pytest.approx([0, 0, 5, 15, 35, 95, 100], abs=0.1)
 
     run_virtual(main())
 
@@ -655,5 +662,89 @@ def test_previous_signing_key_is_dropped_on_time(tmp_path: Path) -> None:
         loop = Loop(tmp_path, Pulled(lambda _: Transient("gone")), node=node)
         await loop.run(130)
         assert node.desired.signing_keys == SigningKeys(public(NEW_KEY))
+
+    run_virtual(main())
+
+
+# --- a control plane or a disk that does not answer
+
+
+def test_cached_mesh_stands_before_a_hanging_control_plane_answers(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same, seconds=30.0))
+        await loop.run(1, at(0.5, lambda: None))
+        assert loop.peers == {"n_2", "n_3"}
+
+    run_virtual(main())
+
+
+def test_damage_is_repaired_while_a_pull_hangs(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same, seconds=30.0))
+
+        def damage() -> None:
+            loop.kernel.delete_link()
+            loop.reconcile.request_pass("test")
+
+        await loop.run(1, at(10, damage))
+        assert loop.peers == {"n_2", "n_3"}
+        assert loop.control.pulls == [0]
+
+    run_virtual(main())
+
+
+def test_full_disk_keeps_no_drift_from_being_reported(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same))
+
+        def refuse(_corrections: Sequence[Correction]) -> tuple[Correction, ...]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        loop.snapshots.save_unsent_corrections = refuse  # type: ignore[method-assign, assignment]
+
+        def damage() -> None:
+            loop.kernel.delete_link()
+            loop.reconcile.request_pass("test")
+
+        await loop.run(5, at(10, damage))
+        assert loop.control.reported == [["interface_repaired plexd0: link, 2 peers, 2 routes"]]
+
+    run_virtual(main())
+
+
+def test_repair_under_way_at_a_stop_is_on_disk(tmp_path: Path) -> None:
+    class Slow(Passes):
+        async def converge(self) -> PassResult:
+            await asyncio.sleep(2)
+            return PassResult(changed=1, failed=0, corrections=(Correction("route_added", "10.100.0.2/32"),))
+
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same), converger=Slow())
+        await loop.run(1)
+
+    run_virtual(main())
+    directory = DataDirectory(tmp_path)
+    assert SnapshotStore(directory).load_unsent_corrections() == (Correction("route_added", "10.100.0.2/32"),)
+    directory.close()
+
+
+def test_event_does_not_say_that_a_missing_mesh_is_well(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same))
+        converger = loop.converger
+        assert isinstance(converger, Converger)
+
+        async def break_and_fold() -> None:
+            await asyncio.sleep(10)
+            loop.kernel.delete_link()
+            loop.kernel.refuse = lambda change: "port in use" if isinstance(change, CreateLink) else None
+            loop.reconcile.request_pass("test")
+            await asyncio.sleep(2)
+            assert Condition.MESH_DOWN in loop.conditions
+            loop.node.fold(PeerAdded(peer(4)))
+            await converger.apply_event()
+            assert Condition.MESH_DOWN in loop.conditions
+
+        await loop.run(0, break_and_fold())
 
     run_virtual(main())

@@ -370,12 +370,15 @@ def test_no_log_line_holds_a_secret(directory: DataDirectory, store: IdentitySto
         ("{tmp}/empty", "does not look like"),
         ("{tmp}/absent", "does not look like"),
         ("{tmp}/real", None),
+        ("{tmp}/state-only", "does not look like"),
         ("{tmp}/retired", None),
     ],
 )
 def test_only_a_data_directory_is_purged(tmp_path: Path, path: str, reason: str | None) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "real" / "state").mkdir(parents=True)
+    (tmp_path / "real" / "state" / "desired.json").touch()
+    (tmp_path / "state-only" / "state").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "retired").mkdir()
     (tmp_path / "retired" / "identity.json.deregistered").touch()

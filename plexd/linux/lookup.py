@@ -1,0 +1,49 @@
+"""Name lookups in threads of their own.
+
+asyncio looks names up in the executor that everything else shares, and gives up on a lookup without ending it: a dead
+resolver would take all threads, and hold up the end of the process. Here a lookup that hangs costs only itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from typing import Any
+
+MAX_LOOKUPS = 32  # at once; hung ones end with the resolver's own limit
+
+
+def use_own_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on `loop.getaddrinfo` does not touch the executor; httpx and asyncio's own connects use it too."""
+    free = threading.Semaphore(MAX_LOOKUPS)
+
+    async def getaddrinfo(host: Any, port: Any, **hints: int) -> Any:
+        if not free.acquire(blocking=False):
+            raise socket.gaierror(socket.EAI_AGAIN, "too many name lookups are waiting for an answer")
+        found: asyncio.Future[Any] = loop.create_future()
+
+        def finish(answer: Any, error: OSError | UnicodeError | None) -> None:
+            if found.done():
+                return
+            if error is None:
+                found.set_result(answer)
+            else:
+                found.set_exception(error)
+
+        def look_up() -> None:
+            answer, error = None, None
+            try:
+                answer = socket.getaddrinfo(host, port, **hints)
+            except (OSError, UnicodeError) as exc:
+                error = exc
+            finally:
+                free.release()
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(finish, answer, error)
+
+        threading.Thread(target=look_up, name=f"lookup {host!r}", daemon=True).start()
+        return await found
+
+    loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]

@@ -1,0 +1,100 @@
+"""Delivers drift: corrections are on disk before they are sent, and off the disk once they have arrived.
+
+A disk that refuses keeps nothing from being sent: the corrections stay in memory meanwhile, the newest 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from plexd.errors import ControlError, Transient
+from plexd.log import get_logger
+from plexd.mesh.drift import Correction
+from plexd.node import Node
+
+log = get_logger("reconcile")
+
+MAX_UNSENT = 500
+
+
+class ControlPlane(Protocol):
+    async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
+        """Raises ControlError."""
+
+
+class UnsentDrift(Protocol):
+    """Corrections on disk; at most the newest 500 are kept. Both calls block for an fsync and may raise OSError."""
+
+    def load_unsent_corrections(self) -> tuple[Correction, ...]: ...
+
+    def save_unsent_corrections(self, corrections: Sequence[Correction]) -> tuple[Correction, ...]: ...
+
+
+class DriftReports:
+    """Takes what each cycle corrected; tries to deliver after each cycle, what failed before in front."""
+
+    name = "drift"
+
+    def __init__(
+        self, control: ControlPlane, node: Node, unsent: UnsentDrift, now: Callable[[], float] = time.time
+    ) -> None:
+        self._control = control
+        self._node = node
+        self._unsent = unsent
+        self._now = now
+        self._waiting: tuple[Correction, ...] | None = None  # None: not read from the disk yet
+        self._new: list[Correction] = []
+        self._timestamp = 0.0
+        self._cycle_ended = asyncio.Event()
+        self._disk_lock = asyncio.Lock()
+        self._disk_failed = False
+
+    def cycle_ended(self, corrections: Sequence[Correction]) -> None:
+        """The cycle, or pass, that made these corrections is over; none is an occasion to try again."""
+        for correction in corrections:
+            log.info("drift corrected", type=correction.type, detail=correction.detail)
+        if corrections:
+            self._timestamp = self._now()
+            self._new.extend(corrections)
+        self._cycle_ended.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._cycle_ended.wait()
+            self._cycle_ended.clear()
+            waiting = await self.save()
+            if not waiting or not self._node.accepted.is_set():
+                continue
+            try:
+                await self._control.report_drift(self._timestamp or self._now(), waiting)
+            except ControlError as exc:
+                kept = isinstance(exc, Transient) or exc.status == 401
+                log.warning("drift report failed", error=str(exc), kept=len(waiting) if kept else 0)
+                if kept:
+                    continue
+            self._waiting = ()
+            await self._write(())
+
+    async def save(self) -> tuple[Correction, ...]:
+        """Everything not delivered yet, on disk if the disk takes it."""
+        if self._waiting is None:
+            self._waiting = await asyncio.to_thread(self._unsent.load_unsent_corrections)
+        if self._new:
+            self._waiting = (*self._waiting, *self._new)[-MAX_UNSENT:]
+            self._new.clear()
+            await self._write(self._waiting)
+        return self._waiting
+
+    async def _write(self, corrections: tuple[Correction, ...]) -> None:
+        async with self._disk_lock:
+            try:
+                await asyncio.to_thread(self._unsent.save_unsent_corrections, corrections)
+            except OSError as exc:
+                if not self._disk_failed:
+                    log.error("drift not saved", error=str(exc), next_step="it is sent from memory; check the disk")
+                self._disk_failed = True
+            else:
+                self._disk_failed = False
