@@ -57,14 +57,14 @@ def test_listeners_hear_of_changes_and_not_of_repetitions() -> None:
     assert heard == [1, 0]
 
 
-def test_raising_is_a_warning_that_explains_and_clearing_is_told() -> None:
+def test_raising_is_an_error_that_explains_and_clearing_is_told() -> None:
     health = Health()
     with capture_logs() as records:
         health.set(Condition.STATE_STALE, True, "last fetched 200 s ago")
         health.set(Condition.STATE_STALE, True, "last fetched 260 s ago")
         health.set(Condition.STATE_STALE, False)
     assert [(record["log_level"], record["condition"]) for record in records] == [
-        ("warning", "state_stale"),
+        ("error", "state_stale"),
         ("info", "state_stale"),
     ]
     assert records[0]["meaning"] == TEXTS[Condition.STATE_STALE]
