@@ -20,6 +20,7 @@ from plexd.mesh.address import Endpoint
 from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
 from plexd.mesh.desired import Candidates, Desired
 from plexd.mesh.drift import Correction, interface_corrections
+from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
 from plexd.mesh.plan import plan, plan_event
 from plexd.mesh.target import Settings, Target, Warned, build_target
@@ -29,6 +30,9 @@ from plexd.store.identity import Identity
 log = get_logger("mesh")
 
 STATUS_SECONDS = 1.0
+ENDPOINT_TRIAL_SECONDS = 30.0  # what an endpoint gets before another candidate is tried
+
+_Inputs = tuple[Desired, Settings, dict[str, Endpoint], dict[str, str]]
 
 
 class Kernel(Protocol):
@@ -74,6 +78,8 @@ class Converger:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.resolved: dict[str, Endpoint] = {}
+        self.up = asyncio.Event()
+        self.on_created: Callable[[], None] = lambda: None
         self.on_unresolved: Callable[[], None] = lambda: None
         self._kernel = kernel
         self._node = node
@@ -83,7 +89,10 @@ class Converger:
         self._lock = asyncio.Lock()
         self._applied: Target | None = None
         self._applied_candidates: Mapping[str, Candidates] = {}
-        self._built: tuple[tuple[Desired, Settings, dict[str, Endpoint]], Target] | None = None
+        self._built: tuple[_Inputs, Target] | None = None
+        self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
+        self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
+        self._endpoints_since = 0.0  # those that were there before
         self._warned: frozenset[tuple[str, str]] = frozenset()
 
     async def converge(self) -> PassResult:
@@ -91,7 +100,7 @@ class Converger:
         async with self._lock:
             target = self._target()
             if target is None:
-                self._health.set(Condition.MESH_DOWN, True, "the private key is lost; a new one is being agreed on")
+                self._set_down("the private key is lost; a new one is being agreed on")
                 return PassResult(changed=0, failed=1, corrections=())
             first = self._applied is None
             known_ids = {peer.public_key: peer.id for peer in self._applied.peers.values()} if self._applied else {}
@@ -101,13 +110,16 @@ class Converger:
                 changes = plan(target, observed, self._now(), self._moved())
                 outcomes = await self._kernel.apply(changes) if changes else []
             except KernelError as exc:
-                self._health.set(Condition.MESH_DOWN, True, str(exc))
+                self._set_down(str(exc))
                 self._health.set(Condition.CHANGES_FAILED, True, str(exc))
                 log.error("mesh failed", interface=interface, error=str(exc))
                 return PassResult(changed=0, failed=1, corrections=())
+            if first:
+                self._endpoints_since = asyncio.get_running_loop().time()
             failed = self._note(outcomes, target)
+            self._tell(outcomes, target)
             down = next((o for o in outcomes if o.error is not None and isinstance(o.change, CreateLink)), None)
-            self._health.set(Condition.MESH_DOWN, down is not None, (down.error or "") if down else "")
+            self._set_down((down.error or "") if down is not None else None)
             self._health.set(Condition.CHANGES_FAILED, bool(failed), _first_error(outcomes))
         created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
         corrections = interface_corrections(interface, outcomes, known_ids)
@@ -117,6 +129,8 @@ class Converger:
             log.info("interface adopted", interface=interface, peers=len(target.peers))
         if created and first:  # setting the interface up at start repairs nothing
             corrections = ()
+        if created and self.up.is_set():
+            self.on_created()
         return PassResult(len(outcomes) - failed, failed, corrections)
 
     async def apply_event(self) -> bool:
@@ -134,10 +148,33 @@ class Converger:
             except KernelError as exc:
                 log.error("event not applied", error=str(exc))
                 return False
-            if self._note(outcomes, target):
-                self._health.set(Condition.CHANGES_FAILED, True, _first_error(outcomes))
-                return False
-            return True
+            self._tell(outcomes, target)
+            return self._note_beside_a_pass(outcomes, target)
+
+    async def try_next_endpoints(self) -> None:
+        """Move peers that cannot be reached on to their next endpoint candidate."""
+        async with self._lock:
+            target = self._target()
+            if self._applied is None or target is None or not peers_with_a_choice(self._node.desired):
+                return
+            try:
+                device = (await self._kernel.observe()).device
+                if device is None:
+                    return
+                moves = next_endpoints(
+                    self._node.desired, target, self.resolved, device, self._lately_set(), self._now()
+                )
+                if not moves:
+                    return
+                self._turned |= {peer_id: (self._node.desired.candidates[peer_id], moves[peer_id]) for peer_id in moves}
+                target = self._target() or target
+                outcomes = await self._kernel.apply(plan_event(self._applied, target))
+            except KernelError as exc:
+                log.error("endpoints not changed", error=str(exc))
+                return
+            self._note_beside_a_pass(outcomes, target)
+        for peer_id, endpoint in moves.items():
+            log.debug("next endpoint tried", peer=peer_id, endpoint=endpoint)
 
     async def status(self) -> MeshStatus | None:
         """A fresh look for the heartbeat; None while there is no interface, or it does not answer within a second."""
@@ -159,7 +196,11 @@ class Converger:
         settings = self._settings(self._node.identity)
         if settings is None:
             return None
-        inputs = (self._node.desired, settings, dict(self.resolved))
+        desired = self._node.desired
+        # news of a peer's endpoint ends its turning
+        self._turned = {i: turn for i, turn in self._turned.items() if desired.candidates.get(i) == turn[0]}
+        turned = {peer_id: text for peer_id, (_, text) in self._turned.items()}
+        inputs = (desired, settings, dict(self.resolved), turned)
         # a pass that follows no change needs no new target: the snapshot is a value, so the same one says the same
         if self._built is None or self._built[0][0] is not inputs[0] or self._built[0][1:] != inputs[1:]:
             self._built = inputs, build_target(*inputs)
@@ -182,8 +223,31 @@ class Converger:
             if peer_id in was and was[peer_id] is not candidates and was[peer_id].current != candidates.current
         )
 
+    def _lately_set(self) -> frozenset[str]:
+        """Peers whose endpoint may still work out."""
+        before = asyncio.get_running_loop().time() - ENDPOINT_TRIAL_SECONDS
+        if self._endpoints_since > before:
+            return frozenset(self._node.desired.peers)
+        self._endpoint_set = {peer_id: at for peer_id, at in self._endpoint_set.items() if at > before}
+        return frozenset(self._endpoint_set)
+
+    def _set_down(self, reason: str | None) -> None:
+        """None: there is an interface."""
+        self._health.set(Condition.MESH_DOWN, reason is not None, reason or "")
+        if reason is None:
+            self.up.set()
+        else:
+            self.up.clear()
+
+    def _note_beside_a_pass(self, outcomes: Sequence[Outcome], target: Target) -> bool:
+        """Whether all succeeded. Only a pass, which sees everything, clears what failed before."""
+        if self._note(outcomes, target):
+            self._health.set(Condition.CHANGES_FAILED, True, _first_error(outcomes))
+            return False
+        return True
+
     def _note(self, outcomes: Sequence[Outcome], target: Target) -> int:
-        """Log the outcomes, one line for each cause of failure; the number that failed."""
+        """Remember what was reached, log what was not, one line for each cause; the number that failed."""
         failures = [outcome for outcome in outcomes if outcome.error is not None]
         for error, count in Counter(outcome.error for outcome in failures).most_common(10):
             first = next(outcome.change for outcome in failures if outcome.error == error)
@@ -191,6 +255,15 @@ class Converger:
         if not failures and self._built is not None:
             self._applied = target
             self._applied_candidates = self._built[0][0].candidates
+        now = asyncio.get_running_loop().time()
+        self._endpoint_set |= {
+            outcome.change.peer_id: now
+            for outcome in outcomes
+            if isinstance(outcome.change, PutPeer) and outcome.change.endpoint is not None and outcome.error is None
+        }
+        return len(failures)
+
+    def _tell(self, outcomes: Sequence[Outcome], target: Target) -> None:
         peers = [outcome.change for outcome in outcomes if outcome.error is None]
         if any(isinstance(change, PutPeer | RemovePeer) for change in peers):
             log.info(
@@ -200,7 +273,6 @@ class Converger:
                 updated=sum(isinstance(change, PutPeer) and not change.is_new for change in peers),
                 peers=len(target.peers),
             )
-        return len(failures)
 
     def _warn(self, warnings: Sequence[Warned]) -> None:
         """Each thing left out of the target is said once, and again only after it had gone."""

@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,6 +29,8 @@ from plexd.health import Condition, Health
 from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import use_own_threads
+from plexd.linux.names import look_up
+from plexd.linux.stun import StunClient
 from plexd.log import get_logger, register_secret
 from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
@@ -35,7 +38,8 @@ from plexd.node import Node
 from plexd.services.capabilities import Capabilities
 from plexd.services.drift import DriftReports
 from plexd.services.effects import Effects
-from plexd.services.endpoint import EndpointReport
+from plexd.services.endpoint import Discovery, EndpointReport, stated
+from plexd.services.fallback import Fallback
 from plexd.services.heartbeat import Heartbeat
 from plexd.services.listener import Listener
 from plexd.services.persist import Persist
@@ -209,8 +213,15 @@ class _Daemon:
             )
 
         converger = Converger(kernel, node, settings, health)
-        public_endpoint = config.nat_traversal.public_endpoint if config.nat_traversal.enabled else ""
-        uplink = Uplink(control, node, health, description, converger.status, public_endpoint, self._started_at)
+        uplink = Uplink(
+            control,
+            node,
+            health,
+            description,
+            converger.status,
+            lambda: endpoint.finding if endpoint is not None else None,
+            self._started_at,
+        )
         persist = Persist(node, self._snapshots, self._identities)
         interval = config.reconcile.interval.total_seconds()
         drift = DriftReports(uplink, node, self._snapshots)
@@ -242,13 +253,32 @@ class _Daemon:
             Capabilities(uplink, node),
             _Wake(kernel, reconcile),
         ]
-        if public_endpoint:
-            refresh = config.nat_traversal.refresh_interval.total_seconds()
-            work.append(EndpointReport(uplink, node, converger.apply_event, public_endpoint, refresh))
+        endpoint = self._endpoint_report(uplink, node, converger, kernel)
+        if endpoint is not None:
+            work.append(endpoint)
+            converger.on_created = partial(endpoint.request, "interface created")
+            listener.on_reconnected.append(partial(endpoint.request, "stream connected again"))
+        if config.nat_traversal.fallback == "relay":
+            work.append(Fallback(converger))
         vital: list[Service] = [heartbeat, persist, drift]
         if (watchdog_seconds := systemd.watchdog_interval()) is not None:
             vital.append(Watchdog(watchdog_seconds / 3, lambda: self._notify.send("WATCHDOG=1")))
         return work, vital, persist, drift
+
+    def _endpoint_report(
+        self, uplink: Uplink, node: Node, converger: Converger, kernel: Kernel
+    ) -> EndpointReport | None:
+        nat = self._config.nat_traversal
+        if not nat.enabled:
+            return None
+        refresh = nat.refresh_interval.total_seconds()
+        if nat.public_endpoint:
+            return EndpointReport(
+                uplink, node, converger.up, converger.apply_event, *stated(nat.public_endpoint), refresh
+            )
+        port, timeout = self._config.mesh.listen_port, nat.timeout.total_seconds()
+        discovery = Discovery(StunClient(port), look_up, kernel.local_addresses, nat.stun_servers, port, timeout)
+        return EndpointReport(uplink, node, converger.up, converger.apply_event, discovery.discover, None, refresh)
 
     # running
 

@@ -18,6 +18,8 @@ PlexdError
 │   ├── TooLarge               send less at a time
 │   └── Rejected               never send the same body again
 ├── WireError                  a document or event is not what the contract says; nothing of it is used
+├── Unresolved                 a name has no address now; ask again later
+├── StunError                  a STUN server gave no usable answer; ask another one
 └── KernelError                the kernel, or a program in its place, refused
     ├── BackendUnavailable     neither WireGuard back end works here; `causes` says why, and what to install
     ├── PortInUse              another program holds the listen port
@@ -118,6 +120,14 @@ class Rejected(ControlError):
 
 class WireError(PlexdError):
     """What arrived is not what the contract says. The message names the place, never a secret."""
+
+
+class Unresolved(PlexdError):
+    pass
+
+
+class StunError(PlexdError):
+    pass
 
 
 class KernelError(PlexdError):

@@ -16,6 +16,7 @@ from plexd.mesh.desired import FullState, Peer
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
+from plexd.mesh.nat import Finding
 from plexd.node import Node
 from plexd.wire import models
 from plexd.wire.durations import format_duration
@@ -80,16 +81,16 @@ class Uplink:
         health: Health,
         description: SelfDescription,
         mesh_status: Callable[[], Awaitable[MeshStatus | None]],
-        public_endpoint: str,
+        finding: Callable[[], Finding | None],
         started_at: float,
     ) -> None:
-        """`started_at` is monotonic; `public_endpoint` is the configured one, empty without."""
+        """`started_at` is monotonic; `finding` tells where peers reach this node, as far as is known."""
         self._control = control
         self._node = node
         self._health = health
         self._description = description
         self._mesh_status = mesh_status
-        self._public_endpoint = public_endpoint
+        self._finding = finding
         self._started_at = started_at
 
     def own(self) -> OwnNode:
@@ -138,8 +139,11 @@ class Uplink:
             mesh = models.MeshInfo(
                 interface=status.interface, peer_count=status.fresh_peers, listen_port=status.listen_port
             )
-        if self._public_endpoint:
-            nat = models.NATInfo(public_endpoint=self._public_endpoint, type="none")
+        finding = self._finding()
+        if finding is not None:
+            nat = models.NATInfo.model_validate(
+                {"public_endpoint": str(finding.public_endpoint), "type": finding.type.value}
+            )
         request = models.HeartbeatRequest(
             node_id=self._node.identity.node_id,
             timestamp=format_time(time.time()),

@@ -89,6 +89,8 @@ def test_each_level_covers_the_one_below(write: Write) -> None:
         ("PLEXD__HEARTBEAT__INTERVAL", "1m30s", "heartbeat.interval", timedelta(seconds=90)),
         ("PLEXD__REGISTRATION__METADATA", '{"rack": "12"}', "registration.metadata", {"rack": "12"}),
         ("PLEXD__TOKEN__ENV", "MESH_TOKEN", "token.env", "MESH_TOKEN"),
+        ("PLEXD__NAT_TRAVERSAL__STUN_SERVERS", "192.0.2.1:3478, [2001:db8::1]:3478,stun.example.net:3478",
+         "nat_traversal.stun_servers", ("192.0.2.1:3478", "[2001:db8::1]:3478", "stun.example.net:3478")),
         ("PLEXD__NAT_TRAVERSAL__PUBLIC_ENDPOINT", "[2001:db8::7]:51820", "nat_traversal.public_endpoint",
          "[2001:db8::7]:51820"),
     ],
@@ -304,6 +306,28 @@ def test_one_key_changes_no_other_default(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("nat_traversal:\n  stun_servers: []", 2, "nat_traversal.stun_servers"),
+        ("nat_traversal:\n  stun_servers: stun.example.net:3478", 2, "nat_traversal.stun_servers"),
+        ("nat_traversal:\n  stun_servers:\n  - stun.example.net:3478\n  - no-port", 4, "nat_traversal.stun_servers.1"),
+        ("nat_traversal:\n  stun_servers:\n  - [2001:db8::1]:3478", 3, ""),
+        ("nat_traversal:\n  stun_servers:\n  - a:1\n  - 12:30", 4, "nat_traversal.stun_servers.1"),
+        ("nat_traversal:\n  stun_servers:\n  - {a: b}", 3, "nat_traversal.stun_servers.0"),
+        ("nat_traversal:\n  enabled: false\n  stun_servers: [a]", 3, "nat_traversal.stun_servers.0"),
+    ],
+)
+def test_list_is_judged_item_by_item(write: Write, text: str, line: int, key: str) -> None:
+    (problem,) = problems(write(text))
+    assert problem.startswith(f"FILE:{line}: {key}")
+
+
+def test_stun_servers_may_be_left_out_where_none_is_asked(write: Write) -> None:
+    text = "nat_traversal:\n  enabled: false\n  stun_servers: []"
+    assert load_file(write(text)).config.nat_traversal.stun_servers == ()
+
+
+@pytest.mark.parametrize(
     ("key", "good", "bad"),
     [
         ("api", ["https://cp.example.net:8443/base/", "http://localhost:1", "http://127.9.9.9", "http://[::1]:80"],
@@ -324,6 +348,8 @@ def test_one_key_changes_no_other_default(write: Write) -> None:
         ("mesh.backend", ["auto", "kernel", "userspace"], ["Kernel", ""]),
         ("mesh.userspace_program", ["boringtun-cli", "/usr/bin/wireguard-go"], ["bin/wg", "./wg", "a b", "", "/"]),
         ("nat_traversal.refresh_interval", ["10s"], ["9s"]),
+        ("nat_traversal.timeout", ["1ms", "30s"], ["0", "30.001s", "5"]),
+        ("nat_traversal.fallback", ["relay", "none"], ["direct", ""]),
         ("nat_traversal.public_endpoint", ["", "192.0.2.1:1", "[2001:db8::1]:65535"],
          ["192.0.2.1", "cp.example.net:1", "2001:db8::1:1", "192.0.2.1:0", "192.0.2.256:1", "[192.0.2.1]:1"]),
         ("tls.ca_file", [], ["/does/not/exist", "/etc/hostname", "ca.pem", "/etc"]),

@@ -25,8 +25,8 @@ READ_AS = {"bool": "a boolean", "int": "a number", "float": "a number", "timesta
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
-Value = str | int | bool | dict[str, str]
-Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[timedelta]
+Value = str | int | bool | dict[str, str] | tuple[str, ...]
+Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[tuple[str, ...]] | type[timedelta]
 
 
 def _kind(annotation: Any) -> Kind:
@@ -36,8 +36,8 @@ def _kind(annotation: Any) -> Kind:
         return _kind(get_args(annotation)[0])
     if origin in {Union, UnionType}:
         return _kind(next(arg for arg in get_args(annotation) if arg is not type(None)))
-    if origin is dict:
-        return dict
+    if origin in {dict, tuple}:
+        return dict if origin is dict else tuple
     return annotation if annotation in {int, bool, timedelta} else str
 
 
@@ -62,7 +62,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Document:
-    """`values` by dotted key; `lines` knows also sections and the entries of maps."""
+    """`values` by dotted key; `lines` knows also sections and the entries of maps and lists."""
 
     values: dict[str, Value] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
@@ -178,11 +178,26 @@ def _read_value(node: yaml.Node, key: str, kind: Kind, document: Document) -> Va
             if isinstance(value, str):
                 entries[name] = value
         return entries
+    if kind is tuple:
+        return _read_list(node, key, document)
     try:
         return _read_scalar(node, kind)
     except ValueError as exc:
         document.problems.append(Problem(_line(node), key, str(exc)))
         return None
+
+
+def _read_list(node: yaml.Node, key: str, document: Document) -> tuple[str, ...] | None:
+    if not isinstance(node, yaml.SequenceNode):
+        document.problems.append(Problem(_line(node), key, "must be a list"))
+        return None
+    items: list[str] = []
+    for position, item in enumerate(node.value):
+        document.lines[f"{key}.{position}"] = _line(item)
+        value = _read_value(item, f"{key}.{position}", str, document)
+        if isinstance(value, str):
+            items.append(value)
+    return tuple(items) if len(items) == len(node.value) else None
 
 
 def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
@@ -229,6 +244,8 @@ def from_text(text: str, kind: Kind) -> Value:
         if not isinstance(entries, dict) or not all(isinstance(item, str) for item in entries.values()):
             raise ValueError('must be a JSON object of texts, such as {"rack": "12"}')
         return entries
+    if kind is tuple:
+        return tuple(item.strip() for item in text.split(","))
     return text
 
 

@@ -45,6 +45,12 @@ def _at_least(seconds: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _is_a_timeout(value: timedelta) -> timedelta:
+    if not timedelta() < value <= timedelta(seconds=30):
+        raise ValueError("must be more than 0 and at most 30s")
+    return value
+
+
 def _absolute_path(value: str | Path) -> Path:
     text = str(value)
     if not text.startswith("/"):
@@ -145,10 +151,31 @@ class Policy(Subject):
     enabled: bool = True
 
 
+def _server(value: str) -> str:
+    try:
+        parse_endpoint(value)
+    except ValueError:
+        raise ValueError("must be host:port, ip:port or [ipv6]:port") from None
+    return value
+
+
 class NatTraversal(Subject):
     enabled: bool = True
+    stun_servers: tuple[Annotated[str, AfterValidator(_server)], ...] = (
+        "stun.l.google.com:19302",
+        "stun.cloudflare.com:3478",
+    )
     refresh_interval: Annotated[Duration, _at_least(10)] = timedelta(seconds=60)
+    timeout: Annotated[Duration, AfterValidator(_is_a_timeout)] = timedelta(seconds=5)
+    fallback: Literal["relay", "none"] = "relay"
     public_endpoint: str = ""
+
+    @field_validator("stun_servers")
+    @classmethod
+    def _are_there(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not value and info.data.get("enabled", True):
+            raise ValueError("must name at least one server, unless nat_traversal.enabled is false")
+        return value
 
     @field_validator("public_endpoint")
     @classmethod

@@ -35,6 +35,8 @@ def _section(model: BaseModel, prefix: str) -> dict[str, Any]:
 def _shown(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _shown(f"{key}.{name}", item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return [_shown(key, item) for item in value]
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, SecretStr):

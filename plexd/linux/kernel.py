@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, TypeGuard
 
 from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
-from plexd.linux.network import Network
+from plexd.linux.network import Network, local_addresses
 from plexd.linux.wireguard import WireGuardDevice
 from plexd.linux.wireguard.kernel import KernelDevice
 from plexd.linux.wireguard.program import Program
@@ -74,6 +74,11 @@ class Kernel:
             backend = link.backend if link is not None else None
             device = await self._devices[backend].dump() if backend is not None else None
         return Observed(link, device, addresses, routes, underlay_mtu)
+
+    async def local_addresses(self) -> frozenset[bytes]:
+        """Those of every interface of this host. Raises KernelError."""
+        with self._door("list the addresses of this host"):
+            return await local_addresses()
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         """Take each change on its own, in order; what failed says so in its outcome, and the next is tried.

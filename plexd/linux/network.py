@@ -94,6 +94,11 @@ class Network:
         return results
 
 
+async def local_addresses() -> frozenset[bytes]:
+    """Every address of every link of this host."""
+    return await asyncio.to_thread(_local_addresses)
+
+
 @contextlib.asynccontextmanager
 async def _pyroute() -> AsyncIterator[Any]:
     """A pyroute2 socket whose errors are OSErrors; TimeoutError after 5 s."""
@@ -143,6 +148,11 @@ def _observe(name: str) -> Surroundings:
 def _link(name: str) -> Link | None:
     with _carrier() as carrier:
         return _get_link(carrier, name)
+
+
+def _local_addresses() -> frozenset[bytes]:
+    with _carrier() as carrier:
+        return links.read_local(carrier.dump(links.dump_addresses()))
 
 
 def _get_link(carrier: NetlinkSocket, name: str) -> Link | None:

@@ -18,6 +18,13 @@ def parse_ip(text: str) -> bytes:
     return ipaddress.ip_address(text).packed
 
 
+def is_unicast(packed: bytes) -> bool:
+    """Whether the address can be one host's: not unspecified, multicast, broadcast or reserved."""
+    if len(packed) == 4:
+        return any(packed) and packed[0] < 224
+    return any(packed) and packed[0] != 0xFF
+
+
 def format_ip(packed: bytes) -> str:
     return str(ipaddress.ip_address(packed))
 

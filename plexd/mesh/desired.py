@@ -6,7 +6,7 @@ should hold. Peers stand here as received, valid in themselves; which prefixes w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -32,7 +32,11 @@ class Candidates(NamedTuple):
     @property
     def current(self) -> str:
         """The endpoint text to use; empty while no source names one."""
-        return next((value for _, value in reversed(self.offers) if value), "")
+        return next(self.newest_first(), "")
+
+    def newest_first(self) -> Iterator[str]:
+        """Every endpoint text that a source names; two sources may name the same."""
+        return (value for _, value in reversed(self.offers) if value)
 
     def offer(self, source: EndpointSource, value: str) -> Candidates:
         """A source repeating itself changes nothing, so an old value cannot undo a newer one of another source."""

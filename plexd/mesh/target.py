@@ -9,9 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
-from plexd.mesh.address import Endpoint, HostPort, Prefix, parse_endpoint
+from plexd.mesh.address import Endpoint, HostPort, Prefix, is_unicast, parse_endpoint
 from plexd.mesh.desired import Candidates, Desired, Peer
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
@@ -66,15 +67,24 @@ class Target:
     unresolved: frozenset[str] = frozenset()  # endpoint texts that are names nobody looked up yet
 
 
-def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, Endpoint]) -> Target:
-    """`resolved` maps endpoint texts that are names to the address found for them."""
+def build_target(
+    desired: Desired,
+    settings: Settings,
+    resolved: Mapping[str, Endpoint],
+    turned: Mapping[str, str] = MappingProxyType({}),
+) -> Target:
+    """`resolved` maps endpoint texts that are names to the address found for them.
+
+    `turned` has the endpoint texts of peers that use another than the newest candidate.
+    """
     warnings: list[Warned] = []
     peers: dict[str, TargetPeer] = {}
     claimed: dict[Prefix, str] = {}
     none = Candidates()
     for peer in desired.peers.values():
         allowed_ips = _claim(peer, claimed, warnings)
-        endpoint = _endpoint(peer, desired.candidates.get(peer.id, none).current, settings, resolved, warnings)
+        text = turned.get(peer.id) or desired.candidates.get(peer.id, none).current
+        endpoint = _endpoint(peer, text, settings, resolved, warnings)
         peers[peer.id] = TargetPeer(peer.id, peer.public_key, peer.psk, endpoint, allowed_ips)
     routes = frozenset(_routes(peers.values(), settings, warnings))
     unresolved = names_to_resolve(desired) - resolved.keys()
@@ -82,9 +92,16 @@ def build_target(desired: Desired, settings: Settings, resolved: Mapping[str, En
 
 
 def names_to_resolve(desired: Desired) -> frozenset[str]:
-    """Endpoint texts in use that are host names."""
-    texts = (candidates.current for candidates in desired.candidates.values())
-    return frozenset(text for text in texts if text and isinstance(_parse(text), HostPort))
+    """Endpoint texts that are host names."""
+    texts = (text for candidates in desired.candidates.values() for text in candidates.newest_first())
+    return frozenset(text for text in texts if isinstance(_parse(text), HostPort))
+
+
+def usable_endpoint(text: str, settings: Settings, resolved: Mapping[str, Endpoint]) -> Endpoint | None:
+    """The endpoint that a candidate means, None when it has no address yet or cannot be a peer's."""
+    parsed = _parse(text)
+    endpoint = resolved.get(text) if isinstance(parsed, HostPort) else parsed
+    return endpoint if endpoint is not None and _can_be_a_peers(endpoint, settings) else None
 
 
 def derive_mtu(settings: Settings, underlay_mtu: int | None) -> int:
@@ -127,7 +144,7 @@ def _endpoint(
                 Warned("endpoint_ignored", peer.id, f"endpoint {text!r} of peer {peer.id} is not host:port")
             )
         return None
-    if endpoint.packed == settings.mesh_ip or not _is_unicast(endpoint.packed):
+    if not _can_be_a_peers(endpoint, settings):
         warnings.append(
             Warned("endpoint_ignored", peer.id, f"endpoint {endpoint} of peer {peer.id} cannot be a peer's address")
         )
@@ -135,10 +152,8 @@ def _endpoint(
     return endpoint
 
 
-def _is_unicast(packed: bytes) -> bool:
-    if len(packed) == 4:
-        return any(packed) and packed[0] < 224  # above: multicast, reserved, broadcast
-    return any(packed) and packed[0] != 0xFF
+def _can_be_a_peers(endpoint: Endpoint, settings: Settings) -> bool:
+    return endpoint.packed != settings.mesh_ip and is_unicast(endpoint.packed)
 
 
 def _routes(peers: Iterable[TargetPeer], settings: Settings, warnings: list[Warned]) -> Iterable[Route]:

@@ -1,6 +1,7 @@
-"""Tells the control plane where peers can reach this node, and takes their endpoints from the answer.
+"""Finds out where peers can reach this node, tells the control plane, and takes their endpoints from the answer.
 
-The endpoint is the configured one (`nat_traversal.public_endpoint`).
+Where that is, STUN servers say, or `nat_traversal.public_endpoint`. The loop runs while the mesh is up, and no failure
+ends it (mesh contract, section 8.1).
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from plexd.errors import ControlError, WireError
+from plexd.backoff import Backoff
+from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Unresolved, WireError
 from plexd.log import get_logger
+from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.events import EndpointOffered
+from plexd.mesh.nat import Answer, Finding, NatType, classify, is_settled, refusal
 from plexd.node import Node
+from plexd.waiting import set_within
 
 log = get_logger("nat")
+
+FIRST_RETRY_SECONDS = 5.0
+MIN_SPACING_SECONDS = 1.0  # between two looks, whoever asks for them
 
 
 class ControlPlane(Protocol):
@@ -23,8 +31,104 @@ class ControlPlane(Protocol):
         """Raises ControlError or WireError."""
 
 
+class Stun(Protocol):
+    async def ask(self, server: Endpoint, timeout: float) -> Endpoint:
+        """The address the server sees; `timeout` in seconds. Raises StunError, or NotPermitted."""
+
+
+class Discovery:
+    """Asks STUN servers, `host:port` each, from the WireGuard port."""
+
+    def __init__(
+        self,
+        stun: Stun,
+        look_up: Callable[[str], Awaitable[Sequence[bytes]]],
+        local_addresses: Callable[[], Awaitable[frozenset[bytes]]],
+        servers: Sequence[str],
+        listen_port: int,
+        timeout: float,
+    ) -> None:
+        """`look_up` raises Unresolved, `local_addresses` KernelError; `timeout` is in seconds, for each server."""
+        self._stun = stun
+        self._look_up = look_up
+        self._local_addresses = local_addresses
+        self._servers = servers
+        self._listen_port = listen_port
+        self._timeout = timeout
+
+    async def discover(self) -> Finding:
+        """IPv6 is asked for only when no server answers over IPv4.
+
+        Raises StunError when none is usable, NotPermitted without the capability, KernelError.
+        """
+        local = await self._local_addresses()
+        known: dict[str, tuple[Endpoint, ...]] = {}
+        failures: list[str] = []
+        for address_size in (4, 16):
+            answers: list[Answer] = []
+            for server in self._servers:
+                if server not in known:
+                    known[server] = await self._addresses(server, failures)
+                for address in known[server]:
+                    told = any(answer.server.packed == address.packed for answer in answers)
+                    if len(address.packed) == address_size and not told:
+                        answers += await self._ask(server, address, failures)
+                if is_settled(answers, local, self._listen_port):
+                    break
+            if answers:
+                return classify(answers, local, self._listen_port)
+        raise StunError("; ".join(failures))
+
+    async def _addresses(self, server: str, failures: list[str]) -> tuple[Endpoint, ...]:
+        """The first of each family."""
+        parsed = parse_endpoint(server)
+        if not isinstance(parsed, HostPort):
+            return (parsed,)
+        try:
+            found = await self._look_up(parsed.host)
+        except Unresolved as exc:
+            failures.append(str(exc))
+            return ()
+        first = {len(packed): Endpoint(packed, parsed.port) for packed in reversed(found)}
+        return tuple(first.values())
+
+    async def _ask(self, server: str, address: Endpoint, failures: list[str]) -> tuple[Answer, ...]:
+        """One answer or none."""
+        try:
+            answer = Answer(address, await self._stun.ask(address, self._timeout))
+            reason = refusal(answer)
+        except StunError as exc:
+            reason = str(exc)
+        if reason is not None:
+            log.debug("server not usable", server=server, address=str(address), reason=reason)
+            failures.append(f"{server}: {reason}")
+            return ()
+        log.debug("server answered", server=server, address=str(address), mapped=str(answer.mapped))
+        return (answer,)
+
+
+def stated(public_endpoint: str) -> tuple[Callable[[], Awaitable[Finding]], Finding]:
+    """The discovery, and its finding, of an endpoint that is configured: it is taken at its word.
+
+    Raises ValueError when it is not `ip:port`.
+    """
+    endpoint = parse_endpoint(public_endpoint)
+    if isinstance(endpoint, HostPort):
+        raise ValueError("a name is no public endpoint")  # noqa: TRY004 - it is the text that is wrong
+    finding = Finding(endpoint, NatType.NONE)
+
+    async def discover() -> Finding:
+        return finding
+
+    return discover, finding
+
+
 class EndpointReport:
-    """`refresh_interval` is in seconds, spread by 10 %; `apply_event` brings folded endpoints into the kernel."""
+    """`discover` raises StunError, NotPermitted or KernelError; `apply_event` brings folded endpoints into the kernel.
+
+    `refresh_interval` is in seconds, spread by 10 %. `finding` is what was known before; the attribute is what was
+    found last, also while later looks fail.
+    """
 
     name = "endpoint"
 
@@ -32,34 +136,74 @@ class EndpointReport:
         self,
         control: ControlPlane,
         node: Node,
+        mesh_up: asyncio.Event,
         apply_event: Callable[[], Awaitable[bool]],
-        public_endpoint: str,
+        discover: Callable[[], Awaitable[Finding]],
+        finding: Finding | None,
         refresh_interval: float,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        self.finding = finding
         self._control = control
         self._node = node
+        self._mesh_up = mesh_up
         self._apply_event = apply_event
-        self._public_endpoint = public_endpoint
+        self._discover = discover
         self._refresh_interval = refresh_interval
         self._uniform = uniform
-        self._failures = 0
+        self._wanted = asyncio.Event()
+        self._retry = Backoff(FIRST_RETRY_SECONDS, refresh_interval, uniform)
+        self._undiscovered = self._unreported = 0  # failures in a row
+        self._forbidden = False
+
+    def request(self, reason: str) -> None:
+        """The way to this node may have changed: look again at once."""
+        log.debug("discovery requested", reason=reason)
+        self._wanted.set()
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            await self._mesh_up.wait()
             await self._node.accepted.wait()
-            await self._report()
-            await asyncio.sleep(self._refresh_interval * self._uniform(0.9, 1.1))
+            self._wanted.clear()
+            started = loop.time()
+            delay = await self._once()
+            await set_within(self._wanted, delay)
+            await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
 
-    async def _report(self) -> None:
+    async def _once(self) -> float:
+        """Discover and report; the seconds until the next time."""
         try:
-            offers = await self._control.report_endpoint(self._public_endpoint, "none")
+            finding = await self._discover()
+        except NotPermitted as exc:
+            if not self._forbidden:
+                log.error("endpoint cannot be discovered", error=str(exc), next_step="peers learn it from our packets")
+            self._forbidden = True
+            return self._retry.next()
+        except (StunError, KernelError) as exc:
+            self._undiscovered += 1
+            if self._undiscovered == 1 or self._undiscovered % 10 == 0:
+                log.warning("endpoint not discovered", error=str(exc), failures=self._undiscovered)
+            return self._retry.next()
+        self._undiscovered, self._forbidden = 0, False
+        self._retry.reset()
+        if finding != self.finding:
+            was = f"{self.finding.public_endpoint} {self.finding.type}" if self.finding is not None else ""
+            log.info("endpoint found", endpoint=str(finding.public_endpoint), nat_type=finding.type.value, was=was)
+            self.finding = finding
+        await self._report(finding)
+        return self._refresh_interval * self._uniform(0.9, 1.1)
+
+    async def _report(self, finding: Finding) -> None:
+        try:
+            offers = await self._control.report_endpoint(str(finding.public_endpoint), finding.type.value)
         except (ControlError, WireError) as exc:
-            self._failures += 1
-            if self._failures == 1 or self._failures % 10 == 0:
-                log.warning("endpoint report failed", error=str(exc), failures=self._failures)
+            self._unreported += 1
+            if self._unreported == 1 or self._unreported % 10 == 0:
+                log.warning("endpoint report failed", error=str(exc), failures=self._unreported)
             return
-        self._failures = 0
+        self._unreported = 0
         changed = [offer.peer_id for offer in offers if self._node.fold(offer)]
         if changed:
             log.info("peer endpoints received", peers=len(changed))

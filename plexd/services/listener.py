@@ -89,6 +89,7 @@ class Listener:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.connected = asyncio.Event()
+        self.on_reconnected: list[Callable[[], None]] = []
         self.poll_interval = poll_interval
         self._control = control
         self._node = node
@@ -195,6 +196,9 @@ class Listener:
         decoder = Decoder()
         async with self._control.events(self._last_event_id) as chunks:
             self.connected.set()
+            if self._connected_at > float("-inf"):
+                for listener in self.on_reconnected:
+                    listener()
             self._connected_at = loop.time()
             self._health.set(Condition.STREAM_DOWN, False)
             log.info("stream connected", replay_after=self._last_event_id or "")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, MutableMapping
 
+from plexd.errors import Unresolved
+from plexd.linux.names import look_up
 from plexd.log import get_logger
-from plexd.mesh.address import Endpoint, HostPort, parse_endpoint, parse_ip
+from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.target import names_to_resolve
 from plexd.node import Node
 from plexd.waiting import set_within
 
 log = get_logger("mesh")
 
-LIMIT_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 
 
@@ -55,7 +55,7 @@ class Resolve:
             await set_within(self.names_changed, REPEAT_SECONDS)
 
     async def _look_up_control_plane(self) -> None:
-        found = frozenset(await _addresses(self._control_plane_host, 0))
+        found = frozenset(await _addresses(self._control_plane_host))
         if found and found != self.control_plane:
             self.control_plane = found
             self._request_pass("control plane resolved")
@@ -63,22 +63,17 @@ class Resolve:
     async def _look_up(self, text: str) -> Endpoint | None:
         parsed = parse_endpoint(text)
         assert isinstance(parsed, HostPort)  # noqa: S101 - names_to_resolve yields nothing else
-        addresses = await _addresses(parsed.host, parsed.port)
+        addresses = await _addresses(parsed.host)
         if not addresses:
             return None
         known = self._resolved.get(text)  # an answer in another order is no news
         return known if known is not None and known.packed in addresses else Endpoint(addresses[0], parsed.port)
 
 
-async def _addresses(name: str, port: int) -> list[bytes]:
-    """IPv4 first, of the families this host has addresses in; empty when the name does not resolve in 5 s."""
+async def _addresses(name: str) -> list[bytes]:
+    """Empty when the name does not resolve."""
     try:
-        async with asyncio.timeout(LIMIT_SECONDS):
-            infos = await asyncio.get_running_loop().getaddrinfo(
-                name, port, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG
-            )
-    except (OSError, TimeoutError, UnicodeError) as exc:
-        log.warning("name not resolved", name=name, error=str(exc) or f"no answer in {LIMIT_SECONDS:.0f} s")
+        return await look_up(name)
+    except Unresolved as exc:
+        log.warning("name not resolved", name=name, error=str(exc))
         return []
-    texts = [str(info[4][0]) for info in sorted(infos, key=lambda info: info[0] != socket.AF_INET)]
-    return [parse_ip(text) for text in texts if "%" not in text]  # no peer is on our own link
