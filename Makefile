@@ -11,7 +11,8 @@ PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 APT_BASE := python3-venv ca-certificates
-APT_MESH := iproute2 iputils-ping wireguard-go wireguard-tools
+APT_MESH := iproute2 iputils-ping nftables wireguard-go wireguard-tools
+APT_STUN := coturn
 APT_GUEST := qemu-system-x86 busybox-static cpio kmod nftables
 APT := apt-get install -y -qq --no-install-recommends
 
@@ -22,7 +23,7 @@ help:  ## this list
 demo: $(VENV)/ready $(STAMPS)/apt-mesh  ## three nodes, a mesh, sabotage and healing, in network namespaces (root)
 	$(VENV)/bin/plexd lab up --nodes 3
 
-test: $(VENV)/ready $(STAMPS)/apt-mesh  ## unit, contract, integration and namespace tests (root for the last)
+test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun  ## unit, contract, integration and namespace tests (root for the last)
 	$(VENV)/bin/pytest -m "not kernel"
 
 test-kernel: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## the agent against the Debian kernel in QEMU (root)
@@ -74,5 +75,7 @@ $(STAMPS)/apt-base:
 	$(call apt,$(APT_BASE))
 $(STAMPS)/apt-mesh:
 	$(call apt,$(APT_MESH))
+$(STAMPS)/apt-stun:
+	$(call apt,$(APT_STUN))
 $(STAMPS)/apt-guest:
 	$(call apt,$(APT_GUEST))

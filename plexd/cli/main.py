@@ -165,6 +165,12 @@ def parser() -> Parser:
         description=LAB_UP,
     )
     lab_up.add_argument("--nodes", metavar="N", type=int, default=3, help="how many nodes (default: 3)")
+    lab_up.add_argument(
+        "--nat",
+        choices=("none", "full-cone", "symmetric"),
+        default="none",
+        help="put each node behind a NAT of this kind; with symmetric the first one stays in the open (default: none)",
+    )
     lab_up.add_argument("--keep", action="store_true", help="leave the mesh up until Ctrl-C")
     control_plane = _command(
         lab,
@@ -190,6 +196,13 @@ def parser() -> Parser:
         action="append",
         default=argparse.SUPPRESS,
         help="a bootstrap token to accept, may be repeated (default: one is made up and printed)",
+    )
+    control_plane.add_argument(
+        "--stun",
+        metavar="HOST:PORT",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="answer STUN there as well; give two addresses, by which nodes tell kinds of NAT apart (default: none)",
     )
     return top
 

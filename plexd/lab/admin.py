@@ -14,6 +14,8 @@ class RegisteredNode(NamedTuple):
     node_id: str
     hostname: str
     mesh_ip: str
+    endpoint: str
+    nat_type: str
 
 
 class Admin:
@@ -34,7 +36,8 @@ class Admin:
         return str(self._ask("POST", "/tokens")["token"])
 
     def nodes(self) -> list[RegisteredNode]:
-        return [RegisteredNode(n["id"], n["hostname"], n["mesh_ip"]) for n in self._ask("GET", "/nodes")]
+        members = ("id", "hostname", "mesh_ip", "endpoint", "nat_type")
+        return [RegisteredNode(*(node[member] for member in members)) for node in self._ask("GET", "/nodes")]
 
     def corrections(self, node_id: str) -> list[dict[str, str]]:
         """Every correction in the drift reports of a node, oldest first."""

@@ -1,4 +1,4 @@
-"""A small network made of namespaces: a hub with a bridge, and one namespace a node, all on one link.
+"""A small network made of namespaces: a hub with a bridge, and one namespace a node, on one link or behind a NAT.
 
 The host's own network is never touched. Everything carries the name of the lab, so that a later start finds and
 removes what a killed one left.
@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from plexd.errors import PlexdError
@@ -30,12 +31,26 @@ def run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     except FileNotFoundError as exc:
-        raise LabError(f"{command[0]} is not installed: apt-get install iproute2 iputils-ping wireguard-tools") from exc
+        raise LabError(
+            f"{command[0]} is not installed: apt-get install iproute2 iputils-ping nftables wireguard-tools"
+        ) from exc
     except subprocess.TimeoutExpired as exc:
         raise LabError(f"{' '.join(command)}: no end after 30 s") from exc
     if done.returncode != 0:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip() or f'exit {done.returncode}'}")
     return done.stdout
+
+
+class Nat(StrEnum):
+    """What stands between a node and the others.
+
+    FULL_CONE keeps the port, whatever the destination; SYMMETRIC takes another for every destination. Both let in only
+    what answers something that went out.
+    """
+
+    NONE = "none"
+    FULL_CONE = "full-cone"
+    SYMMETRIC = "symmetric"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +72,18 @@ class Namespace:
 
 
 class Network:
-    """The hub and its nodes. `address(0)` is the hub, `address(n)` the n-th node, all in 192.0.2.0/24."""
+    """The hub and its nodes. `address(0)` is the hub, `address(n)` the n-th node or its NAT, all in 192.0.2.0/24.
+
+    Behind a symmetric NAT nobody can be reached who does not know where the other is: there the first node has none.
+    """
 
     MAX_NODES = 200
+    STUN_ADDRESSES = ("192.0.2.1", "192.0.2.254")  # both the hub's
 
-    def __init__(self, lab: str) -> None:
-        self._lab = lab
+    def __init__(self, lab: str, nat: Nat = Nat.NONE) -> None:
+        self.nat = nat
         self.hub = Namespace(f"{lab}-hub")
+        self._lab = lab
 
     def node(self, number: int) -> Namespace:
         return Namespace(f"{self._lab}-n{number}")
@@ -77,24 +97,34 @@ class Network:
         names = (line.split()[0] for line in run("ip", "netns", "list").splitlines() if line.strip())
         return [Namespace(name) for name in names if name.startswith(f"{self._lab}-")]
 
+    def is_behind_nat(self, number: int) -> bool:
+        return self.nat is Nat.FULL_CONE or (self.nat is Nat.SYMMETRIC and number > 1)
+
     def build(self, nodes: int) -> None:
         run("ip", "netns", "add", self.hub.name)
         self.hub.run("ip", "link", "set", "lo", "up")
         self.hub.run("ip", "link", "add", "br0", "type", "bridge")
         self.hub.run("ip", "address", "add", f"{self.address(0)}/24", "dev", "br0")
+        if self.nat is not Nat.NONE:
+            self.hub.run("ip", "address", "add", f"{self.STUN_ADDRESSES[1]}/24", "dev", "br0")
         self.hub.run("ip", "link", "set", "br0", "up")
         for number in range(1, nodes + 1):
             self._add_node(number)
 
     def _add_node(self, number: int) -> None:
-        node = self.node(number)
+        node, port = self.node(number), f"n{number}"
         run("ip", "netns", "add", node.name)
-        self.hub.run("ip", "link", "add", f"n{number}", "type", "veth", "peer", "name", "eth0", "netns", node.name)
-        self.hub.run("ip", "link", "set", f"n{number}", "master", "br0", "up")
         node.run("ip", "link", "set", "lo", "up")
-        node.run("ip", "address", "add", f"{self.address(number)}/24", "dev", "eth0")
-        node.run("ip", "link", "set", "eth0", "up")
-        node.run("ip", "route", "add", "default", "via", self.address(0))
+        if not self.is_behind_nat(number):
+            connect(self.hub, port, node, "eth0", f"{self.address(number)}/24", self.address(0))
+        else:
+            gateway = Namespace(f"{self._lab}-g{number}")
+            run("ip", "netns", "add", gateway.name)
+            connect(self.hub, port, gateway, "wan", f"{self.address(number)}/24", self.address(0))
+            connect(gateway, "lan", node, "eth0", "192.168.1.2/24", "192.168.1.1")
+            gateway.run("ip", "address", "add", "192.168.1.1/24", "dev", "lan")
+            translate(gateway, "masquerade random" if self.nat is Nat.SYMMETRIC else "masquerade")
+        self.hub.run("ip", "link", "set", port, "master", "br0")
 
     def remove(self) -> None:
         """End every process of the lab's namespaces and delete them; absent is fine."""
@@ -104,6 +134,30 @@ class Network:
             stop_processes(pids)
         for namespace in namespaces:
             run("ip", "netns", "delete", namespace.name)
+
+
+def connect(near: Namespace, near_link: str, far: Namespace, far_link: str, address: str, router: str) -> None:
+    """A cable from `near` to `far`, which gets the address and sends what is not for its own network to `router`."""
+    near.run("ip", "link", "add", near_link, "type", "veth", "peer", "name", far_link, "netns", far.name)
+    near.run("ip", "link", "set", near_link, "up")
+    far.run("ip", "address", "add", address, "dev", far_link)
+    far.run("ip", "link", "set", far_link, "up")
+    far.run("ip", "route", "add", "default", "via", router)
+
+
+def translate(gateway: Namespace, statement: str) -> None:
+    """Have `gateway` forward, and translate what leaves through its link `wan` by a statement of nft.
+
+    What comes in unasked is dropped before it becomes a connection, which would take the port from the node's own.
+    """
+    gateway.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    gateway.run(
+        "nft",
+        "table ip gateway {"
+        f' chain out {{ type nat hook postrouting priority srcnat; oifname "wan" {statement}; }};'
+        ' chain in { type filter hook input priority filter; iifname "wan" ct state new drop; };'
+        " }",
+    )
 
 
 def stop_processes(pids: Sequence[int]) -> None:

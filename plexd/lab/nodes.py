@@ -11,11 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from plexd.lab.namespaces import UAPI_SOCKETS, LabError, Namespace, Network
+from plexd.lab.namespaces import UAPI_SOCKETS, LabError, Namespace, Nat, Network
 
 MESH_CIDR = "10.100.0.0/16"
 PORT = 8443
 MESH_PORT = 51820
+STUN_PORT = 3478
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -41,6 +42,7 @@ class ControlPlaneProcess:
         self._hub = network.hub
         self._listen = f"{network.address(0)}:{PORT}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._stun = stun_servers(network)
 
     def start(self) -> None:
         self._process = _start(
@@ -50,6 +52,7 @@ class ControlPlaneProcess:
                 "--tls-dir", str(self.tls),
                 "--admin-socket", str(self.admin_socket),
                 "--mesh-cidr", MESH_CIDR,
+                *(word for server in self._stun for word in ("--stun", server)),
             ),
             self.log,
         )  # fmt: skip
@@ -83,8 +86,7 @@ mesh:
   listen_port: {MESH_PORT}
 policy:
   enabled: false
-nat_traversal:
-  public_endpoint: {network.address(number)}:{MESH_PORT}
+nat_traversal: {{{_nat_traversal(network, number)}}}
 heartbeat:
   interval: 5s
 reconcile:
@@ -128,6 +130,17 @@ reconcile:
 
     def last_log_lines(self, count: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+def stun_servers(network: Network) -> list[str]:
+    """Where the control plane answers STUN; without NATs every node knows its endpoint."""
+    return [] if network.nat is Nat.NONE else [f"{address}:{STUN_PORT}" for address in network.STUN_ADDRESSES]
+
+
+def _nat_traversal(network: Network, number: int) -> str:
+    if network.nat is Nat.NONE:
+        return f'public_endpoint: "{network.address(number)}:{MESH_PORT}"'
+    return f"refresh_interval: 10s, stun_servers: [{', '.join(stun_servers(network))}]"
 
 
 def leftovers(lab: str, directory: Path, network: Network) -> list[str]:

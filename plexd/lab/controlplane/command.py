@@ -14,12 +14,13 @@ from plexd.lab.controlplane.fleet import DEFAULT_MESH
 from plexd.lab.controlplane.serving import LabControlPlane
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
+DEFAULT_STUN = "127.0.0.1:3478"
 DEFAULT_TLS_DIRECTORY = Path("/tmp/plexd-lab-tls")  # noqa: S108 - made with mode 0700, or refused
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`http`: no TLS. `tokens`: these bootstrap tokens instead of one made up and printed."""
+    """`http`: no TLS. `tokens`: these bootstrap tokens instead of one made up and printed. `stun`: HOST:PORT each."""
 
     listen: str = DEFAULT_LISTEN
     http: bool = False
@@ -28,6 +29,7 @@ class Options:
     mesh_cidr: str = DEFAULT_MESH
     state_file: Path | None = None
     tokens: Sequence[str] = ()
+    stun: Sequence[str] = ()
 
 
 def main(options: Options) -> int:
@@ -41,7 +43,7 @@ def main(options: Options) -> int:
 
 
 async def _serve(options: Options) -> None:
-    host, port = _address(options.listen)
+    host, port = _address("--listen", options.listen, DEFAULT_LISTEN)
     plane = LabControlPlane(
         host=host,
         port=port,
@@ -49,6 +51,7 @@ async def _serve(options: Options) -> None:
         mesh_cidr=options.mesh_cidr,
         state_file=options.state_file,
         admin_socket=options.admin_socket,
+        stun=[_address("--stun", text, DEFAULT_STUN) for text in options.stun],
     )
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -66,12 +69,14 @@ async def _serve(options: Options) -> None:
             print(f"ca file: {plane.tls.ca_file}")
         if options.admin_socket is not None:
             print(f"admin:   {options.admin_socket}")
+        for server in plane.stun_servers:
+            print(f"stun:    {server}")
         print("serving until interrupted", flush=True)
         await ended.wait()
 
 
-def _address(listen: str) -> tuple[str, int]:
-    host, colon, port = listen.rpartition(":")
+def _address(flag: str, text: str, example: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--listen {listen} is no address; give HOST:PORT, for example {DEFAULT_LISTEN}")
+        raise ConfigError(f"{flag} {text} is no address; give HOST:PORT, for example {example}")
     return host.removeprefix("[").removesuffix("]"), int(port)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +21,7 @@ from plexd.lab.controlplane.arrivals import Arrivals
 from plexd.lab.controlplane.faults import FaultPlan
 from plexd.lab.controlplane.fleet import DEFAULT_MESH, Fleet, Snapshot, fresh_snapshot
 from plexd.lab.controlplane.listener import Listener, bind_tcp, bind_unix
+from plexd.lab.stun import StunServer
 from plexd.lab.tls import TlsPaths, make_ca
 from plexd.log import get_logger
 from plexd.store.files import write_whole
@@ -30,7 +33,8 @@ class LabControlPlane:
     """An async context manager that serves while it is entered; afterwards `start` and `stop` take it off and on.
 
     Without `tls_directory` it speaks HTTP. `port` 0 takes a free one, kept over `stop` and `start`. `state_file` is
-    read if it exists and written after every change.
+    read if it exists and written after every change. `stun` are addresses to answer STUN on; nodes tell kinds of NAT
+    apart by two.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class LabControlPlane:
         state_file: Path | None = None,
         admin_socket: Path | None = None,
         preshared_keys: bool = True,
+        stun: Sequence[tuple[str, int]] = (),
     ) -> None:
         """ConfigError when the state file, the mesh or the TLS directory can't be used."""
         self._host, self._port = host, port
@@ -53,6 +58,7 @@ class LabControlPlane:
         arrivals, faults = Arrivals(), FaultPlan()
         self._application = Application(fleet, arrivals, faults, changed=self._save_or_log)
         self._listener = Listener(self._application, self._bind, self.tls)
+        self.stun_servers = [StunServer(*address) for address in stun]
         self.admin = Admin(fleet, self._application, arrivals, faults, self._listener)
         self._admin_socket = admin_socket
         self._admin_listener = (
@@ -71,22 +77,22 @@ class LabControlPlane:
 
     async def __aenter__(self) -> Self:
         self.save()
-        await self._listener.start()
-        if self._admin_listener is not None:
-            try:
+        async with contextlib.AsyncExitStack() as entered:
+            await self._listener.start()
+            entered.push_async_callback(self._listener.stop)
+            if self._admin_listener is not None and self._admin_socket is not None:
                 await self._admin_listener.start()
-            except ConfigError:
-                await self._listener.stop()
-                raise
+                entered.callback(self._admin_socket.unlink, missing_ok=True)
+                entered.push_async_callback(self._admin_listener.stop)
+            for server in self.stun_servers:
+                await entered.enter_async_context(server)
+            self._entered = entered.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._listener.stop()
-        if self._admin_listener is not None and self._admin_socket is not None:
-            await self._admin_listener.stop()
-            self._admin_socket.unlink(missing_ok=True)
+        await self._entered.aclose()
         self.save()
 
     async def start(self) -> None:
