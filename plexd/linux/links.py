@@ -72,5 +72,17 @@ def read_addresses(payloads: Iterable[bytes], ifindex: int) -> frozenset[Prefix]
     return frozenset(found)
 
 
+def read_local(payloads: Iterable[bytes]) -> frozenset[bytes]:
+    """The addresses of every link, packed, whatever their scope. Raises ValueError (or struct.error)."""
+    found: list[bytes] = []
+    for payload in payloads:
+        if payload[0] in {socket.AF_INET, socket.AF_INET6}:
+            given = {
+                kind: payload[start:end] for kind, start, end in attributes(payload, _IFADDRMSG.size, len(payload))
+            }
+            found.append(given.get(IFA_LOCAL) or given[IFA_ADDRESS])
+    return frozenset(found)
+
+
 def _text(value: bytes) -> bytes:
     return value.partition(b"\0")[0]
