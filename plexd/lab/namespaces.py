@@ -146,14 +146,14 @@ def connect(near: Namespace, near_link: str, far: Namespace, far_link: str, addr
 
 
 def translate(gateway: Namespace, statement: str) -> None:
-    """Have `gateway` forward, and translate what leaves through its link `wan` by a statement of nft.
+    """Have `gateway` forward, and translate what leaves through its link `wan` by a statement of nft; may be repeated.
 
     What comes in unasked is dropped before it becomes a connection, which would take the port from the node's own.
     """
     gateway.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
     gateway.run(
         "nft",
-        "table ip gateway {"
+        "add table ip gateway; delete table ip gateway; table ip gateway {"
         f' chain out {{ type nat hook postrouting priority srcnat; oifname "wan" {statement}; }};'
         ' chain in { type filter hook input priority filter; iifname "wan" ct state new drop; };'
         " }",
