@@ -1,0 +1,116 @@
+"""Peers that do not answer try their candidates in turn, while passes go on beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+
+from plexd.converge import Converger
+from plexd.health import Health
+from plexd.mesh.address import Endpoint, parse_ip
+from plexd.mesh.changes import AddRoute, PutPeer
+from plexd.mesh.desired import EndpointSource
+from plexd.mesh.events import EndpointOffered
+from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS
+from plexd.services.fallback import Fallback
+from tests.fakes import FakeKernel
+from tests.services.stage import make_node, peer, public_key, settings_of, unix_time
+from tests.virtual_time import run_virtual
+
+E, R = EndpointSource.EVENT, EndpointSource.REPORT
+DIRECT, RELAY, NEWS = "192.0.2.2:51820", "203.0.113.5:51821", "192.0.2.9:51820"
+ROAMED = Endpoint(parse_ip("192.0.2.2"), 4444)
+
+
+class Stage:
+    """A node with one peer, whose direct path and relay are known."""
+
+    def __init__(self) -> None:
+        self.node = make_node(peer(2))
+        self.node.fold(EndpointOffered("n_2", RELAY, E))
+        self.node.fold(EndpointOffered("n_2", DIRECT, R))
+        self.kernel = FakeKernel()
+        self.converger = Converger(self.kernel, self.node, settings_of, Health(), unix_time)
+        self.seen: list[tuple[int, str]] = []  # since when, in seconds, the peer has had which endpoint
+
+    def endpoint(self) -> str:
+        return str(self.kernel.peers[public_key(2)].endpoint)
+
+    async def run(self, seconds: int, meanwhile: Callable[[int], Awaitable[None]] | None = None) -> None:
+        """With a pass and a look at the kernel every second; passes have nothing to do but what `meanwhile` caused."""
+        await self.converger.converge()
+        running = asyncio.create_task(Fallback(self.converger).run())
+        for second in range(seconds):
+            if meanwhile is not None:
+                await meanwhile(second)
+            await self.converger.converge()
+            if not self.seen or self.seen[-1][1] != self.endpoint():
+                self.seen.append((second, self.endpoint()))
+            await asyncio.sleep(1)
+        running.cancel()
+
+
+def run(seconds: int, meanwhile: Callable[[Stage, int], Awaitable[None]] | None = None) -> Stage:
+    async def main() -> Stage:
+        stage = Stage()
+
+        async def step(second: int) -> None:
+            if meanwhile is not None:
+                await meanwhile(stage, second)
+
+        await stage.run(seconds, step)
+        return stage
+
+    return run_virtual(main())
+
+
+def test_peer_that_never_answers_changes_its_endpoint_every_30_seconds() -> None:
+    stage = run(130)
+    assert [endpoint for _, endpoint in stage.seen] == [DIRECT, RELAY, DIRECT, RELAY, DIRECT]
+    changes = [at for at, _ in stage.seen]
+    assert all(30 <= after - before <= 46 for before, after in itertools.pairwise(changes))
+
+
+def test_peer_that_answers_over_the_relay_stays_there_and_moves_on_once_it_falls_silent() -> None:
+    async def answer_over_the_relay(stage: Stage, second: int) -> None:
+        if stage.endpoint() == RELAY and second < 300:
+            stage.kernel.shake_hands(public_key(2), unix_time())
+
+    stage = run(300 + HANDSHAKE_FRESH_SECONDS + 25, answer_over_the_relay)
+    assert [endpoint for _, endpoint in stage.seen] == [DIRECT, RELAY, DIRECT]
+    assert 300 + HANDSHAKE_FRESH_SECONDS <= stage.seen[-1][0] <= 300 + HANDSHAKE_FRESH_SECONDS + 20
+
+
+def test_news_of_an_endpoint_end_the_round() -> None:
+    async def tell(stage: Stage, second: int) -> None:
+        if second == 50:
+            assert stage.endpoint() == RELAY
+            stage.node.fold(EndpointOffered("n_2", NEWS, E))
+            assert await stage.converger.apply_event()
+
+    stage = run(150, tell)
+    # the relay was what the events had named before: two candidates are left
+    assert [endpoint for _, endpoint in stage.seen] == [DIRECT, RELAY, NEWS, DIRECT, NEWS]
+    assert stage.seen[2][0] == 50
+    assert stage.seen[3][0] - stage.seen[2][0] >= 30
+
+
+def test_endpoint_that_roamed_is_left_alone_by_passes_and_rounds() -> None:
+    async def roam(stage: Stage, second: int) -> None:
+        if second >= 10:
+            stage.kernel.roam(public_key(2), ROAMED, unix_time())
+
+    stage = run(120, roam)
+    assert [endpoint for _, endpoint in stage.seen] == [DIRECT, str(ROAMED)]
+
+
+def test_rounds_write_nothing_but_endpoints() -> None:
+    stage = run(100)
+    built = [type(change) for change in stage.kernel.applied].index(PutPeer) + 1
+    later = [change for change in stage.kernel.applied[built:] if not isinstance(change, AddRoute)]
+    assert len(later) == len(stage.seen) - 1 > 1
+    for change in later:
+        assert isinstance(change, PutPeer)
+        assert change.fields == ("endpoint",)
+        assert (change.is_new, change.psk, change.keepalive, change.allowed_ips) == (False, None, None, None)
