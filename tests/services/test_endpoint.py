@@ -114,19 +114,23 @@ def test_every_discovery_is_reported_at_the_refresh_interval_spread_by_a_tenth(
 
 def test_failed_discovery_is_repeated_after_5_seconds_doubling_up_to_the_refresh_interval() -> None:
     async def main() -> Stage:
-        stage = Stage(Look(ONE, *[StunError("nobody answers")] * 12, OTHER))
+        stage = Stage(Look(ONE, *[StunError("nobody answers")] * 12, OTHER, StunError("again"), ONE))
         await stage.run(1000)
         return stage
 
     with capture_logs() as lines:
         stage = run_virtual(main())
     waits = [round(gap - 0.1, 1) for gap in gaps(stage.look.times)]
-    assert waits[:14] == [60, 5, 10, 20, 40, *[60] * 9]
+    assert waits[:15] == [60, 5, 10, 20, 40, *[60] * 9, 5]
     warnings = [line for line in lines if line["event"] == "endpoint not discovered"]
-    assert [line["failures"] for line in warnings] == [1, 10]
-    assert [line["log_level"] for line in warnings] == ["warning", "warning"]
+    assert [line["failures"] for line in warnings] == [1, 10, 1]
+    assert {line["log_level"] for line in warnings} == {"warning"}
     found = [(line["endpoint"], line["was"]) for line in lines if line["event"] == "endpoint found"]
-    assert found == [("198.51.100.9:40000", ""), ("198.51.100.9:45000", "198.51.100.9:40000 full_cone")]
+    assert found == [
+        ("198.51.100.9:40000", ""),
+        ("198.51.100.9:45000", "198.51.100.9:40000 full_cone"),
+        ("198.51.100.9:40000", "198.51.100.9:45000 symmetric"),
+    ]
 
 
 def test_last_finding_is_kept_while_discovery_fails() -> None:
@@ -190,16 +194,16 @@ def test_answer_becomes_candidates_of_known_peers_and_nothing_else_changes() -> 
     assert stage.applied == 1  # the second and third answer say nothing new
 
 
-def test_discovery_waits_for_the_mesh_and_for_the_identity() -> None:
+@pytest.mark.parametrize("mesh_first", [True, False])
+def test_discovery_waits_for_the_mesh_and_for_the_identity(mesh_first: bool) -> None:
     async def main() -> Stage:
         stage = Stage(Look(ONE))
         stage.mesh_up.clear()
         stage.node.refuse()
         running = asyncio.create_task(stage.run(100))
-        await asyncio.sleep(10)
-        stage.mesh_up.set()
-        await asyncio.sleep(10)
-        stage.node.accept()
+        for ready in (stage.mesh_up.set, stage.node.accept) if mesh_first else (stage.node.accept, stage.mesh_up.set):
+            await asyncio.sleep(10)
+            ready()
         await running
         return stage
 

@@ -116,6 +116,18 @@ GONE = Transient("events: connection to the control plane failed")
 # --- Last-Event-ID
 
 
+def test_every_connection_but_the_first_is_told_as_a_reconnection() -> None:
+    async def main() -> tuple[Watched, list[float]]:
+        watched = Watched(lambda n: [1.0] if n < 3 else [FOREVER])
+        told: list[float] = []
+        watched.listener.on_reconnected.append(lambda: told.append(asyncio.get_running_loop().time()))
+        await watched.run(100)
+        return watched, told
+
+    watched, told = run_virtual(main())
+    assert [round(at - 0.001, 3) for at in told] == [round(at, 3) for at in watched.streams.times[1:]]
+
+
 def test_first_connection_after_a_start_asks_for_no_replay() -> None:
     watched = watch(always(send("policy_updated", sse_id="1"), FOREVER), 5)
     assert watched.streams.replay_from == [None]
