@@ -28,8 +28,7 @@ from plexd.errors import ControlError, KernelError
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel
-from plexd.linux.lookup import use_own_threads
-from plexd.linux.names import look_up
+from plexd.linux.lookup import look_up, use_own_threads
 from plexd.linux.stun import StunClient
 from plexd.log import get_logger, register_secret
 from plexd.mesh.observed import Backend

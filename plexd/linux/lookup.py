@@ -1,4 +1,4 @@
-"""Name lookups in threads of their own.
+"""Names to addresses, looked up in threads of their own.
 
 asyncio looks names up in the executor that everything else shares, and gives up on a lookup without ending it: a dead
 resolver would take all threads, and hold up the end of the process. Here a lookup that hangs costs only itself.
@@ -12,7 +12,25 @@ import socket
 import threading
 from typing import Any
 
+from plexd.errors import Unresolved
+from plexd.mesh.address import parse_ip
+
 MAX_LOOKUPS = 32  # at once; hung ones end with the resolver's own limit
+LIMIT_SECONDS = 5.0
+
+
+async def look_up(name: str) -> list[bytes]:
+    """IPv4 first, of the families this host has addresses in. Raises Unresolved, also when it takes more than 5 s."""
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            infos = await asyncio.get_running_loop().getaddrinfo(
+                name, 0, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG
+            )
+    except (OSError, TimeoutError, UnicodeError) as exc:
+        reason = str(exc) or f"no answer in {LIMIT_SECONDS:.0f} s"
+        raise Unresolved(f"{name} does not resolve: {reason}") from exc
+    texts = [str(info[4][0]) for info in sorted(infos, key=lambda info: info[0] != socket.AF_INET)]
+    return [parse_ip(text) for text in texts if "%" not in text]  # nobody we look for is on our own link
 
 
 def use_own_threads(loop: asyncio.AbstractEventLoop) -> None:

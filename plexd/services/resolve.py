@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 
 from plexd.errors import Unresolved
-from plexd.linux.names import look_up
+from plexd.linux.lookup import look_up
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.target import names_to_resolve

@@ -15,7 +15,7 @@ import pytest
 
 from plexd.errors import NotPermitted, StunError, Unresolved
 from plexd.lab.stun import StunServer
-from plexd.linux.names import look_up
+from plexd.linux.lookup import look_up
 from plexd.linux.network import local_addresses
 from plexd.linux.stun import PlainChannel, RawChannel, StunClient
 from plexd.mesh.address import Endpoint, format_ip, parse_ip

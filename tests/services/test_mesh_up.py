@@ -19,7 +19,7 @@ def test_interface_is_told_when_it_is_made_and_when_it_is_made_again() -> None:
             nonlocal made
             made += 1
 
-        converger.on_created.append(count)
+        converger.on_created = count
         assert not converger.up.is_set()
         await converger.converge()
         assert (converger.up.is_set(), made) == (True, 1)
@@ -37,7 +37,7 @@ def test_adopted_interface_was_not_made() -> None:
         kernel, made = FakeKernel(), []
         await Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time).converge()
         converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
-        converger.on_created.append(lambda: made.append(True))
+        converger.on_created = lambda: made.append(True)
         await converger.converge()
         assert (converger.up.is_set(), made) == (True, [])
 
