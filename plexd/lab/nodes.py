@@ -146,9 +146,12 @@ def _nat_traversal(network: Network, number: int) -> str:
 def leftovers(lab: str, directory: Path, network: Network) -> list[str]:
     """What is still there of the lab: namespaces, processes, sockets, files."""
     left = [f"namespace {namespace.name}" for namespace in network.namespaces()]
+    ours = Path("/proc/self/ns/pid").readlink()  # a lab in a container on this host is not this lab
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = cmdline.read_bytes().decode(errors="replace").split("\0")
+            if cmdline.with_name("ns").joinpath("pid").readlink() != ours:
+                continue
         except (FileNotFoundError, ProcessLookupError):
             continue
         if any(word.startswith(f"{directory}/") or re.fullmatch(rf"{lab}\d+", word) for word in words):

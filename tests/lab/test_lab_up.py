@@ -29,9 +29,12 @@ def lab_namespaces() -> list[str]:
 
 def lab_processes() -> list[str]:
     found = []
+    ours = Path("/proc/self/ns/pid").readlink()  # a lab in a container on this host is another lab
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = cmdline.read_bytes().split(b"\0")
+            if cmdline.with_name("ns").joinpath("pid").readlink() != ours:
+                continue
         except (FileNotFoundError, ProcessLookupError):
             continue
         if any(b"/run/plexd-lab/" in word or word.startswith(b"plexd-lab") for word in words):
