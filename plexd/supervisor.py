@@ -45,9 +45,12 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 for service in services:
                     group.create_task(self._keep_running(service), name=service.name)
-        except* FatalError as errors:
+        except BaseExceptionGroup as errors:
+            fatal, _ = errors.split(FatalError)
+            if fatal is None:
+                raise
             # one mistake may end several services; the first of them says what to do
-            first: BaseException = errors
+            first: BaseException = fatal
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None

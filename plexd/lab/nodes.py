@@ -152,7 +152,7 @@ def leftovers(lab: str, directory: Path, network: Network) -> list[str]:
             words = cmdline.read_bytes().decode(errors="replace").split("\0")
             if cmdline.with_name("ns").joinpath("pid").readlink() != ours:
                 continue
-        except (FileNotFoundError, ProcessLookupError):
+        except OSError:  # gone meanwhile, or none of our business
             continue
         if any(word.startswith(f"{directory}/") or re.fullmatch(rf"{lab}\d+", word) for word in words):
             left.append(f"process {cmdline.parent.name} ({' '.join(words).strip()})")
