@@ -1,7 +1,8 @@
 """Observe, plan, apply: the one routine that changes the kernel.
 
-A pass looks at everything and repairs what differs. An event is applied from two targets, before and after, without a
-look; should the kernel refuse, the next pass repairs. Both run under one lock.
+A pass looks at everything and repairs what differs; one that notifications woke leaves the peers out, of which none
+tell. An event is applied from two targets, before and after, without a look; should the kernel refuse, the next pass
+repairs. All of it runs under one lock.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
 from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
+from plexd.mesh.contested import Guard, contest_correction
 from plexd.mesh.desired import Candidates, Desired
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
-from plexd.mesh.plan import plan, plan_event
+from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed, Route
+from plexd.mesh.plan import plan, plan_event, plan_network
 from plexd.mesh.target import Settings, Target, Warned, build_target
 from plexd.node import Node
 from plexd.store.identity import Identity
@@ -38,7 +40,8 @@ _Inputs = tuple[Desired, Settings, dict[str, Endpoint], dict[str, str]]
 class Kernel(Protocol):
     """The door to the kernel; `linux.kernel.Kernel` is the real one."""
 
-    async def observe(self) -> Observed: ...
+    async def observe(self, *, device: bool = True) -> Observed:
+        """Without `device` what WireGuard knows of it, above all the peers, is left out."""
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         """Take each step on its own; what failed says so in its outcome."""
@@ -55,18 +58,23 @@ class MeshStatus:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """`changed` and `failed` count changes; `corrections` are what a drift report would hold."""
+    """`changed` and `failed` count changes; `corrections` are what a drift report would hold.
+
+    `due` is when a contested object is to be looked at again, in the loop's time.
+    """
 
     changed: int
     failed: int
     corrections: tuple[Correction, ...]
+    due: float | None = None
 
 
 class Converger:
     """Keeps the kernel equal to the node's desired snapshot, whenever asked to.
 
     `settings` turns an identity into what this node brings along, None while it has no private key. `resolved` maps
-    endpoint names to addresses and is read at every pass; others may write it.
+    endpoint names to addresses and is read at every pass; others may write it. `clean` is set while the last try, pass
+    or event, succeeded in everything.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class Converger:
         self.up = asyncio.Event()
         self.on_created: Callable[[], None] = lambda: None
         self.on_unresolved: Callable[[], None] = lambda: None
+        self.clean = asyncio.Event()
         self._kernel = kernel
         self._node = node
         self._settings = settings
@@ -89,6 +98,7 @@ class Converger:
         self._lock = asyncio.Lock()
         self._applied: Target | None = None
         self._applied_candidates: Mapping[str, Candidates] = {}
+        self._guard = Guard()
         self._built: tuple[_Inputs, Target] | None = None
         self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
         self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
@@ -97,30 +107,53 @@ class Converger:
 
     async def converge(self) -> PassResult:
         """One pass over everything. A kernel that refuses shows in the result and in health, not as an exception."""
+        return await self._pass(whole=True)
+
+    async def repair(self) -> PassResult:
+        """A pass over link, addresses and routes; over everything where that is not known to be enough."""
+        return await self._pass(whole=False)
+
+    async def _pass(self, *, whole: bool) -> PassResult:
         async with self._lock:
             target = self._target()
             if target is None:
+                self.clean.clear()
                 self._set_down("the private key is lost; a new one is being agreed on")
                 return PassResult(changed=0, failed=1, corrections=())
             first = self._applied is None
             known_ids = {peer.public_key: peer.id for peer in self._applied.peers.values()} if self._applied else {}
             interface = target.settings.interface
+            now = asyncio.get_running_loop().time()
+            guard = self._guard
             try:
-                observed = await self._kernel.observe()
-                changes = plan(target, observed, self._now(), self._moved())
+                whole = whole or target is not self._applied or not self.clean.is_set()
+                due = changes = await self._look(target, whole=whole)
+                # what a changed target asks for is news and no repair, whoever fights over what was there before
+                repairs = target is self._applied or target == self._applied
+                if repairs:
+                    guard, changes = guard.admit(interface, due, now)
                 outcomes = await self._kernel.apply(changes) if changes else []
             except KernelError as exc:
+                self.clean.clear()
                 self._set_down(str(exc))
                 self._health.set(Condition.CHANGES_FAILED, True, str(exc))
                 log.error("mesh failed", interface=interface, error=str(exc))
                 return PassResult(changed=0, failed=1, corrections=())
             if first:
-                self._endpoints_since = asyncio.get_running_loop().time()
+                self._endpoints_since = now
             failed = self._note(outcomes, target)
             self._tell(outcomes, target)
-            down = next((o for o in outcomes if o.error is not None and isinstance(o.change, CreateLink)), None)
-            self._set_down((down.error or "") if down is not None else None)
+            self._set_down(_why_down(interface, due, changes, outcomes))
             self._health.set(Condition.CHANGES_FAILED, bool(failed), _first_error(outcomes))
+            if failed:
+                self.clean.clear()
+            else:
+                self.clean.set()
+            if repairs:
+                guard = guard.record(interface, [o.change for o in outcomes if o.error is None], now)
+            contests = contest_correction(self._guard, guard)
+            self._guard = guard
+            self._health.set(Condition.REPAIR_CONTESTED, bool(guard.contested), ", ".join(guard.contested[:3]))
         created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
         corrections = interface_corrections(interface, outcomes, known_ids)
         if created and not failed:
@@ -131,7 +164,15 @@ class Converger:
             corrections = ()
         if created and self.up.is_set():
             self.on_created()
-        return PassResult(len(outcomes) - failed, failed, corrections)
+        return PassResult(len(outcomes) - failed, failed, corrections + contests, guard.due)
+
+    async def _look(self, target: Target, *, whole: bool) -> tuple[Change, ...]:
+        """What there is to do. Raises KernelError."""
+        if not whole:
+            changes = plan_network(target, await self._kernel.observe(device=False))
+            if changes is not None:
+                return changes
+        return plan(target, await self._kernel.observe(), self._now(), self._moved())
 
     async def apply_event(self) -> bool:
         """Bring what was folded in since the last look into the kernel; whether that succeeded.
@@ -146,6 +187,7 @@ class Converger:
             try:
                 outcomes = await self._kernel.apply(changes) if changes else []
             except KernelError as exc:
+                self.clean.clear()
                 log.error("event not applied", error=str(exc))
                 return False
             self._tell(outcomes, target)
@@ -190,6 +232,10 @@ class Converger:
             peer.last_handshake > 0 and peer.last_handshake >= oldest for peer in observed.device.peers.values()
         )
         return MeshStatus(observed.link.name, fresh, observed.device.listen_port)
+
+    def is_wanted(self, route: Route) -> bool:
+        """Whether it belongs to the mesh, by what was last made of the snapshot."""
+        return self._built is not None and route in self._built[1].routes
 
     def _target(self) -> Target | None:
         """None while the node has no private key."""
@@ -242,6 +288,7 @@ class Converger:
     def _note_beside_a_pass(self, outcomes: Sequence[Outcome], target: Target) -> bool:
         """Whether all succeeded. Only a pass, which sees everything, clears what failed before."""
         if self._note(outcomes, target):
+            self.clean.clear()
             self._health.set(Condition.CHANGES_FAILED, True, _first_error(outcomes))
             return False
         return True
@@ -281,6 +328,18 @@ class Converger:
             if key not in self._warned:
                 log.warning("left out of the mesh", what=warning.code, detail=warning.text)
         self._warned = frozenset(seen)
+
+
+def _why_down(
+    interface: str, due: Sequence[Change], changes: Sequence[Change], outcomes: Sequence[Outcome]
+) -> str | None:
+    """Why there is no interface after a pass, None when there is one."""
+    for outcome in outcomes:
+        if isinstance(outcome.change, CreateLink):
+            return outcome.error
+    if not changes and any(isinstance(change, CreateLink) for change in due):
+        return f"another program keeps deleting {interface}"
+    return None
 
 
 def _first_error(outcomes: Sequence[Outcome]) -> str:

@@ -35,6 +35,7 @@ from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.services.capabilities import Capabilities
+from plexd.services.clocks import Clocks
 from plexd.services.drift import DriftReports
 from plexd.services.effects import Effects
 from plexd.services.endpoint import Discovery, EndpointReport, stated
@@ -44,6 +45,7 @@ from plexd.services.listener import Listener
 from plexd.services.persist import Persist
 from plexd.services.reconcile import Reconcile
 from plexd.services.refusals import Refusals
+from plexd.services.repair import Repair
 from plexd.services.resolve import Resolve
 from plexd.services.rotation import Rotation
 from plexd.services.watchdog import Watchdog
@@ -250,7 +252,9 @@ class _Daemon:
             rotation,
             refusals,
             Capabilities(uplink, node),
-            _Wake(kernel, reconcile),
+            _Watch(kernel, converger),
+            Repair(kernel, converger, reconcile.first_cycle_done, drift.cycle_ended),
+            Clocks(reconcile.request),
         ]
         endpoint = self._endpoint_report(uplink, node, converger, kernel)
         if endpoint is not None:
@@ -330,20 +334,17 @@ class _Daemon:
             await _cancel(self._vital)
 
 
-class _Wake:
-    """Turns damage that the kernel's door notices by itself into a pass."""
+class _Watch:
+    """Has the kernel tell of changes for as long as the daemon runs."""
 
-    name = "wake"
+    name = "watch"
 
-    def __init__(self, kernel: Kernel, reconcile: Reconcile) -> None:
+    def __init__(self, kernel: Kernel, converger: Converger) -> None:
         self._kernel = kernel
-        self._reconcile = reconcile
+        self._converger = converger
 
     async def run(self) -> None:
-        while True:
-            await self._kernel.damaged.wait()
-            self._kernel.damaged.clear()
-            self._reconcile.request_pass("the WireGuard program ended")
+        await self._kernel.watch(self._converger.is_wanted)
 
 
 @contextlib.asynccontextmanager

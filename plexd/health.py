@@ -22,6 +22,7 @@ class Condition(StrEnum):
     SUBSYSTEM_STOPPED = "subsystem_stopped"
     IDENTITY_REFUSED = "identity_refused"
     CLOCK_SKEW = "clock_skew"
+    REPAIR_CONTESTED = "repair_contested"
 
 
 TEXTS = {
@@ -32,6 +33,7 @@ TEXTS = {
     Condition.SUBSYSTEM_STOPPED: "a service keeps failing",
     Condition.IDENTITY_REFUSED: "the control plane refuses this node's key; the mesh stays up, deliveries wait",
     Condition.CLOCK_SKEW: "this clock differs from the control plane's: check time synchronisation",
+    Condition.REPAIR_CONTESTED: "another program keeps undoing repairs: make it leave the mesh interface alone",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from plexd.errors import KernelError
 from plexd.mesh.address import Endpoint, Prefix, format_ip
@@ -37,15 +38,17 @@ class FakeKernel:
     """Starts empty, with a default route of `underlay_mtu` (None: without one).
 
     `refuse` is asked before each change and answers with the error, or None to let it pass. `failure` is raised by
-    whole calls. `netlink_writes` counts changes that were tried, `looks` the dumps.
+    whole calls. `netlink_writes` counts changes that were tried, `looks` the dumps, `device_looks` those with peers.
+    `noticed` is set by every change of link, addresses and routes, also by our own.
     """
 
     def __init__(
         self, interface: str = "plexd0", backend: Backend = Backend.KERNEL, underlay_mtu: int | None = 1500
     ) -> None:
         self.damaged = asyncio.Event()
+        self.noticed = asyncio.Event()
         self.netlink_writes = 0
-        self.looks = 0
+        self.looks = self.device_looks = 0
         self.applied: list[Change] = []
         self.refuse: Callable[[Change], str | None] = lambda change: None
         self.failure: KernelError | None = None
@@ -64,11 +67,12 @@ class FakeKernel:
 
     # the door
 
-    async def observe(self) -> Observed:
+    async def observe(self, *, device: bool = True) -> Observed:
         self.looks += 1
+        self.device_looks += device
         if self.failure is not None:
             raise self.failure
-        return self.state
+        return self.state if device else replace(self.state, device=None)
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         if self.failure is not None:
@@ -81,6 +85,8 @@ class FakeKernel:
             outcomes.append(_outcome(change, error))
             if error is None:
                 self.applied.append(change)
+                if not isinstance(change, SetDevice | PutPeer | RemovePeer):
+                    self.noticed.set()
             if isinstance(change, CreateLink):
                 created = len(outcomes) - 1
             if error is not None and created is not None and isinstance(change, CreateLink | SetUp):
@@ -111,10 +117,12 @@ class FakeKernel:
 
     def delete_link(self) -> None:
         self._forget_link()
+        self.noticed.set()
 
     def kill_program(self) -> None:
         """A userspace WireGuard dies: its TUN goes with it, and the agent hears of it."""
         self._forget_link()
+        self.noticed.set()
         self.damaged.set()
 
     def make_link(self, backend: Backend | None, alias: str = "", private_key: PrivateKey | None = None) -> None:
@@ -123,6 +131,7 @@ class FakeKernel:
         self.link = Link(self._interface, self._ifindex, backend, alias, 1500, False)
         self.private_key = private_key
         self.answers = backend is not None
+        self.noticed.set()
 
     def stop_answering(self) -> None:
         """The link stands, but no WireGuard speaks for it."""
@@ -130,6 +139,7 @@ class FakeKernel:
 
     def set_link(self, *, alias: str | None = None, mtu: int | None = None, up: bool | None = None) -> None:
         assert self.link is not None
+        self.noticed.set()
         if alias is not None:
             self.link = self.link._replace(alias=alias)
         if mtu is not None:
@@ -157,17 +167,21 @@ class FakeKernel:
         if self._too_small_for(address):
             raise ValueError("IPv6 needs an MTU of 1280")
         self.addresses.add(address)
+        self.noticed.set()
 
     def remove_address(self, address: Prefix) -> None:
         self._drop_address(address)
+        self.noticed.set()
 
     def add_route(self, route: Route) -> None:
         """Raises ValueError where the kernel refuses people too."""
         if error := self._put_route(route):
             raise ValueError(error)
+        self.noticed.set()
 
     def remove_route(self, route: Route) -> None:
         self.routes.pop((route.prefix, route.metric), None)
+        self.noticed.set()
 
     def put_peer(self, peer: DevicePeer) -> None:
         """`wg set … peer`: add it, or replace it whole."""

@@ -12,10 +12,11 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeGuard
 
 from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
+from plexd.linux import notifications
 from plexd.linux.network import Network, local_addresses
 from plexd.linux.wireguard import WireGuardDevice
 from plexd.linux.wireguard.kernel import KernelDevice
@@ -39,7 +40,7 @@ from plexd.mesh.changes import (
     SetUp,
 )
 from plexd.mesh.keys import PublicKey
-from plexd.mesh.observed import MESH_ALIAS, Backend, Observed
+from plexd.mesh.observed import MESH_ALIAS, Backend, Observed, Route
 
 # a peer refused for one of these is no better off alone
 HOPELESS = {errno.ENODEV, errno.EPERM, errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
@@ -48,11 +49,13 @@ INSTALL = "install wireguard-go and provide /dev/net/tun, or run a kernel with W
 
 
 class Kernel:
-    """`damaged` is set when a userspace WireGuard died: a pass is due."""
+    """`damaged` is set when a userspace WireGuard died, `noticed` (while `watch` runs) when something about the network
+    may differ from what the last look showed: a pass is due."""
 
     def __init__(self, interface: str, backend: Literal["auto", "kernel", "userspace"], userspace_program: str) -> None:
         self.interface = interface
         self.damaged = asyncio.Event()
+        self.noticed = asyncio.Event()
         self._allowed = tuple(Backend) if backend == "auto" else (Backend(backend),)
         self._network = Network()
         self._program = Program(interface, userspace_program, self.damaged)
@@ -67,13 +70,21 @@ class Kernel:
         """How many messages, on netlink or UAPI, were sent to change something."""
         return self._network.writes + sum(device.writes for device in self._devices.values())
 
-    async def observe(self) -> Observed:
-        """Raises KernelError."""
+    async def watch(self, is_wanted: Callable[[Route], bool]) -> None:
+        """Set `noticed` at changes, until cancelled. Raises KernelError.
+
+        Routes of ours that come or go as `is_wanted` has it are passed over: most of them are our own work.
+        """
+        with self._door("listen for changes of the network"):
+            await notifications.watch(self.interface, lambda: self._network.watched, is_wanted, self.noticed)
+
+    async def observe(self, *, device: bool = True) -> Observed:
+        """Without `device` nobody is asked about keys and peers. Raises KernelError."""
         with self._door("look at the interface"):
             link, addresses, routes, underlay_mtu = await self._network.observe(self.interface)
             backend = link.backend if link is not None else None
-            device = await self._devices[backend].dump() if backend is not None else None
-        return Observed(link, device, addresses, routes, underlay_mtu)
+            dump = await self._devices[backend].dump() if device and backend is not None else None
+        return Observed(link, dump, addresses, routes, underlay_mtu)
 
     async def local_addresses(self) -> frozenset[bytes]:
         """Those of every interface of this host. Raises KernelError."""

@@ -10,7 +10,8 @@ from plexd.linux.netlink import Message, attribute, attributes
 from plexd.mesh.address import Prefix
 from plexd.mesh.observed import Backend, Link
 
-RTM_GETLINK, RTM_GETADDR = 18, 22
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 3, 4, 18, 20, 29
 IFLA_INFO_KIND = 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -82,6 +83,11 @@ def read_local(payloads: Iterable[bytes]) -> frozenset[bytes]:
             }
             found.append(given.get(IFA_LOCAL) or given[IFA_ADDRESS])
     return frozenset(found)
+
+
+def address_ifindex(payload: bytes) -> int:
+    """Which link an address message is about. Raises struct.error."""
+    return int(_IFADDRMSG.unpack_from(payload)[4])
 
 
 def _text(value: bytes) -> bytes:

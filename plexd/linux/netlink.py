@@ -117,7 +117,7 @@ class NetlinkSocket:
         self._sock.sendmsg(parts)
         while True:
             data = self._receive()
-            for kind, _, sequence, offset, _ in _messages(data):
+            for kind, _, sequence, offset, _ in split(data):
                 if kind == NLMSG_ERROR and sequence in positions:
                     results[positions[sequence]] = -_ERRNO.unpack_from(data, offset)[0]
                     if sequence == last:
@@ -151,7 +151,7 @@ class NetlinkSocket:
         interrupted = False
         while True:
             data = self._receive()
-            for kind, answer_flags, answered, offset, end in _messages(data):
+            for kind, answer_flags, answered, offset, end in split(data):
                 if answered != sequence:
                     continue
                 interrupted = interrupted or bool(answer_flags & NLM_F_DUMP_INTR)
@@ -172,7 +172,7 @@ class NetlinkSocket:
         return data
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+def split(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
     """Type, flags, sequence number, and where the payload begins and ends."""
     offset = 0
     while offset + HEADER.size <= len(data):

@@ -16,7 +16,7 @@ import importlib
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from plexd.linux import links, routes
@@ -35,14 +35,23 @@ class Surroundings(NamedTuple):
     underlay_mtu: int | None
 
 
+class Watched(NamedTuple):
+    """What the last look went by: the link it found, and the MTUs of the links of the way out, all by index."""
+
+    ifindex: int | None
+    underlay_mtus: Mapping[int, int]
+
+
 class Network:
-    """`writes` counts the messages sent to change something."""
+    """`writes` counts the messages sent to change something; `watched` belongs to the last look."""
 
     def __init__(self) -> None:
         self.writes = 0
+        self.watched = Watched(None, {})
 
     async def observe(self, name: str) -> Surroundings:
-        return await asyncio.to_thread(_observe, name)
+        surroundings, self.watched = await asyncio.to_thread(_observe, name)
+        return surroundings
 
     async def link(self, name: str) -> Link | None:
         return await asyncio.to_thread(_link, name)
@@ -132,7 +141,7 @@ def _carrier() -> Iterator[NetlinkSocket]:
         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
 
 
-def _observe(name: str) -> Surroundings:
+def _observe(name: str) -> tuple[Surroundings, Watched]:
     with _carrier() as carrier:
         link = _get_link(carrier, name)
         ifindex = link.ifindex if link is not None else None
@@ -142,7 +151,9 @@ def _observe(name: str) -> Surroundings:
             else frozenset[Prefix]()
         )
         table = routes.read_dump(carrier.dump(routes.dump_request()), ifindex)
-        return Surroundings(link, addresses, table.ours, _underlay_mtu(carrier, table.defaults))
+        of_routes, of_links = _underlay_mtus(carrier, table.defaults)
+        underlay_mtu = min((*of_routes, *of_links.values()), default=None)
+        return Surroundings(link, addresses, table.ours, underlay_mtu), Watched(ifindex, of_links)
 
 
 def _link(name: str) -> Link | None:
@@ -165,17 +176,19 @@ def _get_link(carrier: NetlinkSocket, name: str) -> Link | None:
     return links.read_link(payload)
 
 
-def _underlay_mtu(carrier: NetlinkSocket, defaults: Iterable[routes.DefaultRoute]) -> int | None:
-    mtus: list[int] = []
+def _underlay_mtus(carrier: NetlinkSocket, defaults: Iterable[routes.DefaultRoute]) -> tuple[list[int], dict[int, int]]:
+    """Of the default routes that have one of their own, and of the links of the others by index."""
+    of_routes: list[int] = []
+    of_links: dict[int, int] = {}
     for route in routes.preferred(defaults):
         if route.mtu:
-            mtus.append(route.mtu)
+            of_routes.append(route.mtu)
             continue
         for ifindex in route.ifindexes:
             with contextlib.suppress(OSError):  # the link may be gone since
                 (payload,) = carrier.get(links.get_link_at(ifindex))
-                mtus.append(links.read_link(payload).mtu)
-    return min(mtus, default=None)
+                of_links[ifindex] = links.read_link(payload).mtu
+    return of_routes, of_links
 
 
 def _change_routes(ifindex: int, changes: Sequence[AddRoute | RemoveRoute]) -> tuple[list[int], int]:

@@ -88,38 +88,48 @@ def read_dump(payloads: Iterable[bytes], ifindex: int | None) -> RouteTable:
     ours: list[Route] = []
     defaults: list[DefaultRoute] = []
     for payload in payloads:
-        family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
-        if table != TABLE_MAIN or kind != RTN_UNICAST or family not in _ANY:
-            continue
-        if protocol != ROUTE_PROTOCOL and length:  # most of a big table is of no concern: look no further
-            continue
-        destination, oif, metric, mtu = _ANY[family], 0, 0, 0
-        source: bytes | None = None
-        hops: list[int] = []
-        start, end = _RTMSG.size, len(payload)
-        while start + 4 <= end:
-            size, attr = ATTRIBUTE.unpack_from(payload, start)
-            if size < 4 or start + size > end:
-                raise ValueError("route attribute overruns its message")
-            if attr == RTA_DST:
-                destination = payload[start + 4 : start + size]
-            elif attr == RTA_OIF:
-                (oif,) = _U32.unpack_from(payload, start + 4)
-            elif attr == RTA_PRIORITY:
-                (metric,) = _U32.unpack_from(payload, start + 4)
-            elif attr == RTA_PREFSRC:
-                source = payload[start + 4 : start + size]
-            elif attr == RTA_METRICS:
-                mtu = _route_mtu(payload, start + 4, start + size)
-            elif attr == RTA_MULTIPATH:
-                hops = _next_hops(payload, start + 4, start + size)
-            start += size + 3 & ~3
-        if oif == ifindex:
-            if protocol == ROUTE_PROTOCOL:
-                ours.append(Route(Prefix(destination, length), source, metric))
-        elif not length:
-            defaults.append(DefaultRoute(family, metric, mtu, tuple(hops) or (oif,)))
+        route = read_route(payload, ifindex)
+        if isinstance(route, Route):
+            ours.append(route)
+        elif route is not None:
+            defaults.append(route)
     return RouteTable(frozenset(ours), tuple(defaults))
+
+
+def read_route(payload: bytes, ifindex: int | None) -> Route | DefaultRoute | None:
+    """A route of ours through the interface `ifindex`, or a default route past it; None when it is neither.
+
+    Raises ValueError (or struct.error) when it is no route.
+    """
+    family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
+    if table != TABLE_MAIN or kind != RTN_UNICAST or family not in _ANY:
+        return None
+    if protocol != ROUTE_PROTOCOL and length:  # most of a big table is of no concern: look no further
+        return None
+    destination, oif, metric, mtu = _ANY[family], 0, 0, 0
+    source: bytes | None = None
+    hops: list[int] = []
+    start, end = _RTMSG.size, len(payload)
+    while start + 4 <= end:
+        size, attr = ATTRIBUTE.unpack_from(payload, start)
+        if size < 4 or start + size > end:
+            raise ValueError("route attribute overruns its message")
+        if attr == RTA_DST:
+            destination = payload[start + 4 : start + size]
+        elif attr == RTA_OIF:
+            (oif,) = _U32.unpack_from(payload, start + 4)
+        elif attr == RTA_PRIORITY:
+            (metric,) = _U32.unpack_from(payload, start + 4)
+        elif attr == RTA_PREFSRC:
+            source = payload[start + 4 : start + size]
+        elif attr == RTA_METRICS:
+            mtu = _route_mtu(payload, start + 4, start + size)
+        elif attr == RTA_MULTIPATH:
+            hops = _next_hops(payload, start + 4, start + size)
+        start += size + 3 & ~3
+    if oif == ifindex:
+        return Route(Prefix(destination, length), source, metric) if protocol == ROUTE_PROTOCOL else None
+    return None if length else DefaultRoute(family, metric, mtu, tuple(hops) or (oif,))
 
 
 def _route_mtu(payload: bytes, start: int, end: int) -> int:

@@ -53,10 +53,24 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
         return tuple(changes)
     device = observed.device
     assert device is not None  # noqa: S101 - _unusable() is about exactly this
-    changes.extend(_plan_link(link, device, observed, target.settings))
+    changes.extend(_plan_device(link, device, target.settings))
+    changes.extend(_plan_link(link, observed, target.settings))
     changes.extend(_plan_peers(target, device, now, moved))
     changes.extend(_plan_routes(target.routes, observed.routes))
     return tuple(changes)
+
+
+def plan_network(target: Target, observed: Observed) -> tuple[Change, ...] | None:
+    """The steps for link, addresses and routes alone, from a look without the device.
+
+    None when that says too little: the link is gone, or it takes the device to tell whether it is ours.
+    """
+    link = observed.link
+    if link is None or link.backend is None or link.alias != MESH_ALIAS:
+        return None
+    if target.settings.backend not in {None, link.backend}:
+        return None
+    return (*_plan_link(link, observed, target.settings), *_plan_routes(target.routes, observed.routes))
 
 
 def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
@@ -126,7 +140,7 @@ def _build(target: Target, observed: Observed) -> Iterator[Change]:
         yield AddRoute(route)
 
 
-def _plan_link(link: Link, device: Device, observed: Observed, settings: Settings) -> Iterator[Change]:
+def _plan_device(link: Link, device: Device, settings: Settings) -> Iterator[Change]:
     if link.alias != MESH_ALIAS:
         yield SetAlias()
     differing = tuple(
@@ -140,6 +154,9 @@ def _plan_link(link: Link, device: Device, observed: Observed, settings: Setting
     )
     if differing:
         yield SetDevice(settings.private_key, settings.listen_port, differing)
+
+
+def _plan_link(link: Link, observed: Observed, settings: Settings) -> Iterator[Change]:
     if link.mtu != (mtu := derive_mtu(settings, observed.underlay_mtu)):
         yield SetMtu(mtu)  # before the address: below 1280 there is no IPv6 on the link
     own = Prefix.host(settings.mesh_ip)

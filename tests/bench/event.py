@@ -106,8 +106,8 @@ class _TimedKernel:
         self._kernel = kernel
         self.done: asyncio.Queue[float] = asyncio.Queue()
 
-    async def observe(self) -> Observed:
-        return await self._kernel.observe()
+    async def observe(self, *, device: bool = True) -> Observed:
+        return await self._kernel.observe(device=device)
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes = await self._kernel.apply(changes)

@@ -154,7 +154,8 @@ class Program:
         now = time.monotonic()
         if now - self._since >= STEADY_SECONDS:
             self._backoff.reset()
-        delay = self._backoff.next()
+        # without complaint it ends when somebody deletes its link: no reason to be wary of starting it again
+        delay = 0.0 if self._exit == _exit_text(0) else self._backoff.next()
         self._not_before = now + delay
         self._due = asyncio.get_running_loop().call_later(delay, self._damaged.set)
         log.warning("userspace wireguard ended", interface=self._interface, pid=pid, exit=self._exit, retry_in=delay)
@@ -226,4 +227,8 @@ def _reap(pid: int) -> str | None:
     if reaped == 0:
         return None
     code = os.waitstatus_to_exitcode(status)
-    return f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    return _exit_text(code) if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def _exit_text(code: int) -> str:
+    return f"exit status {code}"
