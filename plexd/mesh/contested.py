@@ -37,8 +37,8 @@ FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 1.0, 60.0
 class Struggle(NamedTuple):
     """What is known of one object: when it was repaired in the last minute, and when damage to it was last seen.
 
-    `rest` is how long it is left alone after a repair, 0 while nobody fights over it. `is_open` says that damage was
-    seen and left.
+    `rest` is how long it is left alone after a repair, 0 while nobody fights over it; of a contested object `repairs`
+    are those that made it one. `is_open` says that damage was seen and left.
     """
 
     repairs: tuple[float, ...] = ()
@@ -112,12 +112,11 @@ class Guard:
                 continue
             name = _object(interface, change)
             known = self.struggles.get(name, Struggle())
-            repairs = (*(at for at in known.repairs if now - at < MINUTE), now)
-            rest = 0.0
             if known.rest:
-                rest = min(2 * known.rest, LONGEST_REST_SECONDS)
-            elif len(repairs) > REPAIRS_A_MINUTE:
-                rest = FIRST_REST_SECONDS
+                repairs, rest = known.repairs, min(2 * known.rest, LONGEST_REST_SECONDS)
+            else:
+                repairs = (*(at for at in known.repairs if now - at < MINUTE), now)
+                rest = FIRST_REST_SECONDS if len(repairs) > REPAIRS_A_MINUTE else 0.0
             struggles[name] = Struggle(repairs, now, rest, now + rest, is_open=False)
         return Guard(struggles)
 
