@@ -68,7 +68,7 @@ class Repair:
         due: float | None = None
         while True:
             told = await any_set_within(
-                max(0.0, due - loop.time()) if due is not None else None, kernel.damaged, kernel.noticed
+                max(DEBOUNCE_SECONDS, due - loop.time()) if due is not None else None, kernel.damaged, kernel.noticed
             )
             if told and not kernel.damaged.is_set():
                 await asyncio.sleep(DEBOUNCE_SECONDS)

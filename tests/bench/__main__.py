@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("kernel_peers", "event", "agent")
+SUBJECTS = ("kernel_peers", "event", "damage", "agent")
 
 
 def main(subjects: list[str]) -> int:

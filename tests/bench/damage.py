@@ -1,0 +1,147 @@
+"""From damage done with `ip` to its repair, and what passes over a sound mesh write.
+
+Notifications, repair loop and converger are the daemon's own. The WireGuard is a real `wireguard-go`, in a namespace:
+`ip netns exec NAME python -m tests.bench.damage` prints what `measure` reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+
+from plexd import log
+from plexd.converge import Converger
+from plexd.health import Health
+from plexd.linux.kernel import Kernel
+from plexd.mesh.address import Prefix, parse_ip
+from plexd.mesh.changes import Change, Outcome
+from plexd.mesh.desired import Desired, Peer
+from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
+from plexd.mesh.observed import Backend, Observed
+from plexd.mesh.target import Settings
+from plexd.node import Node
+from plexd.services.repair import Repair
+from plexd.store.identity import Identity
+from tests.bench.figure import Figure, percentile
+
+NAMESPACE = "plexd-bench-damage"
+INTERFACE = "plexdbench1"
+PEERS = 100
+ROUNDS = 10  # of each kind: one more in a minute would be taken for a fight
+IDLE_PASSES = 100
+DAMAGE = {
+    "link deleted": "link delete {0}",
+    "link down": "link set {0} down",
+    "MTU changed": "link set {0} mtu 1300",
+    "address deleted": "address delete 10.100.255.1/32 dev {0}",
+    "route deleted": "route delete 10.100.0.7/32 dev {0}",
+}
+
+
+def measure() -> list[Figure]:
+    subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
+    try:
+        subprocess.run(["ip", "-n", NAMESPACE, "link", "set", "lo", "up"], check=True)
+        command = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-m", "tests.bench.damage"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    finally:
+        subprocess.run(["ip", "netns", "delete", NAMESPACE], check=True)
+    seconds, writes = json.loads(done.stdout.splitlines()[-1])
+    every = [value * 1000 for values in seconds.values() for value in values]
+    return [
+        Figure(f"damage to repair, {PEERS} peers, all kinds, median", statistics.median(every), "ms", 100),
+        Figure(f"damage to repair, {PEERS} peers, all kinds, p99", percentile(every, 99), "ms"),
+        *(
+            Figure(f"damage to repair, {PEERS} peers, {kind}, median", statistics.median(values) * 1000, "ms", 100)
+            for kind, values in seconds.items()
+        ),
+        Figure(f"writes of {IDLE_PASSES} passes over a sound mesh", writes, "", 0),
+    ]
+
+
+class _TimedKernel:
+    """The door, noting when each change was through it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.done: asyncio.Queue[float] = asyncio.Queue()
+
+    async def observe(self, *, device: bool = True) -> Observed:
+        return await self._kernel.observe(device=device)
+
+    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+        outcomes = await self._kernel.apply(changes)
+        if any(outcome.error for outcome in outcomes):
+            raise RuntimeError(next(outcome.error for outcome in outcomes if outcome.error))
+        self.done.put_nowait(time.perf_counter())
+        return outcomes
+
+
+def _peer(number: int) -> Peer:
+    mesh_ip = parse_ip(f"10.100.0.{number}")
+    return Peer(f"n_{number}", PublicKey(bytes([number] * 32)), mesh_ip, "", (Prefix.host(mesh_ip),), NO_PRESHARED_KEY)
+
+
+async def _run() -> tuple[dict[str, list[float]], int]:
+    private_key = PrivateKey.generate()
+    health = Health()
+    identity = Identity("n_self", parse_ip("10.100.255.1"), SecretStr(""), private_key)
+    node = Node(identity, Desired(peers={f"n_{n}": _peer(n) for n in range(1, PEERS + 1)}), 0.0, health)
+    kernel = _TimedKernel(door := Kernel(INTERFACE, "userspace", "wireguard-go"))
+
+    def settings(identity: Identity) -> Settings:
+        return Settings(
+            node_id=identity.node_id,
+            interface=INTERFACE,
+            private_key=private_key,
+            mesh_ip=identity.mesh_ip,
+            listen_port=51820,
+            mtu=1420,
+            keepalive=25,
+            backend=Backend.USERSPACE,
+        )
+
+    converger = Converger(kernel, node, settings, health)
+    started = asyncio.Event()
+    started.set()
+    loops: list[asyncio.Task[None]] = []
+    seconds: dict[str, list[float]] = {kind: [] for kind in DAMAGE}
+    try:
+        result = await converger.converge()
+        if result.failed:
+            raise RuntimeError(f"{result.failed} changes failed: {health.findings()}")
+        await kernel.done.get()
+        repair = Repair(door, converger, started, lambda _: None)
+        loops = [asyncio.create_task(door.watch(converger.is_wanted)), asyncio.create_task(repair.run())]
+        for _ in range(ROUNDS):
+            for kind, command in DAMAGE.items():
+                await asyncio.sleep(0.3)  # the look that the last repair earned is over
+                process = await asyncio.create_subprocess_exec("ip", *command.format(INTERFACE).split())
+                if await process.wait():
+                    raise RuntimeError(f"ip {command} failed")
+                at = time.perf_counter()
+                async with asyncio.timeout(10):
+                    seconds[kind].append(await kernel.done.get() - at)
+        await asyncio.sleep(0.3)
+        before = door.netlink_writes
+        for _ in range(IDLE_PASSES):
+            await converger.converge()
+        return seconds, door.netlink_writes - before
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await door.tear_down(private_key.public())
+        await door.close()
+
+
+if __name__ == "__main__":
+    log.set_up("error", "console")
+    print(json.dumps(asyncio.run(_run())))

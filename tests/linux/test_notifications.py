@@ -1,0 +1,185 @@
+"""Notifications of a real kernel, judged by what `ip` does in a namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from plexd.linux import notifications
+from plexd.linux.kernel import Kernel
+from plexd.linux.network import Network
+from plexd.mesh.observed import Route
+
+pytestmark = pytest.mark.namespaces
+
+DEADLINE_SECONDS = 10.0
+
+
+def run(*command: str, stdin: str = "") -> None:
+    subprocess.run(command, input=stdin, text=True, check=True, capture_output=True)
+
+
+class Watch:
+    def __init__(self, interface: str, is_wanted: Callable[[Route], bool]) -> None:
+        self.noticed = asyncio.Event()
+        self._interface = interface
+        self._is_wanted = is_wanted
+        self._network = Network()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Watch]:
+        task = asyncio.create_task(
+            notifications.watch(self._interface, lambda: self._network.watched, self._is_wanted, self.noticed)
+        )
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await self.noticed.wait()
+            await self.settle()
+            yield self
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def settle(self) -> None:
+        """Look, as a pass does, and forget what came before."""
+        await self._network.observe(self._interface)
+        await self.read_all()
+        self.noticed.clear()
+
+    async def read_all(self) -> None:
+        """What the kernel has told is in the socket's queue by the time `ip` ends: two turns of the loop read it."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def notices(self, *command: str) -> bool:
+        self.noticed.clear()
+        run(*command)
+        await self.read_all()
+        return self.noticed.is_set()
+
+
+def watch(interface: str, script: Callable[[Watch], object], wanted: bool = False) -> None:
+    async def main() -> None:
+        async with Watch(interface, lambda _: wanted).running() as watch:
+            await script(watch)  # type: ignore[misc]
+
+    asyncio.run(main())
+
+
+def ours(interface: str) -> None:
+    run("ip", "tuntap", "add", interface, "mode", "tun")
+    run("ip", "address", "add", "10.99.0.1/32", "dev", interface)
+    run("ip", "link", "set", interface, "up")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ip link delete {0}",
+        "ip link set {0} down",
+        "ip link set {0} mtu 1300",
+        "ip link set {0} alias nobody",
+        "ip address delete 10.99.0.1/32 dev {0}",
+        "ip address add 10.9.9.9/24 dev {0}",
+        "ip route add 10.99.1.0/24 dev {0} proto 112",
+        "ip route add default dev lo",
+    ],
+)
+def test_what_concerns_the_interface_is_noticed(namespace: str, interface: str, command: str) -> None:
+    ours(interface)
+
+    async def script(watch: Watch) -> None:
+        assert await watch.notices(*command.format(interface).split())
+
+    watch(interface, script)
+
+
+def test_what_does_not_is_passed_over(namespace: str, interface: str) -> None:
+    ours(interface)
+
+    async def script(watch: Watch) -> None:
+        assert not await watch.notices("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        assert not await watch.notices("ip", "link", "set", "v0", "mtu", "1400", "up")
+        assert not await watch.notices("ip", "address", "add", "192.0.2.1/24", "dev", "v0")
+        assert not await watch.notices("ip", "route", "add", "10.99.1.0/24", "dev", interface, "proto", "static")
+        assert not await watch.notices("ip", "route", "add", "10.99.2.0/24", "dev", "v0", "proto", "112")
+
+    watch(interface, script)
+
+
+def test_link_that_appears_is_noticed(namespace: str, interface: str) -> None:
+    async def script(watch: Watch) -> None:
+        assert await watch.notices("ip", "tuntap", "add", interface, "mode", "tun")
+
+    watch(interface, script)
+
+
+def test_mtu_of_the_way_out_is_noticed(namespace: str, interface: str) -> None:
+    ours(interface)
+    run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    run("ip", "link", "set", "v0", "up")
+    run("ip", "route", "add", "default", "dev", "v0")
+
+    async def script(watch: Watch) -> None:
+        assert not await watch.notices("ip", "link", "set", "v0", "alias", "uplink")
+        assert not await watch.notices("ip", "link", "set", "v1", "mtu", "1400")
+        assert await watch.notices("ip", "link", "set", "v0", "mtu", "1400")
+
+    watch(interface, script)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_routes_that_come_or_go_as_wanted_are_passed_over(namespace: str, interface: str, wanted: bool) -> None:
+    ours(interface)
+    route = ("10.99.1.0/24", "dev", interface, "proto", "112", "metric", "2048")
+
+    async def script(watch: Watch) -> None:
+        assert await watch.notices("ip", "route", "add", *route) != wanted
+        assert await watch.notices("ip", "route", "delete", *route) == wanted
+
+    watch(interface, script, wanted)
+
+
+def test_lost_notifications_count_as_noticed(namespace: str, interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of these concerns us, but among what was lost there may be something that does."""
+    ours(interface)
+    monkeypatch.setattr(notifications, "BUFFER_BYTES", 4096)
+
+    async def script(watch: Watch) -> None:
+        commands = "".join(f"address add 192.0.2.{n}/32 dev lo\n" for n in range(200))
+        run("ip", "-batch", "-", stdin=commands)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await watch.noticed.wait()
+        await watch.settle()
+        assert await watch.notices("ip", "link", "delete", interface)
+
+    watch(interface, script)
+
+
+def test_nonsense_counts_as_noticed() -> None:
+    nothing = Network().watched
+    assert notifications.is_concern(b"\x14\0\0\0\x10\0" + bytes(14), "plexd0", nothing, lambda _: True)
+    assert notifications.is_concern(b"\xff\0\0\0" + bytes(30), "plexd0", nothing, lambda _: True)
+
+
+def test_door_tells_of_damage(namespace: str, interface: str) -> None:
+    ours(interface)
+
+    async def main() -> None:
+        kernel = Kernel(interface, "userspace", "wireguard-go")
+        task = asyncio.create_task(kernel.watch(lambda _: False))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await kernel.noticed.wait()
+            await kernel.observe(device=False)
+            kernel.noticed.clear()
+            run("ip", "link", "delete", interface)
+            await kernel.noticed.wait()
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(main())

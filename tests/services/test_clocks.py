@@ -1,0 +1,55 @@
+"""Suspended machines and set clocks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from plexd.services.clocks import Clocks, Reading, gap, read_clocks
+from tests.services.stage import Asked
+from tests.virtual_time import run_virtual
+
+BEFORE = Reading(100.0, 500.0, 1_800_000_000.0)
+
+
+@pytest.mark.parametrize(
+    ("monotonic", "boot", "wall", "what"),
+    [
+        (2.0, 2.0, 2.0, None),
+        (31.0, 31.0, 31.0, None),  # a loop that was blocked
+        (2.0, 2.0, 3.5, None),
+        (2.0, 602.0, 602.0, "resumed after 600 s"),
+        (2.0, 602.0, 2.0, "resumed after 600 s"),
+        (2.0, 2.0, 3602.0, "clock set by +3600 s"),
+        (2.0, 2.0, -3598.0, "clock set by -3600 s"),
+    ],
+)
+def test_time_that_went_by_unseen_is_told(monotonic: float, boot: float, wall: float, what: str | None) -> None:
+    now = Reading(BEFORE.monotonic + monotonic, BEFORE.boot + boot, BEFORE.wall + wall)
+    assert gap(BEFORE, now) == what
+
+
+def test_own_clocks_agree_about_a_moment() -> None:
+    assert gap(read_clocks(), read_clocks()) is None
+
+
+def test_resume_asks_for_the_state_once() -> None:
+    async def main() -> None:
+        asleep = 0.0
+
+        def read() -> Reading:
+            now = asyncio.get_running_loop().time()
+            return Reading(now, now + asleep, now + asleep)
+
+        asked = Asked()
+        task = asyncio.create_task(Clocks(asked, read).run())
+        await asyncio.sleep(61)
+        assert asked.calls == []
+        asleep = 3600.0
+        await asyncio.sleep(60)
+        assert asked.calls == [(62.0, "resumed after 3600 s")]
+        task.cancel()
+        await asyncio.wait({task})
+
+    run_virtual(main())
