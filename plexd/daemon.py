@@ -253,7 +253,7 @@ class _Daemon:
             refusals,
             Capabilities(uplink, node),
             _Watch(kernel, converger),
-            Repair(kernel, converger, reconcile.first_cycle_done, drift.cycle_ended),
+            Repair(kernel, converger, converger.up, drift.cycle_ended),
             Clocks(reconcile.request),
         ]
         endpoint = self._endpoint_report(uplink, node, converger, kernel)

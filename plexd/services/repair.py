@@ -43,7 +43,7 @@ class Converger(Protocol):
 
 
 class Repair:
-    """`after` is the first cycle: before it, it is not known what the mesh should be."""
+    """`after` is set by the first pass: before it, it is not known what the mesh should be."""
 
     name = "repair"
 

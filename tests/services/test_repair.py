@@ -162,7 +162,7 @@ def test_dead_program_is_replaced_without_debounce() -> None:
     run_virtual(main())
 
 
-def test_nothing_is_repaired_before_the_first_cycle() -> None:
+def test_nothing_is_repaired_before_the_first_pass() -> None:
     async def main() -> None:
         loop = Loop()
         task = asyncio.create_task(loop.repair.run())
