@@ -74,7 +74,8 @@ class Converger:
 
     `settings` turns an identity into what this node brings along, None while it has no private key. `resolved` maps
     endpoint names to addresses and is read at every pass; others may write it. `clean` is set while the last try, pass
-    or event, succeeded in everything.
+    or event, succeeded in everything. `since` tells when this process put a peer on the interface, in Unix seconds by
+    peer id.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Converger:
         self.on_created: Callable[[], None] = lambda: None
         self.on_unresolved: Callable[[], None] = lambda: None
         self.clean = asyncio.Event()
+        self.since: dict[str, float] = {}
         self._kernel = kernel
         self._node = node
         self._settings = settings
@@ -218,6 +220,24 @@ class Converger:
         for peer_id, endpoint in moves.items():
             log.debug("next endpoint tried", peer=peer_id, endpoint=endpoint)
 
+    async def look(self) -> tuple[Target | None, Observed | None]:
+        """What is wanted and what is there, for who explains the difference; nothing here remembers or repairs.
+
+        No target while the node has no private key; no look when the kernel refuses one, or takes over a second.
+        """
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                observed = await self._kernel.observe()
+        except (KernelError, TimeoutError) as exc:
+            log.debug("interface not looked at", error=str(exc))
+            observed = None
+        inputs = self._inputs()
+        if inputs is None:
+            return None, observed
+        if self._built is not None and _same(self._built[0], inputs):
+            return self._built[1], observed
+        return build_target(*inputs), observed
+
     async def status(self) -> MeshStatus | None:
         """A fresh look for the heartbeat; None while there is no interface, or it does not answer within a second."""
         try:
@@ -239,6 +259,18 @@ class Converger:
 
     def _target(self) -> Target | None:
         """None while the node has no private key."""
+        inputs = self._inputs()
+        if inputs is None:
+            return None
+        # a pass that follows no change needs no new target: the snapshot is a value, so the same one says the same
+        if self._built is None or not _same(self._built[0], inputs):
+            self._built = inputs, build_target(*inputs)
+            self._warn(self._built[1].warnings)
+            if self._built[1].unresolved:
+                self.on_unresolved()
+        return self._built[1]
+
+    def _inputs(self) -> _Inputs | None:
         settings = self._settings(self._node.identity)
         if settings is None:
             return None
@@ -246,14 +278,7 @@ class Converger:
         # news of a peer's endpoint ends its turning
         self._turned = {i: turn for i, turn in self._turned.items() if desired.candidates.get(i) == turn[0]}
         turned = {peer_id: text for peer_id, (_, text) in self._turned.items()}
-        inputs = (desired, settings, dict(self.resolved), turned)
-        # a pass that follows no change needs no new target: the snapshot is a value, so the same one says the same
-        if self._built is None or self._built[0][0] is not inputs[0] or self._built[0][1:] != inputs[1:]:
-            self._built = inputs, build_target(*inputs)
-            self._warn(self._built[1].warnings)
-            if self._built[1].unresolved:
-                self.on_unresolved()
-        return self._built[1]
+        return desired, settings, dict(self.resolved), turned
 
     def _moved(self) -> frozenset[str]:
         """Peers whose endpoint candidate is news since the kernel was last brought in line.
@@ -312,6 +337,7 @@ class Converger:
 
     def _tell(self, outcomes: Sequence[Outcome], target: Target) -> None:
         peers = [outcome.change for outcome in outcomes if outcome.error is None]
+        self._remember_when(peers, target)
         if any(isinstance(change, PutPeer | RemovePeer) for change in peers):
             log.info(
                 "peers changed",
@@ -320,6 +346,12 @@ class Converger:
                 updated=sum(isinstance(change, PutPeer) and not change.is_new for change in peers),
                 peers=len(target.peers),
             )
+
+    def _remember_when(self, changes: Sequence[Change], target: Target) -> None:
+        if any(isinstance(change, RemovePeer) for change in changes):  # a pass does not know them by their ids
+            self.since = {peer_id: at for peer_id, at in self.since.items() if peer_id in target.peers}
+        now = self._now()
+        self.since |= {change.peer_id: now for change in changes if isinstance(change, PutPeer) and change.is_new}
 
     def _warn(self, warnings: Sequence[Warned]) -> None:
         """Each thing left out of the target is said once, and again only after it had gone."""
@@ -345,3 +377,7 @@ def _why_down(
 def _first_error(outcomes: Sequence[Outcome]) -> str:
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     return f"{len(errors)} changes, first: {errors[0]}" if errors else ""
+
+
+def _same(one: _Inputs, other: _Inputs) -> bool:
+    return one[0] is other[0] and one[1:] == other[1:]

@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -31,9 +31,11 @@ from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import look_up, use_own_threads
 from plexd.linux.stun import StunClient
 from plexd.log import get_logger, register_secret
+from plexd.mesh.nat import Finding
 from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node import Node
+from plexd.overview import Membership, Overview, Phase
 from plexd.services.capabilities import Capabilities
 from plexd.services.clocks import Clocks
 from plexd.services.drift import DriftReports
@@ -42,6 +44,7 @@ from plexd.services.endpoint import Discovery, EndpointReport, stated
 from plexd.services.fallback import Fallback
 from plexd.services.heartbeat import Heartbeat
 from plexd.services.listener import Listener
+from plexd.services.local_api import LocalApi
 from plexd.services.persist import Persist
 from plexd.services.reconcile import Reconcile
 from plexd.services.refusals import Refusals
@@ -90,20 +93,41 @@ class _Daemon:
         self._stopping = asyncio.Event()
         self._signals = 0
         self._started_at = time.monotonic()
+        self._health = Health()
+        self._overview = Overview(config, self._health)
+        self._flapping: dict[str, frozenset[str]] = {}
 
     async def run(self) -> int:
         self._handle_signals()
         use_own_threads(asyncio.get_running_loop())
-        description = await asyncio.to_thread(describe, self._config)
-        control = make_control_plane(self._config)
+        async with self._local_api():
+            description = await asyncio.to_thread(describe, self._config)
+            self._overview.description = description
+            control = make_control_plane(self._config)
+            try:
+                identity = await self._identity(control, description)
+                if identity is None:
+                    log.info("stopped before the node was registered")
+                    return 0
+                return await self._serve(identity, control, description)
+            finally:
+                await control.close()
+
+    @contextlib.asynccontextmanager
+    async def _local_api(self) -> AsyncIterator[None]:
+        """Questions are answered from before the registration to after everything else has ended."""
+        if not self._config.node_api.enabled:
+            yield
+            return
+        api = LocalApi(self._config.node_api.socket, self._overview)
+        api.open()
+        serving = self._supervise("local api", [api])
         try:
-            identity = await self._identity(control, description)
-            if identity is None:
-                log.info("stopped before the node was registered")
-                return 0
-            return await self._serve(identity, control, description)
+            yield
         finally:
-            await control.close()
+            async with _step("end the local api", STOP_STEP_SECONDS):
+                await _cancel(serving)
+            api.close()
 
     # signals
 
@@ -152,6 +176,7 @@ class _Daemon:
 
     async def _identity(self, control: ControlPlane, description: SelfDescription) -> Identity | None:
         self._notify.send("STATUS=starting")
+        self._overview.phase = Phase.REGISTERING
         extending = asyncio.create_task(self._extend_start(), name="extend start")
         try:
             return await self._unless_stopped(
@@ -172,7 +197,7 @@ class _Daemon:
         if identity.private_key is not None:
             register_secret(identity.private_key.reveal())
         cached = await asyncio.to_thread(self._snapshots.load, identity.node_id)
-        health = Health()
+        health = self._health
         node = Node(identity, cached.desired, cached.fetched_at, health)
         if node.desired.signing_keys is None:
             node.adopt_signing_keys(await asyncio.to_thread(self._identities.load_signing_keys))
@@ -213,6 +238,9 @@ class _Daemon:
                 control_plane=resolve.control_plane,
             )
 
+        def finding() -> Finding | None:
+            return endpoint.finding if endpoint is not None else None
+
         converger = Converger(kernel, node, settings, health)
         uplink = Uplink(
             control,
@@ -220,9 +248,10 @@ class _Daemon:
             health,
             description,
             converger.status,
-            lambda: endpoint.finding if endpoint is not None else None,
+            finding,
             self._started_at,
         )
+        self._overview.membership = Membership(node, converger, finding)
         persist = Persist(node, self._snapshots, self._identities)
         interval = config.reconcile.interval.total_seconds()
         drift = DriftReports(uplink, node, self._snapshots)
@@ -288,24 +317,15 @@ class _Daemon:
     async def _run_services(self, work: list[Service], vital: list[Service], health: Health) -> None:
         """Run all until a stop signal; on return only `vital` ones still run, as `self._vital`."""
 
-        flapping: dict[str, frozenset[str]] = {}
-
-        def supervise(group: str, services: list[Service]) -> asyncio.Task[None]:
-            def on_flapping(names: frozenset[str]) -> None:
-                flapping[group] = names
-                stopped = sorted(frozenset().union(*flapping.values()))
-                health.set(Condition.SUBSYSTEM_STOPPED, bool(stopped), ", ".join(stopped))
-
-            return asyncio.create_task(Supervisor(on_flapping).run(services), name=group)
-
         def show() -> None:
             findings = health.findings()
             status = "degraded: " + ", ".join(f.condition.value for f in findings) if findings else "running"
             self._notify.send(f"STATUS={status}")
 
         health.on_change.append(show)
-        working = supervise("services", work)
-        self._vital = supervise("vital services", vital)
+        working = self._supervise("services", work)
+        self._vital = self._supervise("vital services", vital)
+        self._overview.phase = Phase.RUNNING
         stop = asyncio.create_task(self._stopping.wait(), name="stop signal")
         self._notify.send("READY=1", "STATUS=running")
         log.info("plexd started", interface=self._config.mesh.interface, api=self._config.api)
@@ -315,10 +335,19 @@ class _Daemon:
                 if task.done():
                     task.result()  # a FatalError of a service ends the process
         finally:
+            self._overview.phase = Phase.STOPPING
             self._notify.send("STOPPING=1", "STATUS=stopping")
             log.info("plexd stops")
             stop.cancel()
             await _cancel(working)
+
+    def _supervise(self, group: str, services: list[Service]) -> asyncio.Task[None]:
+        def on_flapping(names: frozenset[str]) -> None:
+            self._flapping[group] = names
+            stopped = sorted(frozenset().union(*self._flapping.values()))
+            self._health.set(Condition.SUBSYSTEM_STOPPED, bool(stopped), ", ".join(stopped))
+
+        return asyncio.create_task(Supervisor(on_flapping).run(services), name=group)
 
     async def _stop(self, persist: Persist, drift: DriftReports, node: Node, kernel: Kernel) -> None:
         """Steps 5 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""

@@ -6,7 +6,8 @@ PlexdError
 │   ├── RegistrationRefused    6   put a usable bootstrap token in place
 │   ├── LocalStateError        7   repair the data directory, or stop the other daemon
 │   ├── RegistrationTimedOut   8   start again later
-│   └── PrivilegeError         9   run as root
+│   ├── PrivilegeError         9   run as root
+│   └── ListenerError          1   free the place where the API socket belongs
 ├── ControlError               a call to the control plane failed (transport contract, section 4)
 │   ├── Transient              try again by the retry policy of the endpoint
 │   │   ├── RateLimited        try again, not before `retry_after`
@@ -64,6 +65,10 @@ class RegistrationTimedOut(FatalError):
 
 class PrivilegeError(FatalError):
     exit_code = 9
+
+
+class ListenerError(FatalError):
+    """A socket could not be opened. systemd may try again."""
 
 
 class ControlError(PlexdError):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, NamedTuple
 
 from plexd.log import get_logger
 
@@ -25,15 +26,55 @@ class Condition(StrEnum):
     REPAIR_CONTESTED = "repair_contested"
 
 
-TEXTS = {
-    Condition.STREAM_DOWN: "the event stream has been down for five minutes; state is polled instead",
-    Condition.STATE_STALE: "no state could be fetched for three reconcile intervals; the last known one is in force",
-    Condition.CHANGES_FAILED: "the last pass could not make every change; it is repeated",
-    Condition.MESH_DOWN: "the mesh interface is missing",
-    Condition.SUBSYSTEM_STOPPED: "a service keeps failing",
-    Condition.IDENTITY_REFUSED: "the control plane refuses this node's key; the mesh stays up, deliveries wait",
-    Condition.CLOCK_SKEW: "this clock differs from the control plane's: check time synchronisation",
-    Condition.REPAIR_CONTESTED: "another program keeps undoing repairs: make it leave the mesh interface alone",
+class Meaning(NamedTuple):
+    """`severity` is "error" while the node cannot do its work, "warning" while it can; `remedy` is what to do."""
+
+    severity: Literal["error", "warning"]
+    text: str
+    remedy: str
+
+
+MEANINGS = {
+    Condition.STREAM_DOWN: Meaning(
+        "warning",
+        "the event stream has been down for five minutes; state is polled instead",
+        "check the way to the control plane; the log says what each attempt met",
+    ),
+    Condition.STATE_STALE: Meaning(
+        "warning",
+        "no state could be fetched for three reconcile intervals; the last known one is in force",
+        "check the way to the control plane; the mesh goes on meanwhile",
+    ),
+    Condition.CHANGES_FAILED: Meaning(
+        "warning",
+        "the last pass could not make every change; it is repeated",
+        "see the log for what the kernel refused",
+    ),
+    Condition.MESH_DOWN: Meaning(
+        "error",
+        "the mesh interface is missing",
+        "see the log for why it cannot be made",
+    ),
+    Condition.SUBSYSTEM_STOPPED: Meaning(
+        "error",
+        "a service keeps failing",
+        "see the log for its error; a restart of plexd tries again",
+    ),
+    Condition.IDENTITY_REFUSED: Meaning(
+        "error",
+        "the control plane refuses this node's key; the mesh stays up, deliveries wait",
+        "ask the control plane about this node, or register anew: plexd join --force with a new token",
+    ),
+    Condition.CLOCK_SKEW: Meaning(
+        "warning",
+        "this clock differs from the control plane's",
+        "check time synchronisation here and there",
+    ),
+    Condition.REPAIR_CONTESTED: Meaning(
+        "warning",
+        "another program keeps undoing repairs",
+        "make it leave the mesh interface alone; repairs thin out meanwhile",
+    ),
 }
 
 
@@ -67,7 +108,8 @@ class Health:
             return
         else:
             self._findings[condition] = Finding(condition, detail, self._now())
-            log.error("condition raised", condition=condition.value, detail=detail, meaning=TEXTS[condition])
+            meaning = MEANINGS[condition].text
+            log.error("condition raised", condition=condition.value, detail=detail, meaning=meaning)
         for listener in self.on_change:
             listener()
 

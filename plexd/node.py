@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from pydantic import SecretStr
 
+from plexd.contact import Contact
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.desired import Desired, FullState, SigningKeys
@@ -23,12 +24,16 @@ log = get_logger("node")
 
 
 class Node:
-    """`identity` and `desired` may be read at any time; they change only through the methods."""
+    """`identity` and `desired` may be read at any time; they change only through the methods.
+
+    `contact` belongs to the services that speak with the control plane.
+    """
 
     def __init__(self, identity: Identity, desired: Desired, fetched_at: float, health: Health) -> None:
         self.identity = identity
         self.desired = desired
         self.fetched_at = fetched_at
+        self.contact = Contact()
         self.generation = 0
         self.unsaved = asyncio.Event()
         self.suspected = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.health import TEXTS, Condition, Finding, Health
+from plexd.health import MEANINGS, Condition, Finding, Health
 
 
 class Clock:
@@ -67,9 +67,11 @@ def test_raising_is_an_error_that_explains_and_clearing_is_told() -> None:
         ("error", "state_stale"),
         ("info", "state_stale"),
     ]
-    assert records[0]["meaning"] == TEXTS[Condition.STATE_STALE]
+    assert records[0]["meaning"] == MEANINGS[Condition.STATE_STALE].text
 
 
 @pytest.mark.parametrize("condition", Condition)
-def test_every_condition_has_a_text(condition: Condition) -> None:
-    assert TEXTS[condition]
+def test_every_condition_has_a_meaning_and_a_remedy(condition: Condition) -> None:
+    meaning = MEANINGS[condition]
+    assert meaning.text
+    assert meaning.remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import stat
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plexd.config.document import KEYS, MAX_BYTES, SECTIONS, Value, from_text, read_document, unknown_key
-from plexd.config.models import Config
+from plexd.config.models import Config, NodeApi
 from plexd.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/plexd/config.yaml")
@@ -26,7 +27,10 @@ VARIABLES = {
     "PLEXD_DATA_DIR": "data_dir",
     "PLEXD_HOSTNAME": "hostname",
     "PLEXD_BOOTSTRAP_TOKEN_FILE": "token.file",
+    "PLEXD_NODE_API_ENABLED": "node_api.enabled",
+    "PLEXD_NODE_API_SOCKET": "node_api.socket",
 }
+FLAGS = {"node_api.socket": "--socket"}  # those not named like their key
 GENERIC = "PLEXD__"
 NEED_API = frozenset({"up", "join"})
 NEED_POLICY_OFF = frozenset({"up", "config check"})
@@ -68,6 +72,20 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], *, command: str =
     layers.warn(config, environ)
     origins = {key: layers.given[key].origin if key in layers.given else DEFAULT for key in KEYS}
     return Loaded(config, path, origins, tuple(layers.warnings))
+
+
+def find_socket(flags: Mapping[str, str], environ: Mapping[str, str]) -> Path:
+    """Where the daemon's API socket should be, for who asks it: from flag, environment or file, else the default.
+
+    Whoever may open the socket need not be able to read the file, so a file that cannot be read is passed over, and so
+    is everything else in it. Raises ConfigError when what is given for the socket cannot be one.
+    """
+    layers = _Layers()
+    with contextlib.suppress(ConfigError):
+        layers.read_file(flags.get("config") or environ.get("PLEXD_CONFIG") or None)
+    layers.read_environment(environ)
+    layers.read_flags(flags)
+    return layers.validate_socket()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +153,7 @@ class _Layers:
     def read_flags(self, flags: Mapping[str, str]) -> None:
         for key, text in flags.items():
             if key in KEYS:
-                self._give(key, text, "--" + key.replace(".", "-").replace("_", "-"))
+                self._give(key, text, FLAGS.get(key) or "--" + key.replace(".", "-").replace("_", "-"))
 
     def _give(self, key: str, text: str, origin: str) -> None:
         try:
@@ -159,6 +177,14 @@ class _Layers:
                 message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
                 self._complain(self._origin(path), path, message)
             return None
+
+    def validate_socket(self) -> Path:
+        given = self.given.get("node_api.socket")
+        try:
+            return NodeApi().socket if given is None else NodeApi.model_validate({"socket": given.value}).socket
+        except ValidationError as exc:
+            message = exc.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{self._origin('node_api.socket')}: node_api.socket: {message}") from None
 
     def _origin(self, path: str) -> str:
         """Where the key, or the entry of a map, was given."""

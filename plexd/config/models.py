@@ -8,7 +8,7 @@ numbers as numbers, `plexd.config.document` and `plexd.config.load` see to that.
 from __future__ import annotations
 
 import ipaddress
-import os.path
+import os
 import re
 import socket
 from datetime import timedelta
@@ -25,6 +25,7 @@ from plexd.wire.durations import format_duration, parse_duration
 
 MAX_METADATA_ENTRIES = 64
 MAX_TOKEN_BYTES = 512
+MAX_SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un with its final zero byte
 
 
 def _duration(value: str | timedelta) -> timedelta:
@@ -189,6 +190,18 @@ class NatTraversal(Subject):
         return value
 
 
+class NodeApi(Subject):
+    enabled: bool = True
+    socket: AbsolutePath = Path("/var/run/plexd/api.sock")
+
+    @field_validator("socket")
+    @classmethod
+    def _fits_into_an_address(cls, value: Path) -> Path:
+        if len(os.fsencode(value)) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"must have at most {MAX_SOCKET_PATH_BYTES} bytes")
+        return value
+
+
 class Config(Subject):
     """The whole configuration. `tls` stands before `api`, whose check needs it."""
 
@@ -207,6 +220,7 @@ class Config(Subject):
     mesh: Mesh = Mesh()
     policy: Policy = Policy()
     nat_traversal: NatTraversal = NatTraversal()
+    node_api: NodeApi = NodeApi()
 
     @field_validator("api")
     @classmethod

@@ -73,6 +73,7 @@ class NodeProcess:
         self.interface = f"{lab}{number}"
         self.directory = directory / self.name
         self.log = self.directory / "log"
+        self.api_socket = self.directory / "api.sock"
         self._config = f"""\
 api: {api}
 tls:
@@ -87,6 +88,8 @@ mesh:
 policy:
   enabled: false
 nat_traversal: {{{_nat_traversal(network, number)}}}
+node_api:
+  socket: {self.api_socket}
 heartbeat:
   interval: 5s
 reconcile:

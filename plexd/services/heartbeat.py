@@ -83,16 +83,20 @@ class Heartbeat:
         try:
             hints = await self._beat(min(LIMIT_SECONDS, self.interval))
         except Unauthenticated:
+            self._node.contact.heartbeat_sent(False)
             return self._refused(confirming)
         except NotFound as exc:
+            self._node.contact.heartbeat_sent(False)
             self._not_found += 1
             self._log_failure(exc)
             return self._refused(confirming) if self._not_found >= NOT_FOUND_LIMIT else delay
         except (ControlError, WireError) as exc:
+            self._node.contact.heartbeat_sent(False)
             self._log_failure(exc)
             if isinstance(exc, Transient) and exc.retry_after is not None:
                 return max(delay, exc.retry_after * self._uniform(1.0, 1.25))
             return _rest(delay, started)
+        self._node.contact.heartbeat_sent(True)
         self._failures = self._not_found = 0
         self._probe_seconds = PROBE_FIRST_SECONDS
         if confirming:

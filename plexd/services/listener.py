@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from plexd.backoff import FullJitter
+from plexd.contact import Stream
 from plexd.errors import ControlError, Forbidden, NotFound, Transient, Unauthenticated
 from plexd.health import Condition, Health
 from plexd.log import get_logger
@@ -115,6 +116,7 @@ class Listener:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         self._healthy_at = loop.time()
+        self._node.contact.stream_is(Stream.CONNECTING)
         self._verifier.replace_keys(self._node.desired.signing_keys)
         self._node.on_signing_keys.append(self._keys_changed)
         self._node.on_refused.append(self._identity_refused)
@@ -125,6 +127,7 @@ class Listener:
         finally:
             self._node.on_signing_keys.remove(self._keys_changed)
             self._node.on_refused.remove(self._identity_refused)
+            self._node.contact.stream_is(Stream.STOPPED)
 
     # connection
 
@@ -187,6 +190,7 @@ class Listener:
             return delay
         finally:
             self.connected.clear()
+            self._node.contact.stream_is(Stream.POLLING if self._polling else Stream.CONNECTING)
             self._stream = None
         log.log(20 if self._jitter.attempt == 0 else 10, "stream ended", attempt=self._jitter.attempt + 1)
         return self._jitter.next()
@@ -199,6 +203,7 @@ class Listener:
             if self._connected_at > float("-inf"):
                 for listener in self.on_reconnected:
                     listener()
+            self._node.contact.stream_is(Stream.CONNECTED)
             self._connected_at = loop.time()
             self._health.set(Condition.STREAM_DOWN, False)
             log.info("stream connected", replay_after=self._last_event_id or "")
@@ -237,6 +242,7 @@ class Listener:
             self._health.set(Condition.STREAM_DOWN, True, f"for {failing:.0f} s")
             if not self._polling:
                 self._polling = True
+                self._node.contact.stream_is(Stream.POLLING)
                 log.info("stream is down, state is polled", failing_seconds=round(failing))
 
     # verification
@@ -260,6 +266,7 @@ class Listener:
             verdict = await asyncio.to_thread(self._verifier.verify, item.data, now=now, monotonic=monotonic)
         if verdict.outcome is Outcome.VERIFIED:
             self._healthy()
+            self._node.contact.event_arrived()
             await self._put(verdict.envelope, item.id, len(item.data))
             return
         self._log_refused(verdict, monotonic)

@@ -50,7 +50,7 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(
         f"data_dir: {tmp_path}/data\ntoken: {{file: {tmp_path}/token}}\npolicy: {{enabled: false}}\n"
-        "mesh: {interface: plexd-clitest}\nhostname: cli-test\n"
+        f"mesh: {{interface: plexd-clitest}}\nhostname: cli-test\nnode_api: {{socket: {tmp_path}/api.sock}}\n"
     )
     path.chmod(0o640)
     return path

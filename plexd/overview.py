@@ -1,0 +1,247 @@
+"""What the daemon says about itself to people and programs on its node: status, peers, health.
+
+It collects; what things mean is decided elsewhere (`health`, `contact`, `mesh.connectivity`). The documents are those
+of the node API, sections 8 and 8.1: an unknown value is null, never left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from plexd.config.models import Config
+from plexd.contact import Contact
+from plexd.health import MEANINGS, Condition, Finding, Health
+from plexd.mesh.address import Endpoint, format_ip
+from plexd.mesh.connectivity import PeerView, Sight, describe_peers
+from plexd.mesh.nat import Finding
+from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
+from plexd.mesh.target import Target
+from plexd.node import Node
+from plexd.uplink import SelfDescription
+from plexd.wire.durations import format_duration
+from plexd.wire.times import format_time
+
+SILENT_INTERVALS = 3  # of reconciliation, without news by stream or pull
+LOOK_SECONDS = 5.0  # for so long readiness relies on a look at the interface
+
+Document = dict[str, Any]
+
+
+class Phase(StrEnum):
+    """How far the daemon is; RUNNING shows as connected or degraded."""
+
+    STARTING = "starting"
+    REGISTERING = "registering"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class Mesh(Protocol):
+    """Where the peers are; `converge.Converger` is the real one."""
+
+    @property
+    def resolved(self) -> Mapping[str, Endpoint]: ...
+
+    @property
+    def since(self) -> Mapping[str, float]: ...
+
+    async def look(self) -> tuple[Target | None, Observed | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What there is once the node is registered. `nat` tells where peers reach this node, as far as is known."""
+
+    node: Node
+    mesh: Mesh
+    nat: Callable[[], Finding | None]
+
+
+class Overview:
+    """`phase`, `description` and `membership` are set by the daemon as it gets there."""
+
+    def __init__(
+        self,
+        config: Config,
+        health: Health,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.description: SelfDescription | None = None
+        self.membership: Membership | None = None
+        self._config = config
+        self._health = health
+        self._now = now
+        self._monotonic = monotonic
+        self._started_at, self._started = now(), monotonic()
+        self._looked_at = float("-inf")
+        self._is_mesh_up = False
+
+    async def status(self) -> bytes:
+        description, membership = self.description, self.membership
+        identity = membership.node.identity if membership is not None else None
+        contact = membership.node.contact if membership is not None else Contact()
+        return _encode(
+            {
+                "node_id": identity.node_id if identity is not None else None,
+                "mesh_ip": format_ip(identity.mesh_ip) if identity is not None else None,
+                "hostname": description.hostname if description is not None else None,
+                "mode": self._config.mode,
+                "version": description.version if description is not None else None,
+                "state": self._state(contact),
+                "started_at": format_time(self._started_at),
+                "uptime": format_duration(int(self._monotonic() - self._started)),
+                "binary_checksum": description.checksum if description is not None else None,
+                "control_plane": {
+                    "url": self._config.api,
+                    "event_stream": contact.stream.value,
+                    "reconnects": contact.reconnects,
+                    "last_event_at": _time(contact.last_event_at),
+                    "last_heartbeat_at": _time(contact.last_heartbeat_at),
+                    "last_heartbeat_ok": contact.last_heartbeat_ok,
+                    "last_reconcile_at": _time(contact.last_pull_at),
+                    "last_reconcile_error": contact.last_pull_error,
+                },
+                "conditions": self._conditions(),
+                "mesh": await self._mesh(),
+                "nat": self._nat(),
+                "counts": self._counts(),
+                # what this version does not do is off, and says so
+                "actions": {"enabled": False, "running": 0, "max_concurrent": 0, "results_pending": 0},
+                "hooks": {"enabled": False, "total": 0, "not_ok": 0},
+                "access": {"ssh_sessions": 0, "max_sessions": 0, "host_key_fingerprint": None},
+            }
+        )
+
+    async def peers(self) -> bytes:
+        if self.membership is None:
+            return _encode([])
+        node, mesh = self.membership.node, self.membership.mesh
+        target, observed = await mesh.look()
+        sight = Sight(
+            interface=self._config.mesh.interface,
+            desired=node.desired,
+            target=target,
+            observed=observed,
+            resolved=dict(mesh.resolved),
+            since=dict(mesh.since),
+            is_refused=not node.accepted.is_set(),
+            now=self._now(),
+        )
+        # ten thousand peers take a tenth of a second
+        return await asyncio.to_thread(lambda: _encode([_peer(view) for view in describe_peers(sight)]))
+
+    async def health(self) -> bytes:
+        reason = await self.not_ready()
+        return _encode(
+            {
+                "status": "degraded" if self._health.findings() else "healthy",
+                "ready": reason is None,
+                "reason": reason,
+                "conditions": self._conditions(),
+            }
+        )
+
+    async def not_ready(self) -> str | None:
+        """The first reason that applies why the node is not ready (operations contract, section 7); None when it is."""
+        if self.membership is None or not self.membership.node.accepted.is_set():
+            return "registration_pending"
+        if self._monotonic() - self._looked_at > LOOK_SECONDS:
+            _, observed = await self.membership.mesh.look()
+            self._is_mesh_up = observed is not None and observed.link is not None and observed.device is not None
+            self._looked_at = self._monotonic()
+        findings = {finding.condition for finding in self._health.findings()}
+        if not self._is_mesh_up or Condition.MESH_DOWN in findings:
+            return "mesh_down"
+        interval = self._config.reconcile.interval.total_seconds()
+        if self.membership.node.contact.silent_seconds() > SILENT_INTERVALS * interval:
+            return "event_delivery_stopped"
+        return "subsystem_stopped" if Condition.SUBSYSTEM_STOPPED in findings else None
+
+    def _state(self, contact: Contact) -> str:
+        if self.phase is not Phase.RUNNING:
+            return self.phase.value
+        if self._health.findings() or contact.last_heartbeat_ok is False:
+            return "degraded"
+        return Phase.STARTING.value if contact.last_heartbeat_ok is None else "connected"
+
+    def _conditions(self) -> list[Document]:
+        return [_condition(finding) for finding in self._health.findings()]
+
+    async def _mesh(self) -> Document | None:
+        if self.membership is None:
+            return None
+        _, observed = await self.membership.mesh.look()
+        name = self._config.mesh.interface
+        if observed is None or observed.link is None or observed.device is None:
+            return {"interface": name, "up": False, "listen_port": None, "peer_count": 0}
+        oldest = self._now() - HANDSHAKE_FRESH_SECONDS
+        fresh = sum(peer.last_handshake >= oldest for peer in observed.device.peers.values())
+        return {
+            "interface": name,
+            "up": observed.link.up,
+            "listen_port": observed.device.listen_port,
+            "peer_count": fresh,
+        }
+
+    def _nat(self) -> Document | None:
+        found = self.membership.nat() if self.membership is not None else None
+        return {"public_endpoint": str(found.public_endpoint), "type": found.type.value} if found is not None else None
+
+    def _counts(self) -> Document | None:
+        if self.membership is None:
+            return None
+        desired = self.membership.node.desired
+        return {
+            "metadata": len(desired.metadata),
+            "data": len(desired.data),
+            "secrets": len(desired.secret_refs),
+            "reports": 0,
+            "reports_pending": 0,
+            "reports_rejected": 0,
+        }
+
+
+def _condition(finding: Finding) -> Document:
+    meaning = MEANINGS[finding.condition]
+    return {
+        "code": finding.condition.value,
+        "severity": meaning.severity,
+        "text": f"{meaning.text} ({finding.detail})" if finding.detail else meaning.text,
+        "since": format_time(finding.since),
+        "remedy": meaning.remedy,
+    }
+
+
+def _peer(view: PeerView) -> Document:
+    """Members beyond the contract's say what the peer's place in the mesh is."""
+    return {
+        "id": view.id,
+        "mesh_ip": format_ip(view.mesh_ip) if view.mesh_ip is not None else None,
+        "public_key": str(view.public_key) if view.public_key is not None else None,
+        "endpoint": str(view.endpoint) if view.endpoint is not None else None,
+        "endpoint_source": view.endpoint_source,
+        "path": view.path,
+        "allowed_ips": [str(prefix) for prefix in view.allowed_ips],
+        "last_handshake_at": _time(view.last_handshake),
+        "rx_bytes": view.rx_bytes,
+        "tx_bytes": view.tx_bytes,
+        "psk_set": view.has_psk,
+        "connected": view.obstacle is None,
+        "obstacle": view.obstacle._asdict() if view.obstacle is not None else None,
+    }
+
+
+def _time(unix: float | None) -> str | None:
+    return format_time(unix) if unix is not None else None
+
+
+def _encode(document: Document | list[Document]) -> bytes:
+    return json.dumps(document).encode()
