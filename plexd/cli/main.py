@@ -26,11 +26,13 @@ EXAMPLES = """\
 examples:
   plexd join --api https://cp.example.net --token-file ./token    register this machine
   plexd up                                                        run the agent (what systemd starts)
+  plexd peers                                                     who is connected, and why not
   plexd config show --origin                                      what is configured, and where
   plexd lab up --nodes 3                                          a mesh to try, on this machine alone
 
 exit codes:
-  0 done   1 failed or refused   2 wrong usage   5 configuration missing or invalid   9 needs root
+  0 done   1 failed or refused   2 wrong usage   3 daemon not reachable   4 not found
+  5 configuration missing or invalid   9 needs root
   of `up`, which systemd does not start again after 2, 5, 6 and 7:
   6 registration refused, or no bootstrap token   7 data directory unusable, or another daemon runs
   8 registration gave up after its time limit
@@ -57,6 +59,19 @@ stays registered: the next `up` brings everything back.
 DEREGISTER = """\
 Take this machine out of the mesh for good: tell the control plane, take the interface down, delete the keys. Joining
 again needs a new bootstrap token.
+"""
+STATUS = """\
+Ask the daemon how this node is: connected or not and why, mesh, control plane, what it holds. With --json the answer
+as it came, for programs.
+"""
+PEERS = """\
+Ask the daemon for every peer: where it is, when it last shook hands, how much was sent and received; which way its
+packets go and who named the endpoint (state, event, report; roamed: its own packets did); and if it is not connected,
+why not. With --json the answer as it came, with a remedy for each obstacle.
+"""
+QUERY_EXAMPLES = """\
+exit codes: 0 answered   1 refused or failed   3 daemon not reachable
+Root may ask, and members of the group plexd.
 """
 CONFIG = "Look at the configuration without starting anything."
 CHECK = """\
@@ -142,6 +157,24 @@ def parser() -> Parser:
     deregister.add_argument("--force", action="store_true", help="go on when the control plane does not answer")
     deregister.add_argument("--yes", action="store_true", help="do not ask before --purge")
 
+    status = _command(
+        commands,
+        "status",
+        runs="plexd.cli.query:status",
+        summary="how this node is",
+        description=STATUS,
+        examples=QUERY_EXAMPLES,
+    )
+    status.add_argument("--watch", action="store_true", help="again every 2 seconds, until Ctrl-C")
+    _command(
+        commands,
+        "peers",
+        runs="plexd.cli.query:peers",
+        summary="who this node is connected with, and why not",
+        description=PEERS,
+        examples=QUERY_EXAMPLES,
+    )
+
     config = _group(commands, "config", summary="check and show the configuration", description=CONFIG)
     check = _command(
         config,
@@ -221,6 +254,13 @@ def _global_flags(parser: Parser) -> None:
         flags.add_argument(
             f"--{name}", dest=name.replace("-", "_"), metavar=metavar, default=argparse.SUPPRESS, help=text
         )
+    flags.add_argument(
+        "--socket",
+        dest="node_api.socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="where the daemon answers (default: /var/run/plexd/api.sock)",
+    )
     flags.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output")
     version = f"plexd version {__version__}\ncommit: {COMMIT}\nbuilt: {BUILT}"
     flags.add_argument("--version", action="version", version=version, help="print the version and exit")

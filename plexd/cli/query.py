@@ -1,0 +1,276 @@
+"""`plexd status`, `plexd peers`: ask the daemon over its socket and show what it says.
+
+`--json` prints the answer as it came. Spoken with the standard library's HTTP client, which answers twice as fast as
+one that has to be imported first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from plexd.config.load import find_socket
+from plexd.errors import FatalError
+from plexd.mesh.age import format_age
+from plexd.wire.times import parse_time
+
+CONNECT_SECONDS = 2.0
+TOTAL_SECONDS = 10.0
+WATCH_SECONDS = 2.0
+GROUP = "plexd"
+MIN_COLUMN = 8  # what a column keeps of its text at least when a terminal is too narrow
+
+Document = dict[str, Any]
+
+
+class NotReachable(FatalError):
+    """Nobody listens where the daemon should."""
+
+    exit_code = 3
+
+
+class NotThere(FatalError):
+    """The daemon knows nothing of the name asked for."""
+
+    exit_code = 4
+
+
+class Denied(FatalError):
+    """The daemon, or the mode of its socket, refuses the caller."""
+
+
+class Failed(FatalError):
+    """The daemon answered that it cannot, or did not answer in time."""
+
+
+def status(args: argparse.Namespace) -> int:
+    path = find_socket(vars(args), os.environ)
+    while True:
+        body = ask(path, "/v1/status", as_json="json" in args)
+        show(body if "json" in args else "\n".join(status_lines(json.loads(body), time.time())))
+        if not args.watch:
+            return 0
+        sys.stdout.flush()
+        time.sleep(WATCH_SECONDS)
+        print()
+
+
+def peers(args: argparse.Namespace) -> int:
+    body = ask(find_socket(vars(args), os.environ), "/v1/peers", as_json="json" in args)
+    if "json" in args:
+        show(body)
+        return 0
+    found = json.loads(body)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    show("\n".join(peer_lines(found, time.time(), width)))
+    if not found:
+        print("(none)", file=sys.stderr)
+    return 0
+
+
+def show(text: str) -> None:
+    print(text, end="" if text.endswith("\n") else "\n")
+
+
+# the daemon
+
+
+def ask(path: Path, route: str, *, as_json: bool) -> str:
+    """The body of a good answer. With `as_json` the body of a bad one goes to stdout before the error is raised."""
+    with _within(TOTAL_SECONDS):
+        try:
+            with contextlib.closing(_connect(path)) as connection:
+                connection.request("GET", route)
+                response = connection.getresponse()
+                answer, body = response.status, response.read().decode()
+        except TimeoutError as exc:
+            raise Failed(f"the daemon at {path} did not answer in time; see its log") from exc
+        except (OSError, ValueError, http.client.HTTPException) as exc:
+            raise Failed(f"the daemon at {path} gave no usable answer ({exc}); see its log") from exc
+    if 200 <= answer < 300:
+        return body
+    if as_json:
+        show(body)
+    try:
+        sentence = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        sentence = f"the daemon answered with status {answer}"
+    raise (NotThere if answer == 404 else Failed)(sentence)
+
+
+def _connect(path: Path) -> http.client.HTTPConnection:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.settimeout(CONNECT_SECONDS)
+    try:
+        sock.connect(str(path))
+    except PermissionError:
+        sock.close()
+        raise Denied(f"no permission to ask the daemon at {path}: be root, or a member of the group {GROUP}") from None
+    except OSError as exc:
+        sock.close()
+        if isinstance(exc, TimeoutError):
+            raise
+        raise NotReachable(f"daemon not reachable at {path}") from exc
+    sock.settimeout(None)  # the caller's limit is for the whole
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = sock
+    return connection
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """TimeoutError after that time, however the work is divided; for the main thread."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# text
+
+
+def status_lines(node: Document, now: float) -> list[str]:
+    """`now` is in Unix seconds."""
+    version = node["version"] or "-"
+    if node["binary_checksum"]:
+        version += f" ({node['binary_checksum'][:15]}…)"
+    rows = [
+        ("Node", f"{node['node_id'] or 'not registered'} ({node['hostname'] or '-'})"),
+        ("State", node["state"]),
+        ("Conditions", ", ".join(finding["code"] for finding in node["conditions"]) or "-"),
+        ("Mode", node["mode"]),
+        ("Version", version),
+        ("Uptime", _since(node["started_at"], now)),
+        ("Mesh", _mesh(node)),
+        ("NAT", f"{node['nat']['public_endpoint']} ({node['nat']['type']})" if node["nat"] else "-"),
+        ("Control plane", _control_plane(node["control_plane"], now)),
+        ("Reconcile", _reconcile(node["control_plane"], now)),
+    ]
+    if counts := node["counts"]:
+        reports = f"reports {counts['reports']} ({counts['reports_pending']} pending)"
+        kinds = ", ".join(f"{kind} {counts[kind]}" for kind in ("metadata", "data", "secrets"))
+        rows.append(("State entries", f"{kinds}, {reports}"))
+    actions, hooks = node["actions"], node["hooks"]
+    rows += [
+        (
+            "Actions",
+            f"enabled, {actions['running']}/{actions['max_concurrent']} running" if actions["enabled"] else "off",
+        ),
+        ("Hooks", f"{hooks['total']}, {hooks['not_ok']} not ok" if hooks["enabled"] else "off"),
+    ]
+    lines = [f"{name + ':':<17}{value}" for name, value in rows]
+    for finding in node["conditions"]:
+        lines += ["", f"{finding['code']} for {_since(finding['since'], now)}: {finding['text']}"]
+        lines += [f"  {finding['remedy']}"]
+    return lines
+
+
+def _mesh(node: Document) -> str:
+    mesh = node["mesh"]
+    if mesh is None:
+        return "-"
+    parts = [f"{mesh['interface']} {'up' if mesh['up'] else 'down'}", node["mesh_ip"] or "-"]
+    if mesh["listen_port"] is not None:
+        parts.append(f"port {mesh['listen_port']}")
+    return ", ".join([*parts, _count(mesh["peer_count"], "peer")])
+
+
+def _control_plane(contact: Document, now: float) -> str:
+    parts = [contact["url"] or "-", f"stream {contact['event_stream']}", _count(contact["reconnects"], "reconnect")]
+    if contact["last_heartbeat_at"]:
+        verdict = "ok" if contact["last_heartbeat_ok"] else "failed"
+        parts.append(f"heartbeat {verdict} {_since(contact['last_heartbeat_at'], now)} ago")
+    return ", ".join(parts)
+
+
+def _reconcile(contact: Document, now: float) -> str:
+    text = f"{_since(contact['last_reconcile_at'], now)} ago" if contact["last_reconcile_at"] else "never"
+    return f"{text}, since then: {contact['last_reconcile_error']}" if contact["last_reconcile_error"] else text
+
+
+def peer_lines(found: Sequence[Document], now: float, width: int | None) -> list[str]:
+    """A table. In a terminal of `width` columns it is made to fit: the last column wraps below its row."""
+    table = [("ID", "MESH-IP", "ENDPOINT", "HANDSHAKE", "RX", "TX")]
+    table += [
+        (
+            peer["id"],
+            peer["mesh_ip"] or "-",
+            peer["endpoint"] or "-",
+            _since(peer["last_handshake_at"], now) if peer["last_handshake_at"] else "never",
+            format_bytes(peer["rx_bytes"]),
+            format_bytes(peer["tx_bytes"]),
+        )
+        for peer in found
+    ]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    if width is not None:
+        _narrow(widths, width)
+    lines = []
+    for row, last in zip(table, ["PATH", *map(_path, found)], strict=True):
+        cells = "  ".join(f"{_cut(cell, size):<{size}}" for cell, size in zip(row, widths, strict=True))
+        whole = f"{cells}  {last}"
+        if width is None or len(whole) <= width:
+            lines.append(whole)
+        else:
+            lines.append(cells.rstrip())
+            lines += textwrap.wrap(last, width, initial_indent="    ", subsequent_indent="    ")
+    return lines
+
+
+def _path(peer: Document) -> str:
+    """Which way packets go and who named it, and what is in the way."""
+    parts = [peer["path"], f"endpoint from {peer['endpoint_source']}" if peer["endpoint_source"] else None]
+    way = ", ".join(part for part in parts if part)
+    if peer["connected"]:
+        return way
+    obstacle = f"not connected: {peer['obstacle']['text']}"
+    return f"{obstacle} ({way})" if way else obstacle
+
+
+def _narrow(widths: list[int], width: int) -> None:
+    """Take from the widest column until the line fits or nothing can be spared."""
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > MIN_COLUMN:
+        widths[widths.index(max(widths))] -= 1
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: size - 1]}…"
+
+
+def format_bytes(number: int) -> str:
+    """`812B`, `1.2MiB`."""
+    if number < 1024:
+        return f"{number}B"
+    size = float(number)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1023.95:
+            return f"{size:.1f}{unit}"
+    return f"{size / 1024:.1f}TiB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _since(time_stamp: str, now: float) -> str:
+    return format_age(now - (parse_time(time_stamp) or now))
