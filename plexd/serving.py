@@ -9,7 +9,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 
 import h11
@@ -25,9 +25,8 @@ IDLE_SECONDS = 60.0
 ANSWER_SECONDS = 30.0  # for the caller to take it
 STOP_SECONDS = 4.0  # for running requests at the end; whoever stops the server waits 5
 MAX_CONNECTIONS = 128
-MAX_HEAD_BYTES = 16 << 10
+MAX_HEAD_BYTES = READ_BYTES = 16 << 10  # h11 judges by what it was given without finding an end
 MAX_BODY_BYTES = 1 << 20
-READ_BYTES = 64 << 10
 JSON = "application/json; charset=utf-8"
 
 
@@ -58,7 +57,7 @@ class _TooLarge(Exception):
 class _Connection:
     """`is_busy` from the first byte of a request to the last of its answer."""
 
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] = field(init=False)
     is_busy: bool = False
 
 
@@ -99,21 +98,26 @@ class HttpServer:
         if late:
             await asyncio.wait(late)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this as a task
-        connection = _Connection(task)
-        writer.transport.set_write_buffer_limits(high=0)  # drained means that the kernel has it all
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            log.warning("connection refused", reason="too many at once", limit=MAX_CONNECTIONS)
+            writer.transport.abort()
+            return
         try:
-            if len(self._connections) >= MAX_CONNECTIONS:
-                log.warning("connection refused", reason="too many at once", limit=MAX_CONNECTIONS)
-                return
-            self._connections.add(connection)
-            try:
-                caller = peer_credentials(writer.get_extra_info("socket"))
-            except OSError as exc:
-                log.warning("connection refused", reason="nobody knows who it is", error=str(exc))
-                return
+            caller = peer_credentials(writer.get_extra_info("socket"))
+        except OSError as exc:
+            log.warning("connection refused", reason="nobody knows who it is", error=str(exc))
+            writer.transport.abort()
+            return
+        writer.transport.set_write_buffer_limits(high=0)  # drained means that the kernel has it all
+        connection = _Connection()
+        connection.task = asyncio.create_task(self._talk(reader, writer, caller, connection), name="api connection")
+        self._connections.add(connection)
+
+    async def _talk(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Credentials, connection: _Connection
+    ) -> None:
+        try:
             await self._converse(reader, writer, caller, connection)
         except (OSError, TimeoutError) as exc:
             log.debug("connection ended early", error=str(exc) or "too slow")

@@ -1,0 +1,366 @@
+"""HTTP over a real Unix socket: what well-behaved, slow, silent and hostile callers get."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from plexd import serving
+from plexd.serving import MAX_BODY_BYTES, MAX_CONNECTIONS, HttpServer, Request, Response
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def refuse(status: int, code: str, sentence: str) -> Response:
+    return Response(status, json.dumps({"error": sentence, "code": code}).encode())
+
+
+async def echo(request: Request) -> Response:
+    """What arrived."""
+    return Response(
+        200,
+        json.dumps(
+            {"method": request.method, "path": request.path, "uid": request.caller.uid, "body": len(request.body)}
+        ).encode(),
+        (("X-Extra", "yes"),),
+    )
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self, *, has_body: bool = True) -> tuple[int, dict[str, str], bytes]:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await self.reader.readexactly(int(headers["content-length"])) if has_body else b""
+        return int(head[0].split()[1]), headers, body
+
+    async def is_closed(self) -> bool:
+        """Waits for the server to hang up; what it still says counts as alive."""
+        try:
+            return await self.reader.read(1) == b""
+        except ConnectionError:
+            return True
+
+
+Connect = Callable[[], Awaitable[Client]]
+
+
+@asynccontextmanager
+async def served(path: Path, respond: serving.Respond = echo) -> AsyncIterator[tuple[Connect, asyncio.Task[None]]]:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen(256)
+    sock.setblocking(False)
+    server = asyncio.create_task(HttpServer(respond, refuse).serve(sock))
+    clients: list[Client] = []
+
+    async def connect() -> Client:
+        clients.append(Client(*await asyncio.open_unix_connection(str(path))))
+        return clients[-1]
+
+    try:
+        async with asyncio.timeout(60):
+            yield connect, server
+    finally:
+        server.cancel()
+        await asyncio.wait([server])
+        for client in clients:
+            client.writer.close()
+
+
+def play(path: Path, scene: Callable[[Connect], Awaitable[None]], respond: serving.Respond = echo) -> None:
+    async def main() -> None:
+        async with served(path / "s", respond) as (connect, _):
+            await scene(connect)
+
+    asyncio.run(main())
+
+
+def test_answer_is_json_that_nobody_stores(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(b"GET /v1/x%2Fy?since=3 HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, headers, body = await client.answer()
+        assert status == 200
+        assert headers["content-type"] == "application/json; charset=utf-8"
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-extra"] == "yes"
+        assert "date" in headers
+        assert json.loads(body) == {"method": "GET", "path": "/v1/x%2Fy", "uid": os.geteuid(), "body": 0}
+
+    play(tmp_path, scene)
+
+
+def test_connection_is_kept_also_for_requests_sent_ahead(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        for _ in range(3):
+            await client.send(GET)
+            assert (await client.answer())[0] == 200
+        await client.send(GET * 5)
+        for _ in range(5):
+            assert (await client.answer())[0] == 200
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    "request_", [b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"]
+)
+def test_connection_ends_where_the_caller_wants_it(tmp_path: Path, request_: bytes) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(request_)
+        assert (await client.answer())[0] == 200
+        assert await client.is_closed()
+
+    play(tmp_path, scene)
+
+
+def test_head_gets_no_body(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, headers, _ = await client.answer(has_body=False)
+        assert status == 200
+        assert int(headers["content-length"]) > 0
+        await client.send(GET)
+        assert (await client.answer())[0] == 200
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, MAX_BODY_BYTES])
+def test_body_up_to_a_mebibyte_is_read(tmp_path: Path, size: int) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        assert json.loads((await client.answer())[2])["body"] == size
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: %d" % (MAX_BODY_BYTES + 1), b"Transfer-Encoding: chunked"])
+def test_larger_body_is_413_and_not_kept(tmp_path: Path, framing: bytes) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        client.writer.write(b"PUT / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
+        size = MAX_BODY_BYTES + 1
+        client.writer.write(b"%x\r\n" % size + bytes(size) if b"chunked" in framing else bytes(size))
+        status, headers, body = await client.answer()
+        assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+        assert headers["connection"] == "close"
+        assert await client.is_closed()
+
+    play(tmp_path, scene)
+
+
+def test_caller_that_waits_for_100_continue_gets_it(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+        await client.send(b"abc")
+        assert json.loads((await client.answer())[2])["body"] == 3
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # no Host
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+    ],
+)
+def test_what_is_no_request_is_refused(tmp_path: Path, nonsense: bytes) -> None:
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        client.writer.write(nonsense)
+        status, _, body = await client.answer()
+        assert status in {400, 431}
+        assert json.loads(body)["code"] == "bad_request"
+        assert await client.is_closed()
+        other = await connect()
+        await other.send(GET)
+        assert (await other.answer())[0] == 200
+
+    play(tmp_path, scene)
+
+
+# time
+
+
+def test_silent_and_slow_callers_are_cut_off_and_hold_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("HEAD_SECONDS", "BODY_SECONDS", "IDLE_SECONDS"):
+        monkeypatch.setattr(serving, limit, 0.5)
+
+    async def scene(connect: Connect) -> None:
+        silent, half_head, half_body, idle = [await connect() for _ in range(4)]
+        await half_head.send(b"GET / HTTP/1.1\r\nHo")
+        await half_body.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
+        await idle.send(GET)
+        assert (await idle.answer())[0] == 200
+        for _ in range(20):
+            client = await connect()
+            await client.send(GET)
+            assert (await client.answer())[0] == 200
+        for client in (silent, half_head, half_body, idle):
+            assert await client.is_closed()
+
+    play(tmp_path, scene)
+
+
+def test_head_that_trickles_in_is_cut_off_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.3)
+
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+
+        async def trickle() -> None:
+            for byte in b"GET / HTTP/1.1\r\nX: " + b"y" * 1000:
+                await client.send(bytes([byte]))
+                await asyncio.sleep(0.01)
+
+        trickling = asyncio.create_task(trickle())
+        assert await client.is_closed()
+        assert not trickling.done()
+        trickling.cancel()
+
+    play(tmp_path, scene)
+
+
+def test_caller_that_takes_no_answer_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ANSWER_SECONDS", 0.3)
+
+    asked = asyncio.Event()
+
+    async def much(_: Request) -> Response:
+        asked.set()
+        return Response(200, bytes(8 << 20))
+
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # the transport of a socket can
+        await client.send(GET)
+        await asked.wait()
+        (connection,) = [task for task in asyncio.all_tasks() if task.get_name() == "api connection"]
+        await asyncio.wait([connection])
+
+    play(tmp_path, scene, much)
+
+
+def test_limits_are_those_of_the_contract() -> None:
+    assert (serving.HEAD_SECONDS, serving.BODY_SECONDS, serving.IDLE_SECONDS) == (10, 30, 60)
+    assert (serving.MAX_CONNECTIONS, serving.MAX_BODY_BYTES) == (128, 1 << 20)
+
+
+def test_129th_connection_is_closed_and_works_once_there_is_room(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        clients = [await connect() for _ in range(MAX_CONNECTIONS)]
+        for client in clients:
+            await client.send(GET)
+            assert (await client.answer())[0] == 200
+        with capture_logs() as records:
+            assert await (await connect()).is_closed()
+        assert [record["event"] for record in records] == ["connection refused"]
+        clients[0].writer.close()
+        while True:  # the server hears of it in its own time
+            late = await connect()
+            late.writer.write(GET)
+            try:
+                assert (await late.answer())[0] == 200
+                break
+            except (asyncio.IncompleteReadError, ConnectionError):
+                continue
+
+    play(tmp_path, scene)
+
+
+# the end
+
+
+def test_stop_lets_a_running_request_finish_and_drops_the_idle(tmp_path: Path) -> None:
+    running, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Request) -> Response:
+        if request.path == "/slow":
+            running.set()
+            await release.wait()
+        return await echo(request)
+
+    async def main() -> None:
+        async with served(tmp_path / "s", slow) as (connect, server):
+            busy, idle, silent = await connect(), await connect(), await connect()
+            await idle.send(GET)
+            await idle.answer()
+            await busy.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            await running.wait()
+            server.cancel()
+            assert await idle.is_closed()
+            assert await silent.is_closed()
+            with pytest.raises(ConnectionRefusedError):
+                await connect()
+            release.set()
+            status, headers, _ = await busy.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await busy.is_closed()
+            with pytest.raises(asyncio.CancelledError):
+                await server
+
+    asyncio.run(main())
+
+
+def test_stop_waits_for_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "STOP_SECONDS", 0.1)
+    running = asyncio.Event()
+
+    async def stuck(_: Request) -> Response:
+        running.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def main() -> None:
+        async with served(tmp_path / "s", stuck) as (connect, server):
+            client = await connect()
+            await client.send(GET)
+            await running.wait()
+            server.cancel()
+            await asyncio.wait([server])
+            assert await client.is_closed()
+
+    asyncio.run(main())
+
+
+def test_caller_that_hangs_up_half_way_harms_nobody(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        for part in (b"", b"GET", GET, b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"):
+            client = await connect()
+            await client.send(part)
+            client.writer.close()
+        client = await connect()
+        await client.send(GET)
+        assert (await client.answer())[0] == 200
+
+    play(tmp_path, scene)
