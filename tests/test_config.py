@@ -84,6 +84,8 @@ def test_each_level_covers_the_one_below(write: Write) -> None:
         ("PLEXD_DATA_DIR", "/srv/plexd/", "data_dir", Path("/srv/plexd")),
         ("PLEXD_HOSTNAME", " on ", "hostname", "on"),
         ("PLEXD_BOOTSTRAP_TOKEN_FILE", "/run/token", "token.file", Path("/run/token")),
+        ("PLEXD_NODE_API_ENABLED", "off", "node_api.enabled", False),
+        ("PLEXD_NODE_API_SOCKET", "/run/p.sock", "node_api.socket", Path("/run/p.sock")),
         ("PLEXD__MESH__LISTEN_PORT", "51821", "mesh.listen_port", 51821),
         ("PLEXD__MESH__KEEP_ON_STOP", "OFF", "mesh.keep_on_stop", False),
         ("PLEXD__HEARTBEAT__INTERVAL", "1m30s", "heartbeat.interval", timedelta(seconds=90)),
@@ -354,6 +356,7 @@ def test_stun_servers_may_be_left_out_where_none_is_asked(write: Write) -> None:
          ["192.0.2.1", "cp.example.net:1", "2001:db8::1:1", "192.0.2.1:0", "192.0.2.256:1", "[192.0.2.1]:1"]),
         ("tls.ca_file", [], ["/does/not/exist", "/etc/hostname", "ca.pem", "/etc"]),
         ("log_format", ["auto", "console", "json", "journal"], ["text"]),
+        ("node_api.socket", ["/api.sock", "/" + "x" * 106], ["api.sock", "/" + "x" * 107, "/" + "\xfc" * 54]),
     ],
 )  # fmt: skip
 def test_bounds_of_each_key(write: Write, key: str, good: list[str], bad: list[str]) -> None:

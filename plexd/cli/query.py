@@ -232,7 +232,8 @@ def peer_lines(found: Sequence[Document], now: float, width: int | None) -> list
             lines.append(whole)
         else:
             lines.append(cells.rstrip())
-            lines += textwrap.wrap(last, width, initial_indent="    ", subsequent_indent="    ")
+            if row is not table[0]:
+                lines += textwrap.wrap(last, width, initial_indent="    ", subsequent_indent="    ")
     return lines
 
 
