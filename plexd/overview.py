@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from plexd.config.models import Config
 from plexd.contact import Contact
 from plexd.health import MEANINGS, Condition, Finding, Health
+from plexd.mesh import nat as nats
 from plexd.mesh.address import Endpoint, format_ip
 from plexd.mesh.connectivity import PeerView, Sight, describe_peers
-from plexd.mesh.nat import Finding
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
 from plexd.mesh.target import Target
 from plexd.node import Node
@@ -60,7 +60,7 @@ class Membership:
 
     node: Node
     mesh: Mesh
-    nat: Callable[[], Finding | None]
+    nat: Callable[[], nats.Finding | None]
 
 
 class Overview:

@@ -16,12 +16,14 @@ from plexd.errors import KernelError
 from plexd.health import MEANINGS, Condition, Health
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Rejection
+from plexd.mesh.nat import Finding, NatType
 from plexd.node import Node
 from plexd.overview import Membership, Overview, Phase
 from plexd.uplink import SelfDescription
 from tests.fakes import FakeKernel
 from tests.services.stage import make_node, peer, settings_of
 
+FINDING = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)
 NOW = 1_800_000_000.0
 DESCRIPTION = SelfDescription("edge-7", {}, "0.4.1", "sha256:" + "8f" * 32)
 
@@ -60,7 +62,7 @@ class Stage:
             },
         )
         converger = Converger(self.kernel, self.node, settings_of, self.health, self.clock.unix)
-        self.overview.membership = Membership(self.node, converger, lambda: ("198.51.100.9:51820", "full_cone"))
+        self.overview.membership = Membership(self.node, converger, lambda: FINDING)
         self.overview.phase = Phase.RUNNING
         assert (await converger.converge()).failed == 0
         self.node.contact.stream_is(Stream.CONNECTED)

@@ -37,6 +37,7 @@ def up(directory: Path, api: str, *flags: str, **environ: str) -> tuple[int, lis
     config.write_text(
         f"api: {api}\npolicy: {{enabled: false}}\nlog_format: json\nlog_level: debug\nhostname: outcomes\n"
         f"token: {{file: {directory}/token}}\nregistration: {{retry_for: 10s}}\nmesh: {{interface: plxfnever}}\n"
+        f"node_api: {{socket: {directory}/api.sock}}\n"
     )
     done = subprocess.run(
         [*PLEXD, "up", "--config", str(config), "--data-dir", str(directory / "data"), *flags],

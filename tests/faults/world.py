@@ -109,6 +109,8 @@ heartbeat:
 mesh:
   interface: {self.interface}
 {self._mesh}
+node_api:
+  socket: {self.directory / "api.sock"}
 """)
 
     def put_token(self, text: str) -> None:

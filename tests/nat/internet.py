@@ -149,6 +149,7 @@ class Agent:
             "nat_traversal": {"stun_servers": stun_servers, "refresh_interval": refresh, "timeout": "2s"},
             "heartbeat": {"interval": "5s"},
             "reconcile": {"interval": "1s"},
+            "node_api": {"socket": str(self._directory / "api.sock")},
         }
         path = self._directory / "config.yaml"
         path.touch(mode=0o600)
