@@ -36,7 +36,7 @@ def up(nodes: int, *, keep: bool, nat: Nat = Nat.NONE) -> int:
 
     With `keep` the mesh stays up after the tour, until Ctrl-C.
     """
-    _check_host()
+    _check_host(nat)
     signal.signal(signal.SIGTERM, _interrupt)
     with _only_lab():
         lab = _Lab(nodes, nat)
@@ -73,12 +73,16 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _check_host() -> None:
+def _check_host(nat: Nat) -> None:
     if os.geteuid() != 0:
         raise PrivilegeError("the lab makes network namespaces: run it as root (sudo plexd lab up)")
     if not Path("/dev/net/tun").exists() and not Path("/sys/module/wireguard").exists():
         raise LabError(
             "neither /dev/net/tun nor the wireguard module is here: in a container add --device /dev/net/tun"
+        )
+    if nat is not Nat.NONE and not os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK):
+        raise LabError(
+            "--nat needs gateways that forward, and /proc/sys is read-only here: run it outside the container"
         )
 
 

@@ -84,6 +84,8 @@ def _why_not() -> str | None:
         return "needs root"
     if not Path("/dev/net/tun").exists():
         return "needs /dev/net/tun"
+    if not os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK):
+        return "a NAT forwards, and /proc/sys is read-only here (a container)"
     absent = [
         program
         for program in ("ip", "nft", "wg", "wireguard-go", "ping", "turnserver", "setpriv")
