@@ -303,3 +303,26 @@ def test_capabilities_are_told_once(errors: list[Exception], times: list[float])
         return told
 
     assert run_virtual(main()).times == times
+
+
+# --- what status tells
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok"),
+    [
+        (Hints(), True),
+        (REFUSED, False),
+        (UNKNOWN, False),
+        (GONE, False),
+        (WireError("not JSON"), False),
+    ],
+)
+def test_contact_knows_how_the_last_heartbeat_went(answer: Hints | Exception, ok: bool) -> None:
+    watched = beats(1, lambda _: answer)
+    assert watched.node.contact.last_heartbeat_ok is ok
+    assert watched.node.contact.last_heartbeat_at is not None
+
+
+def test_contact_knows_that_heartbeats_are_taken_again() -> None:
+    assert beats(100, lambda n: GONE if n == 1 else Hints()).node.contact.last_heartbeat_ok is True

@@ -359,6 +359,45 @@ def test_refused_identity_closes_the_stream_and_an_accepted_one_opens_it_at_once
     assert run_virtual(main()).streams.times == pytest.approx([0, 10], abs=0.1)
 
 
+# --- what status tells
+
+
+def test_contact_follows_the_stream() -> None:
+    def script(_: int) -> Sequence[Step] | ControlError:
+        now = asyncio.get_running_loop().time()
+        if now < 10:
+            return [send("policy_updated"), 60.0]
+        return GONE if now < 600 else [b": hello\n\n", FOREVER]
+
+    async def main() -> list[tuple[str, int, bool]]:
+        watched = Watched(script)
+        contact = watched.node.contact
+        seen: list[tuple[str, int, bool]] = []
+
+        async def look() -> None:
+            for wait in (0, 5, 100, 300, 265):
+                await asyncio.sleep(wait)
+                seen.append((contact.stream.value, contact.reconnects, contact.last_event_at is not None))
+
+        await watched.run(0, look())
+        seen.append((contact.stream.value, contact.reconnects, contact.last_event_at is not None))
+        return seen
+
+    assert run_virtual(main()) == [
+        ("connecting", 0, False),
+        ("connected", 0, True),
+        ("connecting", 0, True),
+        ("polling", 0, True),
+        ("connected", 1, True),
+        ("stopped", 1, True),
+    ]
+
+
+def test_forged_event_is_no_news() -> None:
+    watched = watch(always(send("policy_updated", key=STRANGER), FOREVER), 5)
+    assert watched.node.contact.last_event_at is None
+
+
 # --- polling
 
 

@@ -748,3 +748,23 @@ def test_event_does_not_say_that_a_missing_mesh_is_well(tmp_path: Path) -> None:
         await loop.run(0, break_and_fold())
 
     run_virtual(main())
+
+
+# --- what status tells
+
+
+def test_contact_knows_the_last_good_pull_and_why_the_later_one_failed(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(lambda n: Transient("no route to host") if n == 2 else BOTH))
+        contact = loop.node.contact
+        seen: list[tuple[bool, str]] = []
+
+        async def look() -> None:
+            for wait in (1, 60, 60):
+                await asyncio.sleep(wait)
+                seen.append((contact.last_pull_at is not None, contact.last_pull_error))
+
+        await loop.run(0, look())
+        assert seen == [(True, ""), (True, "no route to host"), (True, "")]
+
+    run_virtual(main())
