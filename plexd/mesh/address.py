@@ -70,6 +70,10 @@ class Prefix(NamedTuple):
         drop = len(self.packed) * 8 - self.length
         return int.from_bytes(other, "big") >> drop == int.from_bytes(self.packed, "big") >> drop
 
+    def covers(self, other: Prefix) -> bool:
+        """Whether every address of `other` lies inside."""
+        return self.length <= other.length and self.contains(other.packed)
+
     def __str__(self) -> str:
         return f"{format_ip(self.packed)}/{self.length}"
 
