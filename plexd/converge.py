@@ -18,14 +18,15 @@ from plexd.errors import KernelError
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
+from plexd.mesh.amend import rebuild
 from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
 from plexd.mesh.contested import Guard, contest_correction
-from plexd.mesh.desired import Candidates, Desired
+from plexd.mesh.desired import Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed, Route
 from plexd.mesh.plan import plan, plan_event, plan_network
-from plexd.mesh.target import Settings, Target, Warned, build_target
+from plexd.mesh.target import Built, Settings, Sources, Target, Warned
 from plexd.node import Node
 from plexd.store.identity import Identity
 
@@ -33,8 +34,6 @@ log = get_logger("mesh")
 
 STATUS_SECONDS = 1.0
 ENDPOINT_TRIAL_SECONDS = 30.0  # what an endpoint gets before another candidate is tried
-
-_Inputs = tuple[Desired, Settings, dict[str, Endpoint], dict[str, str]]
 
 
 class Kernel(Protocol):
@@ -101,7 +100,7 @@ class Converger:
         self._applied: Target | None = None
         self._applied_candidates: Mapping[str, Candidates] = {}
         self._guard = Guard()
-        self._built: tuple[_Inputs, Target] | None = None
+        self._built: Built | None = None
         self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
         self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
         self._endpoints_since = 0.0  # those that were there before
@@ -231,12 +230,8 @@ class Converger:
         except (KernelError, TimeoutError) as exc:
             log.debug("interface not looked at", error=str(exc))
             observed = None
-        inputs = self._inputs()
-        if inputs is None:
-            return None, observed
-        if self._built is not None and _same(self._built[0], inputs):
-            return self._built[1], observed
-        return build_target(*inputs), observed
+        sources = self._sources()
+        return rebuild(self._built, sources).target if sources is not None else None, observed
 
     async def status(self) -> MeshStatus | None:
         """A fresh look for the heartbeat; None while there is no interface, or it does not answer within a second."""
@@ -255,22 +250,22 @@ class Converger:
 
     def is_wanted(self, route: Route) -> bool:
         """Whether it belongs to the mesh, by what was last made of the snapshot."""
-        return self._built is not None and route in self._built[1].routes
+        return self._built is not None and route in self._built.target.routes
 
     def _target(self) -> Target | None:
         """None while the node has no private key."""
-        inputs = self._inputs()
-        if inputs is None:
+        sources = self._sources()
+        if sources is None:
             return None
-        # a pass that follows no change needs no new target: the snapshot is a value, so the same one says the same
-        if self._built is None or not _same(self._built[0], inputs):
-            self._built = inputs, build_target(*inputs)
-            self._warn(self._built[1].warnings)
-            if self._built[1].unresolved:
+        built = rebuild(self._built, sources)
+        if built is not self._built:
+            self._built = built
+            self._warn(built.target.warnings)
+            if built.target.unresolved:
                 self.on_unresolved()
-        return self._built[1]
+        return built.target
 
-    def _inputs(self) -> _Inputs | None:
+    def _sources(self) -> Sources | None:
         settings = self._settings(self._node.identity)
         if settings is None:
             return None
@@ -278,7 +273,7 @@ class Converger:
         # news of a peer's endpoint ends its turning
         self._turned = {i: turn for i, turn in self._turned.items() if desired.candidates.get(i) == turn[0]}
         turned = {peer_id: text for peer_id, (_, text) in self._turned.items()}
-        return desired, settings, dict(self.resolved), turned
+        return Sources(desired, settings, dict(self.resolved), turned)
 
     def _moved(self) -> frozenset[str]:
         """Peers whose endpoint candidate is news since the kernel was last brought in line.
@@ -326,7 +321,7 @@ class Converger:
             log.error("change failed", change=type(first).__name__, error=error, count=count)
         if not failures and self._built is not None:
             self._applied = target
-            self._applied_candidates = self._built[0][0].candidates
+            self._applied_candidates = self._built.sources.desired.candidates
         now = asyncio.get_running_loop().time()
         self._endpoint_set |= {
             outcome.change.peer_id: now
@@ -348,8 +343,12 @@ class Converger:
             )
 
     def _remember_when(self, changes: Sequence[Change], target: Target) -> None:
-        if any(isinstance(change, RemovePeer) for change in changes):  # a pass does not know them by their ids
+        removed = [change.peer_id for change in changes if isinstance(change, RemovePeer)]
+        if None in removed:  # a pass does not know them by their ids
             self.since = {peer_id: at for peer_id, at in self.since.items() if peer_id in target.peers}
+        for peer_id in removed:
+            if peer_id is not None and peer_id not in target.peers:
+                self.since.pop(peer_id, None)
         now = self._now()
         self.since |= {change.peer_id: now for change in changes if isinstance(change, PutPeer) and change.is_new}
 
@@ -377,7 +376,3 @@ def _why_down(
 def _first_error(outcomes: Sequence[Outcome]) -> str:
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     return f"{len(errors)} changes, first: {errors[0]}" if errors else ""
-
-
-def _same(one: _Inputs, other: _Inputs) -> bool:
-    return one[0] is other[0] and one[1:] == other[1:]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from types import MappingProxyType
 
 from plexd.mesh.address import Prefix
@@ -22,6 +23,9 @@ from plexd.mesh.events import (
     SigningKeyReplaced,
     SigningKeysRotated,
 )
+from plexd.mesh.sharing import with_entry, without_entry
+
+_public_key = attrgetter("public_key")
 
 
 class Unfoldable(Exception):
@@ -32,7 +36,8 @@ def replace_state(desired: Desired, state: FullState) -> Desired:
     """Take over a state pull. Categories without a statement stay; endpoint candidates of other sources stay."""
     changed: dict[str, object] = {}
     if state.peers is not None:
-        peers = {peer.id: peer for peer in state.peers}
+        # a peer that did not change stays the very same value: that is how others tell
+        peers = {peer.id: _same(desired.peers.get(peer.id), peer) for peer in state.peers}
         # order counts (the first claimant of a prefix wins), and mappings compare without it
         if list(desired.peers.items()) != list(peers.items()):
             changed["peers"] = MappingProxyType(peers)
@@ -86,18 +91,23 @@ def expire_signing_key(desired: Desired, now: float) -> Desired:
     return replace(desired, signing_keys=SigningKeys(keys.current))
 
 
+def _same(known: Peer | None, peer: Peer) -> Peer:
+    return known if known is not None and known == peer else peer
+
+
 def _put_peer(desired: Desired, peer: Peer) -> Desired:
     known = desired.candidates.get(peer.id, Candidates())
     candidates = known.offer(EndpointSource.PEER, peer.endpoint)
-    holder = next((p.id for p in desired.peers.values() if p.public_key == peer.public_key and p.id != peer.id), None)
-    if holder is not None:
-        raise Unfoldable(f"peer {peer.id} has the public key of peer {holder}")
+    if peer.public_key in map(_public_key, desired.peers.values()):
+        holders = [other.id for other in desired.peers.values() if other.public_key == peer.public_key]
+        if holders != [peer.id]:
+            raise Unfoldable(f"peer {peer.id} has the public key of peer {holders[0]}")
     if desired.peers.get(peer.id) == peer and candidates == known:
         return desired
     return replace(
         desired,
-        peers=MappingProxyType({**desired.peers, peer.id: peer}),
-        candidates=MappingProxyType({**desired.candidates, peer.id: candidates}),
+        peers=with_entry(desired.peers, peer.id, peer),
+        candidates=with_entry(desired.candidates, peer.id, candidates),
         rejected=tuple(r for r in desired.rejected if r.peer_id != peer.id),
     )
 
@@ -107,8 +117,8 @@ def _remove_peer(desired: Desired, peer_id: str) -> Desired:
         return desired
     return replace(
         desired,
-        peers=MappingProxyType({k: v for k, v in desired.peers.items() if k != peer_id}),
-        candidates=MappingProxyType({k: v for k, v in desired.candidates.items() if k != peer_id}),
+        peers=without_entry(desired.peers, peer_id),
+        candidates=without_entry(desired.candidates, peer_id),
     )
 
 
@@ -154,7 +164,7 @@ def _offer_endpoint(desired: Desired, peer_id: str, endpoint: str, source: Endpo
     candidates = known.offer(source, endpoint)
     if candidates is known:
         return desired
-    return replace(desired, candidates=MappingProxyType({**desired.candidates, peer_id: candidates}))
+    return replace(desired, candidates=with_entry(desired.candidates, peer_id, candidates))
 
 
 def _replace_signing_key(desired: Desired, event: SigningKeyReplaced) -> Desired:

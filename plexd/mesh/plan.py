@@ -7,7 +7,7 @@ among a thousand peers costs the messages of one peer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from plexd.errors import ForeignLink
 from plexd.mesh.address import Prefix
@@ -29,6 +29,7 @@ from plexd.mesh.changes import (
 )
 from plexd.mesh.keys import PublicKey
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, MESH_ALIAS, Backend, Device, DevicePeer, Link, Observed, Route
+from plexd.mesh.sharing import differing
 from plexd.mesh.target import Settings, Target, TargetPeer, derive_mtu
 
 
@@ -75,17 +76,16 @@ def plan_network(target: Target, observed: Observed) -> tuple[Change, ...] | Non
 
 def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
     """What changed between two targets, as steps that may be repeated and need no look at the kernel."""
-    removed: list[PeerChange] = [
-        RemovePeer(peer.id, peer.public_key)
-        for peer_id, peer in before.peers.items()
-        if (now := after.peers.get(peer_id)) is None or now.public_key != peer.public_key
-    ]
+    removed: list[PeerChange] = []
     put: list[PutPeer] = []
-    for peer_id, peer in after.peers.items():
-        was = before.peers.get(peer_id)
-        if was == peer:
+    for peer_id in differing(before.peers, after.peers):
+        was, peer = before.peers.get(peer_id), after.peers.get(peer_id)
+        if was is not None and (peer is None or peer.public_key != was.public_key):
+            removed.append(RemovePeer(peer_id, was.public_key))
+            was = None
+        if peer is None:
             continue
-        if was is None or was.public_key != peer.public_key:
+        if was is None:
             put.append(_new_peer(peer, after.settings))
         else:
             change = _update(
@@ -101,7 +101,10 @@ def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
     if before.settings.private_key != after.settings.private_key:
         device = (SetDevice(after.settings.private_key, after.settings.listen_port, ("key",)),)
     put.sort(key=lambda change: change.is_new)  # updates first, as in a full pass
-    return (*device, *removed, *put, *_plan_routes(after.routes, before.routes))
+    routes: Iterable[Change] = ()
+    if after.routes is not before.routes:
+        routes = _plan_routes(after.routes - before.routes, before.routes - after.routes)
+    return (*device, *removed, *put, *routes)
 
 
 def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:

@@ -7,19 +7,20 @@ contract, section 4.2), and prefixes that would swallow the path to the mesh its
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
 from plexd.mesh.address import Endpoint, HostPort, Prefix, is_unicast, parse_endpoint
-from plexd.mesh.desired import Candidates, Desired, Peer
+from plexd.mesh.desired import Candidates, Desired
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
 
 MTU_OVERHEAD = 80  # outer IPv6 and UDP headers, WireGuard's header and tag
 MTU_FALLBACK = 1420  # what 1500 of Ethernet leaves, used while there is no default route to measure by
 MTU_MIN, MTU_MAX = 1280, 8920
+_NO_CANDIDATES = Candidates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,42 @@ class Warned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
+    """`warnings` are sorted: neither who changed last nor how the target came about shows in it."""
+
     settings: Settings
     peers: Mapping[str, TargetPeer]
     routes: frozenset[Route]
     warnings: tuple[Warned, ...] = ()
     unresolved: frozenset[str] = frozenset()  # endpoint texts that are names nobody looked up yet
+
+
+class Sources(NamedTuple):
+    """All that a target is made of.
+
+    `resolved` maps endpoint texts that are names to the address found for them. `turned` has the endpoint texts of
+    peers that use another than the newest candidate.
+    """
+
+    desired: Desired
+    settings: Settings
+    resolved: Mapping[str, Endpoint]
+    turned: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A target with what it was made of, and what it takes to make the next one from it (`amend.py`).
+
+    `holders` tells who got each prefix, `contested` which of them somebody else claims too, `unrouted` which got no
+    route. `underlay` has the addresses no route may swallow, by length and sorted, each as often as it is used.
+    """
+
+    sources: Sources
+    target: Target
+    holders: Mapping[Prefix, str]
+    contested: frozenset[Prefix]
+    unrouted: frozenset[Prefix]
+    underlay: Mapping[int, Sequence[bytes]]
 
 
 def build_target(
@@ -73,27 +105,49 @@ def build_target(
     resolved: Mapping[str, Endpoint],
     turned: Mapping[str, str] = MappingProxyType({}),
 ) -> Target:
-    """`resolved` maps endpoint texts that are names to the address found for them.
+    return build(Sources(desired, settings, resolved, turned)).target
 
-    `turned` has the endpoint texts of peers that use another than the newest candidate.
-    """
+
+def build(sources: Sources) -> Built:
+    desired, settings, _, _ = sources
     warnings: list[Warned] = []
     peers: dict[str, TargetPeer] = {}
-    claimed: dict[Prefix, str] = {}
-    none = Candidates()
+    holders: dict[Prefix, str] = {}
+    contested: set[Prefix] = set()
     for peer in desired.peers.values():
-        allowed_ips = _claim(peer, claimed, warnings)
-        text = turned.get(peer.id) or desired.candidates.get(peer.id, none).current
-        endpoint = _endpoint(peer, text, settings, resolved, warnings)
+        lost = {prefix for prefix in peer.allowed_ips if holders.setdefault(prefix, peer.id) != peer.id}
+        if lost:
+            contested |= lost
+            warnings += (claimed_by_another(peer.id, prefix, holders[prefix]) for prefix in lost)
+        endpoint, warned = choose_endpoint(peer.id, sources)
+        if warned is not None:
+            warnings.append(warned)
+        allowed_ips = tuple(p for p in peer.allowed_ips if p not in lost) if lost else peer.allowed_ips
         peers[peer.id] = TargetPeer(peer.id, peer.public_key, peer.psk, endpoint, allowed_ips)
-    routes = frozenset(_routes(peers.values(), settings, warnings))
-    unresolved = names_to_resolve(desired) - resolved.keys()
-    return Target(settings, peers, routes, tuple(warnings), unresolved)
+    underlay: dict[int, list[bytes]] = {4: [], 16: []}
+    for address in settings.control_plane:
+        underlay[len(address)].append(address)
+    for target_peer in peers.values():
+        if target_peer.endpoint is not None:
+            address = target_peer.endpoint.packed
+            underlay[len(address)].append(address)
+    for addresses in underlay.values():
+        addresses.sort()
+    unrouted = frozenset(prefix for prefix in holders if swallows(prefix, underlay))
+    warnings += map(not_routed, unrouted)
+    routes = frozenset(route_to(prefix, settings) for prefix in holders if prefix not in unrouted)
+    unresolved = names_to_resolve(desired) - sources.resolved.keys()
+    target = Target(settings, peers, routes, tuple(sorted(warnings)), unresolved)
+    return Built(sources, target, holders, frozenset(contested), unrouted, underlay)
 
 
 def names_to_resolve(desired: Desired) -> frozenset[str]:
     """Endpoint texts that are host names."""
-    texts = (text for candidates in desired.candidates.values() for text in candidates.newest_first())
+    return names_among(desired.candidates.values())
+
+
+def names_among(candidates: Iterable[Candidates]) -> frozenset[str]:
+    texts = (text for each in candidates for text in each.newest_first())
     return frozenset(text for text in texts if isinstance(_parse(text), HostPort))
 
 
@@ -113,17 +167,6 @@ def derive_mtu(settings: Settings, underlay_mtu: int | None) -> int:
     return min(max(underlay_mtu - MTU_OVERHEAD, MTU_MIN), MTU_MAX)
 
 
-def _claim(peer: Peer, claimed: dict[Prefix, str], warnings: list[Warned]) -> tuple[Prefix, ...]:
-    lost = [prefix for prefix in peer.allowed_ips if claimed.setdefault(prefix, peer.id) != peer.id]
-    if not lost:
-        return peer.allowed_ips
-    warnings.extend(
-        Warned("prefix_claimed", f"{peer.id} {prefix}", f"{prefix} of peer {peer.id} belongs to peer {claimed[prefix]}")
-        for prefix in lost
-    )
-    return tuple(prefix for prefix in peer.allowed_ips if prefix not in lost)
-
-
 def _parse(text: str) -> Endpoint | HostPort | None:
     try:
         return parse_endpoint(text)
@@ -131,46 +174,45 @@ def _parse(text: str) -> Endpoint | HostPort | None:
         return None
 
 
-def _endpoint(
-    peer: Peer, text: str, settings: Settings, resolved: Mapping[str, Endpoint], warnings: list[Warned]
-) -> Endpoint | None:
-    if not text:
-        return None
-    parsed = _parse(text)
-    endpoint = resolved.get(text) if isinstance(parsed, HostPort) else parsed
-    if endpoint is None:
-        if parsed is None:
-            warnings.append(
-                Warned("endpoint_ignored", peer.id, f"endpoint {text!r} of peer {peer.id} is not host:port")
-            )
-        return None
-    if not _can_be_a_peers(endpoint, settings):
-        warnings.append(
-            Warned("endpoint_ignored", peer.id, f"endpoint {endpoint} of peer {peer.id} cannot be a peer's address")
-        )
-        return None
-    return endpoint
-
-
 def _can_be_a_peers(endpoint: Endpoint, settings: Settings) -> bool:
     return endpoint.packed != settings.mesh_ip and is_unicast(endpoint.packed)
 
 
-def _routes(peers: Iterable[TargetPeer], settings: Settings, warnings: list[Warned]) -> Iterable[Route]:
-    peers = list(peers)
-    underlay = {peer.endpoint.packed for peer in peers if peer.endpoint is not None} | settings.control_plane
-    by_family = {size: sorted(packed for packed in underlay if len(packed) == size) for size in (4, 16)}
-    for peer in peers:
-        for prefix in peer.allowed_ips:
-            # the first endpoint at or above the network address is inside, or none is: no walk over all of them
-            addresses = by_family[len(prefix.packed)]
-            nearest = bisect_left(addresses, prefix.packed)
-            if nearest < len(addresses) and prefix.contains(addresses[nearest]):
-                warnings.append(
-                    Warned(
-                        "prefix_not_routed", str(prefix), f"{prefix} holds the address of an endpoint: no route to it"
-                    )
-                )
-                continue
-            same_family = len(prefix.packed) == len(settings.mesh_ip)
-            yield Route(prefix, settings.mesh_ip if same_family else None, ROUTE_METRIC)
+# a peer, a prefix at a time
+
+
+def choose_endpoint(peer_id: str, sources: Sources) -> tuple[Endpoint | None, Warned | None]:
+    """The endpoint of the candidate in use, if it can be used, and what is wrong with it."""
+    text = sources.turned.get(peer_id) or sources.desired.candidates.get(peer_id, _NO_CANDIDATES).current
+    if not text:
+        return None, None
+    parsed = _parse(text)
+    if parsed is None:
+        return None, Warned("endpoint_ignored", peer_id, f"endpoint {text!r} of peer {peer_id} is not host:port")
+    endpoint = sources.resolved.get(text) if isinstance(parsed, HostPort) else parsed
+    if endpoint is not None and not _can_be_a_peers(endpoint, sources.settings):
+        text = f"endpoint {endpoint} of peer {peer_id} cannot be a peer's address"
+        return None, Warned("endpoint_ignored", peer_id, text)
+    return endpoint, None
+
+
+def claimed_by_another(peer_id: str, prefix: Prefix, holder: str) -> Warned:
+    text = f"{prefix} of peer {peer_id} belongs to peer {holder}"
+    return Warned("prefix_claimed", f"{peer_id} {prefix}", text)
+
+
+def swallows(prefix: Prefix, underlay: Mapping[int, Sequence[bytes]]) -> bool:
+    """Whether a route to it would take in the way to the mesh itself."""
+    # the first address at or above the network address is inside, or none is: no walk over all of them
+    addresses = underlay[len(prefix.packed)]
+    nearest = bisect_left(addresses, prefix.packed)
+    return nearest < len(addresses) and prefix.contains(addresses[nearest])
+
+
+def not_routed(prefix: Prefix) -> Warned:
+    return Warned("prefix_not_routed", str(prefix), f"{prefix} holds the address of an endpoint: no route to it")
+
+
+def route_to(prefix: Prefix, settings: Settings) -> Route:
+    same_family = len(prefix.packed) == len(settings.mesh_ip)
+    return Route(prefix, settings.mesh_ip if same_family else None, ROUTE_METRIC)
