@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,11 @@ ENDPOINT_TRIAL_SECONDS = 30.0  # what an endpoint gets before another candidate 
 class Kernel(Protocol):
     """The door to the kernel; `linux.kernel.Kernel` is the real one."""
 
-    async def observe(self, *, device: bool = True) -> Observed:
-        """Without `device` what WireGuard knows of it, above all the peers, is left out."""
+    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+        """Without `device` what WireGuard knows of it, above all the peers, is left out.
+
+        With `endpoints`, the addresses of the peers' endpoints, it says how much goes to them at a time.
+        """
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         """Take each step on its own; what failed says so in its outcome."""
@@ -105,6 +108,9 @@ class Converger:
         self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
         self._endpoints_since = 0.0  # those that were there before
         self._warned: frozenset[tuple[str, str]] = frozenset()
+        self._ipv6 = True  # whether the interface has it, by the last look
+        self._missed_ipv6 = False
+        self._failure = ""  # why the last pass could not be made
 
     async def converge(self) -> PassResult:
         """One pass over everything. A kernel that refuses shows in the result and in health, not as an exception."""
@@ -138,8 +144,11 @@ class Converger:
                 self.clean.clear()
                 self._set_down(str(exc))
                 self._health.set(Condition.CHANGES_FAILED, True, str(exc))
-                log.error("mesh failed", interface=interface, error=str(exc))
+                write = log.error if self._failure != str(exc) else log.debug
+                write("mesh failed", interface=interface, error=str(exc))
+                self._failure = str(exc)
                 return PassResult(changed=0, failed=1, corrections=())
+            self._failure = ""
             if first:
                 self._endpoints_since = now
             failed = self._note(outcomes, target)
@@ -169,11 +178,24 @@ class Converger:
 
     async def _look(self, target: Target, *, whole: bool) -> tuple[Change, ...]:
         """What there is to do. Raises KernelError."""
+        endpoints = None if target.settings.mtu else target.endpoints()
         if not whole:
-            changes = plan_network(target, await self._kernel.observe(device=False))
+            observed = await self._kernel.observe(endpoints, device=False)
+            changes = plan_network(target, observed)
             if changes is not None:
+                self._note_ipv6(target, observed)
                 return changes
-        return plan(target, await self._kernel.observe(), self._now(), self._moved())
+        observed = await self._kernel.observe(endpoints)
+        self._note_ipv6(target, observed)
+        return plan(target, observed, self._now(), self._moved())
+
+    def _note_ipv6(self, target: Target, observed: Observed) -> None:
+        """One line for all prefixes that get no route for want of IPv6, and again only after there was some."""
+        self._ipv6 = observed.ipv6
+        is_missed = not observed.ipv6 and any(len(route.prefix.packed) == 16 for route in target.routes)
+        if is_missed and not self._missed_ipv6:
+            log.warning("left out of the mesh", what="no_ipv6", detail="this host has no IPv6: none of it is routed")
+        self._missed_ipv6 = is_missed
 
     async def apply_event(self) -> bool:
         """Bring what was folded in since the last look into the kernel; whether that succeeded.
@@ -184,7 +206,7 @@ class Converger:
             target = self._target()
             if self._applied is None or target is None:
                 return False  # the first pass has not been through yet and will bring everything
-            changes = plan_event(self._applied, target)
+            changes = plan_event(self._applied, target, ipv6=self._ipv6)
             try:
                 outcomes = await self._kernel.apply(changes) if changes else []
             except KernelError as exc:
@@ -211,7 +233,7 @@ class Converger:
                     return
                 self._turned |= {peer_id: (self._node.desired.candidates[peer_id], moves[peer_id]) for peer_id in moves}
                 target = self._target() or target
-                outcomes = await self._kernel.apply(plan_event(self._applied, target))
+                outcomes = await self._kernel.apply(plan_event(self._applied, target, ipv6=self._ipv6))
             except KernelError as exc:
                 log.error("endpoints not changed", error=str(exc))
                 return

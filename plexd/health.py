@@ -52,7 +52,7 @@ MEANINGS = {
     ),
     Condition.MESH_DOWN: Meaning(
         "error",
-        "the mesh interface is missing",
+        "there is no mesh interface, or none that can have the mesh address",
         "see the log for why it cannot be made",
     ),
     Condition.SUBSYSTEM_STOPPED: Meaning(

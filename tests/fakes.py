@@ -2,14 +2,14 @@
 
 It keeps the habits that plans must cope with: an allowed IP given to a second peer silently leaves the first, a link
 takes everything on it along, taking it down drops its routes, a route wants its source address in place, IPv6 wants
-an MTU of 1280, an update of an unknown peer and a peer with the device's own key are silently ignored. Changes can be
-refused, and things can be damaged by hand. `str(kernel)` reads like the output of `ip` and `wg`.
+an MTU of 1280 and to be switched on, an update of an unknown peer and a peer with the device's own key are silently
+ignored. Changes can be refused, and things can be damaged by hand. `str(kernel)` reads like what `ip` and `wg` print.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from plexd.errors import KernelError
@@ -37,6 +37,8 @@ from plexd.mesh.observed import MESH_ALIAS, Backend, Device, DevicePeer, Link, O
 class FakeKernel:
     """Starts empty, with a default route of `underlay_mtu` (None: without one).
 
+    `ways` holds the MTU of other routes, by the address they lead to.
+
     `refuse` is asked before each change and answers with the error, or None to let it pass. `failure` is raised by
     whole calls. `netlink_writes` counts changes that were tried, `looks` the dumps, `device_looks` those with peers.
     `noticed` is set by every change of link, addresses and routes, also by our own.
@@ -53,6 +55,8 @@ class FakeKernel:
         self.refuse: Callable[[Change], str | None] = lambda change: None
         self.failure: KernelError | None = None
         self.underlay_mtu = underlay_mtu
+        self.ways: dict[bytes, int] = {}
+        self.ipv6 = True
         self._interface = interface
         self._backend = backend
         self._ifindex = 7
@@ -67,12 +71,17 @@ class FakeKernel:
 
     # the door
 
-    async def observe(self, *, device: bool = True) -> Observed:
+    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
         self.looks += 1
         self.device_looks += device
         if self.failure is not None:
             raise self.failure
-        return self.state if device else replace(self.state, device=None)
+        mtu = self._underlay_mtu(endpoints) if endpoints is not None else None
+        return replace(self.state, underlay_mtu=mtu, device=self.state.device if device else None)
+
+    def _underlay_mtu(self, endpoints: Collection[bytes]) -> int | None:
+        mtus = [self.ways.get(endpoint, self.underlay_mtu) for endpoint in endpoints]
+        return min((mtu for mtu in mtus if mtu is not None), default=self.underlay_mtu)
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         if self.failure is not None:
@@ -87,6 +96,8 @@ class FakeKernel:
                 self.applied.append(change)
                 if not isinstance(change, SetDevice | PutPeer | RemovePeer):
                     self.noticed.set()
+                if isinstance(change, PutPeer) and change.endpoint is not None:
+                    self._follow(change.endpoint.packed)
             if isinstance(change, CreateLink):
                 created = len(outcomes) - 1
             if error is not None and created is not None and isinstance(change, CreateLink | SetUp):
@@ -110,7 +121,7 @@ class FakeKernel:
         """What a look would show."""
         device = Device(self.private_key, self.listen_port, self.fwmark, dict(self.peers)) if self.answers else None
         return Observed(
-            self.link, device, frozenset(self.addresses), frozenset(self.routes.values()), self.underlay_mtu
+            self.link, device, frozenset(self.addresses), frozenset(self.routes.values()), self.underlay_mtu, self.ipv6
         )
 
     # damage by hand
@@ -161,6 +172,13 @@ class FakeKernel:
             self.listen_port = listen_port
         if fwmark is not None:
             self.fwmark = fwmark
+
+    def switch_ipv6(self, *, on: bool) -> None:
+        """`sysctl net.ipv6.conf.all.disable_ipv6`: switched on again, what was lost stays lost."""
+        self.ipv6 = on
+        if not on:
+            self._drop_ipv6()
+        self.noticed.set()
 
     def add_address(self, address: Prefix) -> None:
         """Raises ValueError where the kernel refuses people too."""
@@ -217,6 +235,8 @@ class FakeKernel:
             case SetUp():
                 self.link = self.link._replace(up=True)
             case AddAddress(address):
+                if self._is_ipv6(address) and not self.ipv6:
+                    return "permission denied: IPv6 is switched off"
                 if self._too_small_for(address):
                     return "invalid argument: IPv6 needs an MTU of 1280"
                 self.addresses.add(address)
@@ -229,6 +249,11 @@ class FakeKernel:
             case SetDevice() | RemovePeer() | PutPeer():
                 return self._configure(change)
         return None
+
+    def _follow(self, endpoint: bytes) -> None:
+        """A narrower way than those known makes a look due."""
+        if self.underlay_mtu is not None and self.ways.get(endpoint, self.underlay_mtu) < self.underlay_mtu:
+            self.noticed.set()
 
     def _create(self, change: CreateLink) -> str | None:
         if self.link is not None:
@@ -288,6 +313,8 @@ class FakeKernel:
         assert self.link is not None
         if not self.link.up:
             return "network is down"
+        if self._is_ipv6(route.prefix) and not self.ipv6:
+            return "permission denied: IPv6 is switched off"
         if self._too_small_for(route.prefix):
             return "invalid argument: IPv6 needs an MTU of 1280"
         if route.source is not None and all(address.packed != route.source for address in self.addresses):
@@ -307,8 +334,12 @@ class FakeKernel:
             else:  # an IPv6 route only loses its preferred source
                 self.routes[identity] = route._replace(source=None)
 
+    @staticmethod
+    def _is_ipv6(prefix: Prefix) -> bool:
+        return len(prefix.packed) == 16
+
     def _too_small_for(self, prefix: Prefix) -> bool:
-        return len(prefix.packed) == 16 and self.link is not None and self.link.mtu < 1280
+        return self._is_ipv6(prefix) and self.link is not None and self.link.mtu < 1280
 
     def _drop_ipv6(self) -> None:
         self.addresses = {address for address in self.addresses if len(address.packed) == 4}

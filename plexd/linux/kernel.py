@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, TypeGuard
 
 from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
@@ -50,12 +50,14 @@ INSTALL = "install wireguard-go and provide /dev/net/tun, or run a kernel with W
 
 class Kernel:
     """`damaged` is set when a userspace WireGuard died, `noticed` (while `watch` runs) when something about the network
-    may differ from what the last look showed: a pass is due."""
+    may differ from what the last look showed: a pass is due. `readdressed` (likewise) is set when another interface of
+    this host gets or loses an address."""
 
     def __init__(self, interface: str, backend: Literal["auto", "kernel", "userspace"], userspace_program: str) -> None:
         self.interface = interface
         self.damaged = asyncio.Event()
         self.noticed = asyncio.Event()
+        self.readdressed = asyncio.Event()
         self._allowed = tuple(Backend) if backend == "auto" else (Backend(backend),)
         self._network = Network()
         self._program = Program(interface, userspace_program, self.damaged)
@@ -64,6 +66,7 @@ class Kernel:
             Backend.USERSPACE: UserspaceDevice(self._program),
         }
         self._backend: Backend | None = None
+        self._roamed: frozenset[bytes] = frozenset()  # where peers were at the last dump, though nobody said so
 
     @property
     def netlink_writes(self) -> int:
@@ -76,15 +79,23 @@ class Kernel:
         Routes of ours that come or go as `is_wanted` has it are passed over: most of them are our own work.
         """
         with self._door("listen for changes of the network"):
-            await notifications.watch(self.interface, lambda: self._network.watched, is_wanted, self.noticed)
+            await notifications.watch(self.interface, self._network, is_wanted, self.noticed, self.readdressed)
 
-    async def observe(self, *, device: bool = True) -> Observed:
-        """Without `device` nobody is asked about keys and peers. Raises KernelError."""
+    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+        """Without `device` nobody is asked about keys and peers, without `endpoints` not about the underlay's MTU.
+
+        `endpoints` are the peers' packed addresses. Raises KernelError.
+        """
         with self._door("look at the interface"):
-            link, addresses, routes, underlay_mtu = await self._network.observe(self.interface)
-            backend = link.backend if link is not None else None
+            seen = await self._network.observe(
+                self.interface, self._roamed.union(endpoints) if endpoints is not None else None
+            )
+            backend = seen.link.backend if seen.link is not None else None
             dump = await self._devices[backend].dump() if device and backend is not None else None
-        return Observed(link, dump, addresses, routes, underlay_mtu)
+        if dump is not None and endpoints is not None:
+            held = {peer.endpoint.packed for peer in dump.peers.values() if peer.endpoint is not None}
+            self._roamed = frozenset(held.difference(endpoints))
+        return Observed(seen.link, dump, seen.addresses, seen.routes, seen.underlay_mtu, seen.ipv6)
 
     async def local_addresses(self) -> frozenset[bytes]:
         """Those of every interface of this host. Raises KernelError."""
@@ -118,7 +129,17 @@ class Kernel:
                         await self._undo_creation()
                         outcomes[created] = _failed(changes[created], cause)
                         return outcomes + [_failed(skipped, cause) for skipped in changes[len(outcomes) :]]
+        await self._follow_new_endpoints(changes)
         return outcomes
+
+    async def _follow_new_endpoints(self, changes: Sequence[Change]) -> None:
+        """A peer that an event brings may be at the end of a narrower way than all others: then a look is due."""
+        endpoints = {
+            change.endpoint.packed for change in changes if isinstance(change, PutPeer) and change.endpoint is not None
+        }
+        with contextlib.suppress(OSError):  # the next pass asks again
+            if endpoints and await self._network.follow_too(endpoints):
+                self.noticed.set()
 
     async def tear_down(self, own_public: PublicKey | None) -> list[str]:
         """Remove peers, link, and the process of a userspace WireGuard; the names of what was removed.

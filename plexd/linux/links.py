@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from plexd.linux.netlink import Message, attribute, attributes
 from plexd.mesh.address import Prefix
@@ -16,7 +17,7 @@ IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 3, 4, 18, 20
 IFLA_INFO_KIND = 1
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-IFF_UP = 1
+IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 SCOPE_LINK = 253
 BACKENDS = {b"wireguard": Backend.KERNEL, b"tun": Backend.USERSPACE}
 
@@ -24,6 +25,13 @@ _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, ch
 _IFADDRMSG = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _U32 = struct.Struct("=I")
 _NO_STATS = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+
+
+class LinkState(NamedTuple):
+    """What decides about packets that leave by a link: its MTU, and the flags that say whether it carries any."""
+
+    mtu: int
+    flags: int
 
 
 def get_link(name: str) -> Message:
@@ -60,6 +68,16 @@ def read_link(payload: bytes) -> Link:
     return Link(name, ifindex, backend, alias, mtu, bool(flags & IFF_UP))
 
 
+def read_state(payload: bytes) -> tuple[int, LinkState]:
+    """By index. Raises ValueError (or struct.error) when it is no link."""
+    _, _, ifindex, flags, _ = _IFINFOMSG.unpack_from(payload)
+    mtu = 0
+    for kind, start, _ in attributes(payload, _IFINFOMSG.size, len(payload)):
+        if kind == IFLA_MTU:
+            (mtu,) = _U32.unpack_from(payload, start)
+    return ifindex, LinkState(mtu, flags & (IFF_UP | IFF_RUNNING | IFF_LOWER_UP))
+
+
 def read_addresses(payloads: Iterable[bytes], ifindex: int) -> frozenset[Prefix]:
     """The global addresses of one link, with the length they carry. Raises ValueError (or struct.error)."""
     found: list[Prefix] = []
@@ -85,9 +103,10 @@ def read_local(payloads: Iterable[bytes]) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def address_ifindex(payload: bytes) -> int:
-    """Which link an address message is about. Raises struct.error."""
-    return int(_IFADDRMSG.unpack_from(payload)[4])
+def read_owner(payload: bytes) -> tuple[int, int]:
+    """Which link an address message is about, and the scope of the address. Raises struct.error."""
+    _, _, _, scope, ifindex = _IFADDRMSG.unpack_from(payload)
+    return int(ifindex), int(scope)
 
 
 def _text(value: bytes) -> bytes:

@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 
 TIMEOUT_SECONDS = 5.0
 RECEIVE_BYTES = 1 << 17  # the kernel fills at most 32 KiB of a dump at a time, a little more for one big message
+ASKED_AT_ONCE = 32  # their answers fit too, at the 4 KiB that each may take up
 IN_FLIGHT = 128  # messages in one send: their error answers fit into the receive buffer
 SEND_BYTES = 1 << 15  # of messages in one send: far less than what a socket may have under way
 DUMP_TRIES = 3
@@ -141,6 +142,26 @@ class NetlinkSocket:
     def get(self, request: Message) -> list[bytes]:
         """The payload of the one answer to a request that is no dump."""
         return self._ask(request, NLM_F_ACK)
+
+    def get_each(self, requests: Sequence[Message]) -> list[bytes | None]:
+        """The same for many requests; None where one was refused."""
+        answers: list[bytes | None] = [None] * len(requests)
+        for start in range(0, len(requests), ASKED_AT_ONCE):
+            positions: dict[int, int] = {}
+            parts: list[bytes | bytearray] = []
+            for position in range(start, min(start + ASKED_AT_ONCE, len(requests))):
+                kind, flags, payload = requests[position]
+                sequence = next(self._sequence)
+                positions[sequence] = position
+                parts += (HEADER.pack(HEADER.size + len(payload), kind, flags | NLM_F_REQUEST, sequence, 0), payload)
+            self._sock.sendmsg(parts)
+            while positions:
+                data = self._receive()
+                for kind, _, sequence, offset, end in split(data):
+                    at = positions.pop(sequence, None)
+                    if at is not None and kind != NLMSG_ERROR:
+                        answers[at] = data[offset:end]
+        return answers
 
     def _ask(self, request: Message, flags: int) -> list[bytes]:
         sequence = next(self._sequence)

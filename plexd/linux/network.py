@@ -16,42 +16,75 @@ import importlib
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from plexd.linux import links, routes
+from plexd.linux.links import LinkState
 from plexd.linux.netlink import NETLINK_ROUTE, TIMEOUT_SECONDS, NetlinkSocket
+from plexd.linux.routes import Way
+from plexd.linux.underlay import Underlay, narrowest
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import AddRoute, RemoveRoute
 from plexd.mesh.observed import MESH_ALIAS, Link, Route
 
+IFA_F_NODAD = 2
+IPV6_SWITCHES = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
+
 
 class Surroundings(NamedTuple):
-    """A link of some name with what hangs on it, and the MTU of the way out."""
+    """A link of some name with what hangs on it, how much leaves for the peers at a time, and whether it has IPv6."""
 
     link: Link | None
     addresses: frozenset[Prefix]
     routes: frozenset[Route]
     underlay_mtu: int | None
-
-
-class Watched(NamedTuple):
-    """What the last look went by: the link it found, and the MTUs of the links of the way out, all by index."""
-
-    ifindex: int | None
-    underlay_mtus: Mapping[int, int]
+    ipv6: bool
 
 
 class Network:
-    """`writes` counts the messages sent to change something; `watched` belongs to the last look."""
+    """`writes` counts the messages sent to change something. `ifindex` is that of the link that the last look found."""
 
     def __init__(self) -> None:
         self.writes = 0
-        self.watched = Watched(None, {})
+        self.ifindex: int | None = None
+        self.underlay = Underlay()
 
-    async def observe(self, name: str) -> Surroundings:
-        surroundings, self.watched = await asyncio.to_thread(_observe, name)
-        return surroundings
+    async def observe(self, name: str, endpoints: Collection[bytes] | None = None) -> Surroundings:
+        """With `endpoints`, packed addresses, also the smallest MTU of the ways to them, or of the default route's."""
+        underlay = self.underlay
+        unknown = underlay.follow(endpoints, time.monotonic()) if endpoints is not None else []
+        known = underlay.ways if endpoints is not None else None
+        epoch = underlay.epoch
+        try:
+            seen = await asyncio.to_thread(_observe, name, unknown, known)
+        except BaseException:
+            if unknown:
+                underlay.forget()
+            raise
+        self.ifindex = seen.link.ifindex if seen.link is not None else None
+        underlay.learn(seen.answers, epoch)
+        if endpoints is not None:
+            underlay.links, underlay.mtu = seen.links, seen.mtu
+        return Surroundings(seen.link, seen.addresses, seen.routes, seen.mtu, seen.ipv6)
+
+    async def follow_too(self, endpoints: Iterable[bytes]) -> bool:
+        """Whether these make the MTU another than the last look found; False while nobody wants to know it."""
+        underlay = self.underlay
+        unknown = underlay.follow_too(endpoints) if underlay.is_followed else []
+        if not unknown:
+            return False
+        epoch = underlay.epoch
+        try:
+            answers, seen = await asyncio.to_thread(_look_up, unknown, self.ifindex)
+        except BaseException:
+            underlay.forget()
+            raise
+        underlay.learn(answers, epoch)
+        underlay.links = {**underlay.links, **seen}
+        return bool(underlay.ways) and narrowest(underlay.ways, underlay.links) != underlay.mtu
 
     async def link(self, name: str) -> Link | None:
         return await asyncio.to_thread(_link, name)
@@ -82,16 +115,19 @@ class Network:
             await ipr.link(command, **what)
 
     async def add_address(self, name: str, address: Prefix) -> None:
-        await self._address("add", name, address, errno.EEXIST)
+        # nobody else in there can have it: while the kernel made sure of that, it would refuse it as source of routes
+        flags = {"flags": IFA_F_NODAD} if len(address.packed) == 16 else {}
+        await self._address("add", name, address, errno.EEXIST, **flags)
 
     async def remove_address(self, name: str, address: Prefix) -> None:
         await self._address("del", name, address, errno.EADDRNOTAVAIL)
 
-    async def _address(self, command: str, name: str, address: Prefix, done_already: int) -> None:
+    async def _address(self, command: str, name: str, address: Prefix, done_already: int, **more: int) -> None:
         self.writes += 1
+        what = {"index": _index(name), "address": format_ip(address.packed), "prefixlen": address.length}
         try:
             async with _pyroute() as ipr:
-                await ipr.addr(command, index=_index(name), address=format_ip(address.packed), prefixlen=address.length)
+                await ipr.addr(command, **what, **more)
         except OSError as exc:
             if exc.errno != done_already:
                 raise
@@ -141,7 +177,19 @@ def _carrier() -> Iterator[NetlinkSocket]:
         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
 
 
-def _observe(name: str) -> tuple[Surroundings, Watched]:
+class _Seen(NamedTuple):
+    """`answers` are the ways asked for, `links` those that packets leave by, by index."""
+
+    link: Link | None
+    addresses: frozenset[Prefix]
+    routes: frozenset[Route]
+    ipv6: bool
+    answers: Mapping[bytes, Way | None]
+    links: Mapping[int, LinkState]
+    mtu: int | None
+
+
+def _observe(name: str, unknown: Sequence[bytes], known: Collection[Way] | None) -> _Seen:
     with _carrier() as carrier:
         link = _get_link(carrier, name)
         ifindex = link.ifindex if link is not None else None
@@ -151,9 +199,51 @@ def _observe(name: str) -> tuple[Surroundings, Watched]:
             else frozenset[Prefix]()
         )
         table = routes.read_dump(carrier.dump(routes.dump_request()), ifindex)
-        of_routes, of_links = _underlay_mtus(carrier, table.defaults)
-        underlay_mtu = min((*of_routes, *of_links.values()), default=None)
-        return Surroundings(link, addresses, table.ours, underlay_mtu), Watched(ifindex, of_links)
+        answers: dict[bytes, Way | None] = {}
+        states: dict[int, LinkState] = {}
+        mtu: int | None = None
+        if known is not None:
+            answers = _get_ways(carrier, unknown, ifindex)
+            ways = {*known, *(way for way in answers.values() if way is not None)}
+            if not ways:
+                ways = {route.way for route in routes.preferred(table.defaults)}
+            states = _get_states(carrier, ways)
+            mtu = narrowest(ways, states)
+        return _Seen(link, addresses, table.ours, _has_ipv6(name), answers, states, mtu)
+
+
+def _look_up(endpoints: Sequence[bytes], ifindex: int | None) -> tuple[dict[bytes, Way | None], dict[int, LinkState]]:
+    with _carrier() as carrier:
+        answers = _get_ways(carrier, endpoints, ifindex)
+        return answers, _get_states(carrier, {way for way in answers.values() if way is not None})
+
+
+def _get_ways(carrier: NetlinkSocket, endpoints: Sequence[bytes], own: int | None) -> dict[bytes, Way | None]:
+    """A way through the mesh itself is none: its MTU would follow itself down to the smallest."""
+    requests = [routes.lookup_request(endpoint) for endpoint in endpoints]
+    answers: dict[bytes, Way | None] = {}
+    shared: dict[Way, Way] = {}  # thousands of peers are at the end of a few different ways
+    for endpoint, payload in zip(endpoints, carrier.get_each(requests), strict=True):
+        way = routes.read_answer(payload) if payload is not None else None
+        answers[endpoint] = shared.setdefault(way, way) if way is not None and own not in way.ifindexes else None
+    return answers
+
+
+def _get_states(carrier: NetlinkSocket, ways: Iterable[Way]) -> dict[int, LinkState]:
+    """Of the links that the ways leave by; one may be gone since."""
+    ifindexes = sorted({ifindex for way in ways for ifindex in way.ifindexes})
+    payloads = carrier.get_each([links.get_link_at(ifindex) for ifindex in ifindexes])
+    return dict(links.read_state(payload) for payload in payloads if payload is not None)
+
+
+def _has_ipv6(name: str) -> bool:
+    """Whether a link of this name has IPv6, or would have it if it were made: not every kernel does, nor every host."""
+    for which in (name, "default"):  # a link with an MTU below 1280 has no switch
+        try:
+            return Path(IPV6_SWITCHES.format(which)).read_text(encoding="ascii").strip() == "0"
+        except FileNotFoundError:
+            continue
+    return False
 
 
 def _link(name: str) -> Link | None:
@@ -174,21 +264,6 @@ def _get_link(carrier: NetlinkSocket, name: str) -> Link | None:
             return None
         raise
     return links.read_link(payload)
-
-
-def _underlay_mtus(carrier: NetlinkSocket, defaults: Iterable[routes.DefaultRoute]) -> tuple[list[int], dict[int, int]]:
-    """Of the default routes that have one of their own, and of the links of the others by index."""
-    of_routes: list[int] = []
-    of_links: dict[int, int] = {}
-    for route in routes.preferred(defaults):
-        if route.mtu:
-            of_routes.append(route.mtu)
-            continue
-        for ifindex in route.ifindexes:
-            with contextlib.suppress(OSError):  # the link may be gone since
-                (payload,) = carrier.get(links.get_link_at(ifindex))
-                of_links[ifindex] = links.read_link(payload).mtu
-    return of_routes, of_links
 
 
 def _change_routes(ifindex: int, changes: Sequence[AddRoute | RemoveRoute]) -> tuple[list[int], int]:

@@ -1,4 +1,4 @@
-"""What the kernel tells of changes to links, addresses and routes, boiled down to: a look is due.
+"""What the kernel tells of changes to links, addresses, routes and rules, boiled down to: a look is due.
 
 WireGuard tells nothing, so peers are no part of this. A notification says only where to look, never what is there: by
 the time it is read something else may be true. So nothing is kept of it, and those that were lost cost one look.
@@ -12,30 +12,45 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
+from enum import IntEnum
 
 from plexd.linux import links, routes
 from plexd.linux.netlink import NETLINK_ROUTE, RECEIVE_BYTES, split
-from plexd.linux.network import Watched
+from plexd.linux.network import Network
 from plexd.mesh.observed import Route
 
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
-RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
-GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
+GROUPS = (
+    RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
+    | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE
+)  # fmt: skip
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 BUFFER_BYTES = 1 << 20  # room for some thousand notifications: our own changes come back as such
 BURST = 64  # read in one go before others have their turn
 
 SO_RCVBUFFORCE = 33
 
 
+class Concern(IntEnum):
+    """How far a change reaches; each includes those before it."""
+
+    NONE = 0
+    INTERFACE = 1
+    WAYS = 2  # the ways to the peers may be others now
+
+
 async def watch(
     interface: str,
-    watched: Callable[[], Watched],
+    network: Network,
     is_wanted: Callable[[Route], bool],
     noticed: asyncio.Event,
+    readdressed: asyncio.Event,
 ) -> None:
     """Set `noticed` whenever a look is due, for a start at once: what came before was not heard. Raises OSError.
 
-    `watched` is what the last look went by. A route that comes or goes just as `is_wanted` wants it needs no look.
+    `network` knows what the last look went by, and is made to forget what may be others now. A route that comes or goes
+    just as `is_wanted` wants it needs no look. `readdressed` is set when another link gets or loses an address.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(
@@ -44,7 +59,13 @@ async def watch(
         with contextlib.suppress(OSError):  # a smaller buffer only overflows sooner
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         sock.bind((0, GROUPS))
-        noticed.set()
+
+        def miss() -> None:
+            network.underlay.forget()
+            noticed.set()
+            readdressed.set()
+
+        miss()
         while True:
             for _ in range(BURST):
                 try:
@@ -52,34 +73,72 @@ async def watch(
                 except OSError as exc:
                     if exc.errno != errno.ENOBUFS:
                         raise
-                    noticed.set()  # some were lost
+                    miss()
                     continue
-                if not noticed.is_set() and is_concern(data, interface, watched(), is_wanted):
+                try:
+                    concern, is_readdressed = judge(data, interface, network, is_wanted)
+                except (ValueError, struct.error, OSError):
+                    miss()
+                    continue
+                if concern is Concern.WAYS:
+                    network.underlay.forget()
+                if concern:
                     noticed.set()
+                if is_readdressed:
+                    readdressed.set()
             await asyncio.sleep(0)
 
 
-def is_concern(data: bytes, interface: str, watched: Watched, is_wanted: Callable[[Route], bool]) -> bool:
-    """Whether any of these notifications makes a look due; one that is not understood does."""
-    try:
-        return any(
-            _concerns(kind, data[start:end], interface, watched, is_wanted) for kind, _, _, start, end in split(data)
-        )
-    except (ValueError, struct.error, OSError):
-        return True
+def judge(data: bytes, interface: str, network: Network, is_wanted: Callable[[Route], bool]) -> tuple[Concern, bool]:
+    """The furthest that any of these notifications reaches, and whether one is about an address of another link.
+
+    Raises ValueError, struct.error or OSError when they are not understood.
+    """
+    furthest, is_readdressed = Concern.NONE, False
+    for kind, _, _, start, end in split(data):
+        payload = data[start:end]
+        furthest = max(furthest, _judge(kind, payload, interface, network, is_wanted))
+        if kind in {links.RTM_NEWADDR, links.RTM_DELADDR}:
+            ifindex, scope = links.read_owner(payload)
+            is_readdressed = is_readdressed or (ifindex != network.ifindex and scope < links.SCOPE_LINK)
+    return furthest, is_readdressed
 
 
-def _concerns(kind: int, payload: bytes, interface: str, watched: Watched, is_wanted: Callable[[Route], bool]) -> bool:
+def _judge(kind: int, payload: bytes, interface: str, network: Network, is_wanted: Callable[[Route], bool]) -> Concern:
     if kind in {links.RTM_NEWLINK, links.RTM_DELLINK}:
-        link = links.read_link(payload)
-        if link.name == interface or link.ifindex == watched.ifindex:
-            return True
-        return watched.underlay_mtus.get(link.ifindex, link.mtu) != link.mtu
+        return _judge_link(kind, payload, interface, network)
     if kind in {links.RTM_NEWADDR, links.RTM_DELADDR}:
-        return links.address_ifindex(payload) == watched.ifindex
+        ifindex, scope = links.read_owner(payload)
+        if ifindex == network.ifindex:
+            return Concern.INTERFACE
+        # of the routes that go with an address the kernel does not tell; of those that come it does
+        is_a_loss = kind == links.RTM_DELADDR and scope < links.SCOPE_LINK
+        return Concern.WAYS if is_a_loss and network.underlay.is_followed else Concern.NONE
     if kind in {routes.RTM_NEWROUTE, routes.RTM_DELROUTE}:
-        route = routes.read_route(payload, watched.ifindex)
-        if isinstance(route, Route):
-            return is_wanted(route) != (kind == routes.RTM_NEWROUTE)
-        return route is not None
-    return False
+        return _judge_route(kind, payload, network, is_wanted)
+    if kind in {RTM_NEWRULE, RTM_DELRULE}:
+        return Concern.WAYS if network.underlay.is_followed else Concern.NONE
+    return Concern.NONE
+
+
+def _judge_link(kind: int, payload: bytes, interface: str, network: Network) -> Concern:
+    link = links.read_link(payload)
+    if interface == link.name or network.ifindex == link.ifindex:
+        return Concern.INTERFACE
+    known = network.underlay.links.get(link.ifindex)
+    if known is None or (kind == links.RTM_NEWLINK and links.read_state(payload)[1] == known):
+        return Concern.NONE
+    return Concern.WAYS  # routes come and go with it untold
+
+
+def _judge_route(kind: int, payload: bytes, network: Network, is_wanted: Callable[[Route], bool]) -> Concern:
+    route = routes.read_route(payload, network.ifindex)
+    if isinstance(route, Route):
+        return Concern.INTERFACE if is_wanted(route) != (kind == routes.RTM_NEWROUTE) else Concern.NONE
+    underlay = network.underlay
+    if not underlay.is_followed:
+        return Concern.NONE
+    if route is not None and not underlay.ways:
+        return Concern.WAYS  # a default route, by which the MTU is reckoned then
+    prefix = routes.read_prefix(payload)
+    return Concern.WAYS if prefix is not None and underlay.leads_to_any(prefix) else Concern.NONE

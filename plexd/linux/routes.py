@@ -20,9 +20,10 @@ from plexd.mesh.address import Prefix
 from plexd.mesh.observed import ROUTE_PROTOCOL, Route
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_F_FIB_MATCH = 0x2000
 RTA_DST, RTA_OIF, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = 1, 4, 6, 7, 8, 9, 15
 RTAX_MTU = 2
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_LOCAL = 1, 2
 TABLE_MAIN = 254
 SCOPE_LINK, SCOPE_NOWHERE = 253, 255
 
@@ -34,13 +35,17 @@ _ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 _FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 
-class DefaultRoute(NamedTuple):
-    """A default route: `mtu` is that of the route itself, 0 when it has none and its links' counts."""
+class Way(NamedTuple):
+    """How packets leave by some route: `mtu` is that of the route itself, 0 when it has none and its links' counts."""
 
-    family: int
-    metric: int
     mtu: int
     ifindexes: tuple[int, ...]
+
+
+class DefaultRoute(NamedTuple):
+    family: int
+    metric: int
+    way: Way
 
 
 class RouteTable(NamedTuple):
@@ -53,6 +58,16 @@ class RouteTable(NamedTuple):
 def dump_request() -> Message:
     """Asks for the routes of both families and all tables."""
     return Message(RTM_GETROUTE, 0, _RTMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def lookup_request(packed: bytes) -> Message:
+    """Asks which route packets of our own to this address take, by all rules and tables; refused when there is none.
+
+    The route itself, not what was made of it: a path MTU learnt from somebody's ICMP message is none of the route's,
+    and of several next hops all are told.
+    """
+    header = _RTMSG.pack(_FAMILY[len(packed)], len(packed) * 8, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    return Message(RTM_GETROUTE, 0, header + attribute(RTA_DST, packed))
 
 
 def add_request(route: Route, ifindex: int, *, replace: bool) -> Message:
@@ -106,9 +121,8 @@ def read_route(payload: bytes, ifindex: int | None) -> Route | DefaultRoute | No
         return None
     if protocol != ROUTE_PROTOCOL and length:  # most of a big table is of no concern: look no further
         return None
-    destination, oif, metric, mtu = _ANY[family], 0, 0, 0
+    destination, oif, metric = _ANY[family], 0, 0
     source: bytes | None = None
-    hops: list[int] = []
     start, end = _RTMSG.size, len(payload)
     while start + 4 <= end:
         size, attr = ATTRIBUTE.unpack_from(payload, start)
@@ -122,14 +136,40 @@ def read_route(payload: bytes, ifindex: int | None) -> Route | DefaultRoute | No
             (metric,) = _U32.unpack_from(payload, start + 4)
         elif attr == RTA_PREFSRC:
             source = payload[start + 4 : start + size]
-        elif attr == RTA_METRICS:
-            mtu = _route_mtu(payload, start + 4, start + size)
-        elif attr == RTA_MULTIPATH:
-            hops = _next_hops(payload, start + 4, start + size)
         start += size + 3 & ~3
     if oif == ifindex:
         return Route(Prefix(destination, length), source, metric) if protocol == ROUTE_PROTOCOL else None
-    return None if length else DefaultRoute(family, metric, mtu, tuple(hops) or (oif,))
+    return None if length else DefaultRoute(family, metric, _read_way(payload))
+
+
+def read_prefix(payload: bytes) -> Prefix | None:
+    """Where a route of any table and kind leads, None when no IP packets do. Raises ValueError (or struct.error)."""
+    family, length, *_ = _RTMSG.unpack_from(payload)
+    if family not in _ANY:
+        return None
+    given = (
+        payload[start:end] for kind, start, end in attributes(payload, _RTMSG.size, len(payload)) if kind == RTA_DST
+    )
+    return Prefix(next(given, _ANY[family]), length)
+
+
+def read_answer(payload: bytes) -> Way | None:
+    """What a lookup found, None when it is a route that refuses packets. Raises ValueError (or struct.error)."""
+    kind = _RTMSG.unpack_from(payload)[7]
+    return _read_way(payload) if kind in {RTN_UNICAST, RTN_LOCAL} else None
+
+
+def _read_way(payload: bytes) -> Way:
+    oif = mtu = 0
+    hops: list[int] = []
+    for kind, start, end in attributes(payload, _RTMSG.size, len(payload)):
+        if kind == RTA_OIF:
+            (oif,) = _U32.unpack_from(payload, start)
+        elif kind == RTA_METRICS:
+            mtu = _route_mtu(payload, start, end)
+        elif kind == RTA_MULTIPATH:
+            hops = _next_hops(payload, start, end)
+    return Way(mtu, tuple(hops) or (oif,))
 
 
 def _route_mtu(payload: bytes, start: int, end: int) -> int:

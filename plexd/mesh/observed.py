@@ -71,7 +71,8 @@ class Observed:
     """`addresses` are the global ones, with the length they carry; link-local ones are not ours to judge.
 
     `device` is None when there is no link, or nobody answers for it (a userspace process that died).
-    `underlay_mtu` is the MTU of the default route, None without one.
+    `underlay_mtu` is the smallest MTU of the routes to the peers' endpoints, or that of the default route when there is
+    none; None without either, or when nobody asked. `ipv6`: whether the interface has, or would have, IPv6 at all.
     """
 
     link: Link | None = None
@@ -79,3 +80,4 @@ class Observed:
     addresses: frozenset[Prefix] = frozenset()
     routes: frozenset[Route] = frozenset()
     underlay_mtu: int | None = None
+    ipv6: bool = True

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from plexd.errors import ForeignLink
-from plexd.mesh.address import Prefix
+from plexd.errors import ForeignLink, KernelError
+from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import (
     AddAddress,
     AddRoute,
@@ -38,8 +38,14 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
 
     `moved` are the peers whose endpoint candidate is news since the last pass: it is written even to a fresh peer.
 
-    Raises ForeignLink when a link of our name is not ours: it is never touched.
+    Raises ForeignLink when a link of our name is not ours: it is never touched. Raises KernelError when no interface of
+    this host can have the mesh address.
     """
+    if not _is_addressable(target.settings, observed):
+        raise KernelError(
+            f"the mesh address {format_ip(target.settings.mesh_ip)} needs IPv6, which this host has not: switch it on "
+            f"(sysctl net.ipv6.conf.all.disable_ipv6=0) or register with an IPv4 address"
+        )
     link = observed.link
     if link is not None and not is_ours(link, observed.device, target.settings):
         raise ForeignLink(
@@ -57,7 +63,7 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
     changes.extend(_plan_device(link, device, target.settings))
     changes.extend(_plan_link(link, observed, target.settings))
     changes.extend(_plan_peers(target, device, now, moved))
-    changes.extend(_plan_routes(target.routes, observed.routes))
+    changes.extend(_plan_routes(_possible_routes(target, observed), observed.routes))
     return tuple(changes)
 
 
@@ -69,13 +75,17 @@ def plan_network(target: Target, observed: Observed) -> tuple[Change, ...] | Non
     link = observed.link
     if link is None or link.backend is None or link.alias != MESH_ALIAS:
         return None
-    if target.settings.backend not in {None, link.backend}:
+    if target.settings.backend not in {None, link.backend} or not _is_addressable(target.settings, observed):
         return None
-    return (*_plan_link(link, observed, target.settings), *_plan_routes(target.routes, observed.routes))
+    routes = _plan_routes(_possible_routes(target, observed), observed.routes)
+    return (*_plan_link(link, observed, target.settings), *routes)
 
 
-def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
-    """What changed between two targets, as steps that may be repeated and need no look at the kernel."""
+def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Change, ...]:
+    """What changed between two targets, as steps that may be repeated and need no look at the kernel.
+
+    `ipv6`: whether the interface has it.
+    """
     removed: list[PeerChange] = []
     put: list[PutPeer] = []
     for peer_id in differing(before.peers, after.peers):
@@ -103,8 +113,22 @@ def plan_event(before: Target, after: Target) -> tuple[Change, ...]:
     put.sort(key=lambda change: change.is_new)  # updates first, as in a full pass
     routes: Iterable[Change] = ()
     if after.routes is not before.routes:
-        routes = _plan_routes(after.routes - before.routes, before.routes - after.routes)
+        new, old = after.routes - before.routes, before.routes - after.routes
+        routes = _plan_routes(new if ipv6 else _without_ipv6(new), old if ipv6 else _without_ipv6(old))
     return (*device, *removed, *put, *routes)
+
+
+def _is_addressable(settings: Settings, observed: Observed) -> bool:
+    return observed.ipv6 or len(settings.mesh_ip) == 4
+
+
+def _possible_routes(target: Target, observed: Observed) -> frozenset[Route]:
+    """Where there is no IPv6, its routes are not wanted: each would fail at every pass."""
+    return target.routes if observed.ipv6 else _without_ipv6(target.routes)
+
+
+def _without_ipv6(routes: frozenset[Route]) -> frozenset[Route]:
+    return frozenset(route for route in routes if len(route.prefix.packed) == 4)
 
 
 def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
@@ -139,7 +163,7 @@ def _build(target: Target, observed: Observed) -> Iterator[Change]:
     yield SetUp()
     for peer in target.peers.values():
         yield _new_peer(peer, settings)
-    for route in sorted(target.routes, key=_route_identity):
+    for route in sorted(_possible_routes(target, observed), key=_route_identity):
         yield AddRoute(route)
 
 

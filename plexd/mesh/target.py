@@ -69,6 +69,10 @@ class Target:
     warnings: tuple[Warned, ...] = ()
     unresolved: frozenset[str] = frozenset()  # endpoint texts that are names nobody looked up yet
 
+    def endpoints(self) -> frozenset[bytes]:
+        """The packed addresses of the peers' endpoints."""
+        return frozenset(peer.endpoint.packed for peer in self.peers.values() if peer.endpoint is not None)
+
 
 class Sources(NamedTuple):
     """All that a target is made of.

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import SecretStr
 
@@ -73,8 +73,8 @@ class _TimedKernel:
         self._kernel = kernel
         self.done: asyncio.Queue[float] = asyncio.Queue()
 
-    async def observe(self, *, device: bool = True) -> Observed:
-        return await self._kernel.observe(device=device)
+    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+        return await self._kernel.observe(endpoints, device=device)
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes = await self._kernel.apply(changes)

@@ -690,41 +690,6 @@ def test_route_of_another_program_is_not_replaced(namespace: str, interface: str
     assert "10.99.1.1 dev lo proto static" in run("ip", "route")
 
 
-@pytest.mark.parametrize(
-    ("routes", "mtu"),
-    [
-        ([], None),
-        (["default via 192.0.2.254"], 1450),
-        (["default via 192.0.2.254 mtu 1390"], 1390),
-        (["default via 192.0.2.254 metric 50 mtu 1300", "default dev {i}b metric 10"], 1450),
-        (["default via 192.0.2.254", "-6 default via 2001:db8::fe mtu 1380"], 1380),
-        (["default nexthop dev {i}a nexthop dev {i}c"], 1440),
-    ],
-)
-def test_underlay_mtu_is_that_of_the_way_out(
-    namespace: str, interface: str, routes: list[str], mtu: int | None
-) -> None:
-    run("ip", "link", "add", f"{interface}a", "mtu", "1450", "type", "veth", "peer", "name", f"{interface}b")
-    run("ip", "link", "set", f"{interface}b", "mtu", "1450", "up")
-    run("ip", "link", "add", f"{interface}c", "mtu", "1440", "type", "bridge")
-    run("ip", "link", "set", f"{interface}c", "up")
-    run("ip", "address", "add", "192.0.2.1/24", "dev", f"{interface}a")
-    run("ip", "address", "add", "2001:db8::1/64", "dev", f"{interface}a", "nodad")
-    run("ip", "link", "set", f"{interface}a", "up")
-    for route in routes:
-        words = route.format(i=interface).split()
-        family = ["-6"] if words[0] == "-6" else []
-        run("ip", *family, "route", "add", *words[len(family) :])
-
-    async def scenario() -> Observed:
-        door = kernel(interface)
-        observed = await door.observe()
-        await door.close()
-        return observed
-
-    assert asyncio.run(scenario()).underlay_mtu == mtu
-
-
 def test_missing_capability_is_said(namespace: str, interface: str) -> None:
     """In a process of its own, since a capability given up does not come back."""
     agent = f"""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from plexd.linux import routes
 from plexd.linux.netlink import attribute
-from plexd.linux.routes import DefaultRoute
+from plexd.linux.routes import DefaultRoute, Way
 from plexd.mesh.address import Prefix
 from plexd.mesh.observed import Route
 
@@ -48,20 +48,20 @@ def number(kind: int, value: int) -> bytes:
 @pytest.mark.parametrize(
     ("payload", "default"),
     [
-        (dumped(number(routes.RTA_OIF, 2)), DefaultRoute(socket.AF_INET, 0, 0, (2,))),
+        (dumped(number(routes.RTA_OIF, 2)), DefaultRoute(socket.AF_INET, 0, Way(0, (2,)))),
         (
             dumped(number(routes.RTA_OIF, 2), number(routes.RTA_PRIORITY, 100), family=socket.AF_INET6),
-            DefaultRoute(socket.AF_INET6, 100, 0, (2,)),
+            DefaultRoute(socket.AF_INET6, 100, Way(0, (2,))),
         ),
         (
             dumped(
                 attribute(routes.RTA_METRICS, number(5, 1) + number(routes.RTAX_MTU, 1300)), number(routes.RTA_OIF, 2)
             ),
-            DefaultRoute(socket.AF_INET, 0, 1300, (2,)),
+            DefaultRoute(socket.AF_INET, 0, Way(1300, (2,))),
         ),
         (
             dumped(attribute(routes.RTA_MULTIPATH, struct.pack("=HBBiHBBi", 8, 0, 0, 2, 8, 0, 0, 3))),
-            DefaultRoute(socket.AF_INET, 0, 0, (2, 3)),
+            DefaultRoute(socket.AF_INET, 0, Way(0, (2, 3))),
         ),
     ],
 )
@@ -85,8 +85,8 @@ def test_other_routes_are_of_no_concern(payload: bytes) -> None:
 
 
 def test_each_family_prefers_its_smallest_metric() -> None:
-    high, low = DefaultRoute(socket.AF_INET, 200, 0, (2,)), DefaultRoute(socket.AF_INET, 100, 0, (3,))
-    other = DefaultRoute(socket.AF_INET6, 1024, 0, (2,))
+    high, low = DefaultRoute(socket.AF_INET, 200, Way(0, (2,))), DefaultRoute(socket.AF_INET, 100, Way(0, (3,)))
+    other = DefaultRoute(socket.AF_INET6, 1024, Way(0, (2,)))
     assert set(routes.preferred([high, low, other])) == {low, other}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plexd.errors import ForeignLink
+from plexd.errors import ForeignLink, KernelError
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import (
     AddAddress,
@@ -29,7 +30,7 @@ from plexd.mesh.changes import (
 from plexd.mesh.desired import Desired
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import MESH_ALIAS, ROUTE_METRIC, Backend, DevicePeer, Observed, Route
-from plexd.mesh.plan import is_ours, plan, plan_event
+from plexd.mesh.plan import is_ours, plan, plan_event, plan_network
 from plexd.mesh.target import Settings, Target, build_target, derive_mtu
 from tests.fakes import FakeKernel
 from tests.mesh.worlds import (
@@ -222,6 +223,31 @@ def test_mtu_follows_the_underlay() -> None:
     kernel = bring_up(target)
     kernel.underlay_mtu = 1492
     assert plan(target, kernel.state, NOW) == (SetMtu(1412),)
+
+
+def test_mesh_address_that_no_interface_here_can_have_is_said() -> None:
+    target = target_of(peer(2), settings=settings_for(mesh_ip=OWN_IPV6))
+    with pytest.raises(KernelError, match=r"^the mesh address fd00:100::1 needs IPv6, which this host has not"):
+        plan(target, Observed(ipv6=False), NOW)
+    assert plan_network(target, replace(bring_up(target).state, ipv6=False)) is None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_ipv6_its_prefixes_stay_with_the_peers_and_are_not_routed(is_there: bool) -> None:
+    before = target_of(peer(3, "172.16.0.0/24"))
+    target = target_of(peer(2, "fd00:200::/64", "fd00:100::2"), peer(3, "172.16.0.0/24"))
+    kernel = FakeKernel()
+    kernel.switch_ipv6(on=False)
+    if is_there:
+        bring_up(before, kernel)
+    converge(target, kernel)
+    assert {str(route.prefix) for route in kernel.state.routes} == {"10.100.0.2/32", "10.100.0.3/32", "172.16.0.0/24"}
+    assert Prefix.parse("fd00:200::/64") in kernel.peers[peer(2).public_key].allowed_ips
+    for look in (plan(target, kernel.state, NOW), plan_network(target, kernel.state)):
+        assert look == ()
+    routes = [change.route for change in plan_event(before, target, ipv6=False) if isinstance(change, AddRoute)]
+    assert [str(route.prefix) for route in routes] == ["10.100.0.2/32"]
+    assert sum(isinstance(change, RemoveRoute) for change in plan_event(target, before, ipv6=False)) == 1
 
 
 # whose link it is

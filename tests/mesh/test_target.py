@@ -106,6 +106,14 @@ def test_preferred_source_is_the_mesh_address_of_the_same_family() -> None:
     assert sources == {"10.100.0.2/32": None, "fd00:200::/64": "fd00:100::1"}
 
 
+def test_endpoints_are_those_in_use() -> None:
+    target = target_of(
+        peer(2, endpoint="192.0.2.7:1"), peer(3, endpoint="[2001:db8::7]:1"), peer(4), peer(5, endpoint="192.0.2.7:2"),
+        peer(6, endpoint="peer.example:51820"), peer(7, endpoint="nowhere.example:1"),
+    )  # fmt: skip
+    assert {format_ip(packed) for packed in target.endpoints()} == {"192.0.2.7", "2001:db8::7", "198.51.100.9"}
+
+
 @pytest.mark.parametrize(
     ("prefix", "swallowed"),
     [
