@@ -65,10 +65,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The JSON of an answer as `reading.load` returns it, and how many bytes it had. `{}` where no body is needed."""
+    """The JSON of an answer as `reading.load` returns it, and how many bytes it had. `{}` where no body is needed.
+
+    `sent` is the size of the request's body as it travelled.
+    """
 
     value: object = field(default_factory=dict)
     size: int = 0
+    sent: int = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +120,7 @@ class Exchanger:
                     await self._check(call, response)
                     if call.endpoint.answer is Answer.NOTHING:
                         traffic.received = await _discard(response)
-                        return Document()
+                        return Document(sent=traffic.sent)
                     body = await _read_body(response, traffic)
                 finally:
                     await response.aclose()

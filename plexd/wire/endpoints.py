@@ -39,7 +39,7 @@ class Retry(StrEnum):
     ENDLESS_SLOW = "endless_slow"  # standard backoff up to 5 min, without end
     REPORT = "report"  # by the rules of report synchronisation
     ACKNOWLEDGEMENT = "acknowledgement"  # 4 tries, 1, 2 and 4 s apart
-    BATCH = "batch"  # standard backoff, the batch is kept
+    BATCH = "batch"  # none: the pipeline keeps the batch and decides, since an answer may divide it
     ARTIFACT = "artifact"  # 3 tries, standard backoff
     CALLBACK = "callback"  # standard backoff for up to 5 min
 

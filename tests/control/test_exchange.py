@@ -176,6 +176,26 @@ def test_telemetry_is_always_compressed(endpoint: Endpoint) -> None:
     run_against(answer(202), test)
 
 
+def test_batch_of_telemetry_goes_out_as_it_is_and_its_size_on_the_wire_is_told() -> None:
+    async def test(client: Client, server: RawServer) -> None:
+        sent = await client.plane.deliver(endpoints.LOGS, b'[{"message":"\xc3\xa9"}]')
+        (request,) = server.received
+        assert request.json() == [{"message": "é"}]
+        assert sent == len(request.body)
+
+    run_against(answer(202), test)
+
+
+@pytest.mark.parametrize("status", [500, 429, 408])
+def test_batch_of_telemetry_is_tried_once(status: int) -> None:
+    async def test(client: Client, server: RawServer) -> None:
+        with pytest.raises(errors.Transient):
+            await client.plane.deliver(endpoints.LOGS, b"[{}]")
+        assert len(server.received) == 1
+
+    run_against(answer(status), test)
+
+
 def test_refused_compression_is_repeated_once_without() -> None:
     async def handler(request: Received, _: asyncio.StreamWriter) -> bytes:
         return answer(415 if "content-encoding" in request.headers else 204)

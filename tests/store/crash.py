@@ -64,6 +64,13 @@ def _arm(n: int) -> None:
 
     for name in ("open", "fsync", "rename", "unlink", "mkdir", "close"):
         setattr(os, name, counted(getattr(os, name)))
+    pwrite = os.pwrite
+
+    def written_in_part(file: int, data: Any, offset: int) -> int:
+        boundary()
+        return pwrite(file, data[: max(len(data) // 2, 50)], offset)
+
+    os.pwrite = written_in_part
     fdopen = os.fdopen
     os.fdopen = lambda *args, **kwargs: _SlowFile(fdopen(*args, **kwargs), boundary)  # type: ignore[assignment]
 

@@ -1,0 +1,51 @@
+"""What a pipeline does about a request that failed (telemetry contract, section 2.5). Pure."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+from plexd.errors import Conflict, ControlError, Forbidden, NotFound, Rejected, TooLarge, Unauthenticated
+
+FORBIDDEN_SECONDS = 300.0
+UNPROVISIONED_SECONDS = 900.0
+REFUSED_SECONDS = 10.0  # a heartbeat finds out meanwhile whether the identity is refused
+UNSUPPORTED_MEDIA = 415  # the uncompressed repetition was refused too
+
+
+class Answer(Enum):
+    """What the batch needs next."""
+
+    DIVIDE = auto()
+    HALVE = auto()
+    RETRY = auto()  # the same request, after the backoff
+    PAUSE = auto()
+    IDENTITY = auto()  # the node's key is refused: wait for a credential that is not
+    UNPROVISIONED = auto()  # the control plane lacks the endpoint
+
+
+class Reaction(NamedTuple):
+    """`seconds` to wait at least; for RETRY and IDENTITY never less than the backoff."""
+
+    answer: Answer
+    seconds: float = 0.0
+
+
+def react(error: ControlError) -> Reaction:
+    match error:
+        case Unauthenticated():
+            return Reaction(Answer.IDENTITY, REFUSED_SECONDS)
+        case Forbidden():
+            return Reaction(Answer.PAUSE, FORBIDDEN_SECONDS)
+        case NotFound():
+            if error.status in {405, 501}:
+                return Reaction(Answer.UNPROVISIONED, UNPROVISIONED_SECONDS)
+            return Reaction(Answer.PAUSE, FORBIDDEN_SECONDS)
+        case TooLarge():
+            return Reaction(Answer.HALVE)
+        case Rejected() if error.status == UNSUPPORTED_MEDIA:
+            return Reaction(Answer.RETRY)
+        case Rejected() | Conflict():
+            return Reaction(Answer.DIVIDE)
+        case _:
+            return Reaction(Answer.RETRY, error.retry_after or 0.0)
