@@ -41,6 +41,7 @@ class Node:
         self.accepted.set()
         self.on_signing_keys: list[Callable[[], None]] = []
         self.on_refused: list[Callable[[], None]] = []
+        self.on_entries: list[Callable[[], None]] = []
         self._health = health
 
     # desired snapshot
@@ -73,11 +74,17 @@ class Node:
     def _take(self, desired: Desired) -> bool:
         if desired is self.desired:
             return False
-        keys_changed = desired.signing_keys != self.desired.signing_keys
+        was = self.desired
+        keys_changed = desired.signing_keys != was.signing_keys
+        # folding leaves the mappings it does not change
+        entries_changed = any(getattr(desired, n) is not getattr(was, n) for n in ("metadata", "data", "secret_refs"))
         self.desired = desired
         self.unsaved.set()
         if keys_changed:
             for listener in self.on_signing_keys:
+                listener()
+        if entries_changed:
+            for listener in self.on_entries:
                 listener()
         return True
 

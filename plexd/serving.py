@@ -1,11 +1,13 @@
 """HTTP/1.1 for callers on this host: h11 on an asyncio server, so that no slow or silent one holds up the others.
 
-A request is read whole, answered whole, and the connection kept for the next one (node API, section 1.2).
+A request is read whole, answered whole, and the connection kept for the next one (node API, section 1.2). Whoever
+leaves before the answer has its work cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -19,33 +21,56 @@ from plexd.log import get_logger
 
 log = get_logger("api")
 
-HEAD_SECONDS = 10.0
-BODY_SECONDS = 30.0
-IDLE_SECONDS = 60.0
-ANSWER_SECONDS = 30.0  # for the caller to take it
-STOP_SECONDS = 4.0  # for running requests at the end; whoever stops the server waits 5
-MAX_CONNECTIONS = 128
-MAX_HEAD_BYTES = READ_BYTES = 16 << 10  # h11 judges by what it was given without finding an end
-MAX_BODY_BYTES = 1 << 20
+READ_BYTES = 16 << 10
 JSON = "application/json; charset=utf-8"
+BODILESS = frozenset({204, 304})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a listener grants its callers; times are in seconds.
+
+    `idle` is between two requests, 0 ends the connection after the first; `answer` is for the caller to take it;
+    `stop` is what running requests get at the end. `makes_room`: the connection that has kept the server waiting for
+    longest goes when one more comes than there may be; otherwise the new one is turned away.
+    """
+
+    head: float = 10.0
+    body: float = 30.0
+    idle: float = 60.0
+    answer: float = 30.0
+    stop: float = 5.0
+    connections: int = 128
+    head_bytes: int = 16 << 10
+    body_bytes: int = 1 << 20
+    makes_room: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` is without the query, and still percent-encoded."""
+    """`path` is without the query, and still percent-encoded, as `query` is; names of `headers` are in lower case.
+
+    `caller` is None where the kernel knows nobody: over TCP.
+    """
 
     method: str
     path: str
-    caller: Credentials
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    caller: Credentials | None
     body: bytes
+
+    def header(self, name: str) -> tuple[str, ...]:
+        """Every value that was sent under the lower-case `name`."""
+        return tuple(value for known, value in self.headers if known == name)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """`body` is JSON."""
+    """`body` is JSON, and empty where the status allows none."""
 
     status: int
-    body: bytes
+    body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -55,10 +80,17 @@ class _TooLarge(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """`is_busy` from the first byte of a request to the last of its answer."""
+    """`is_busy` from the first byte of a request to the last of its answer.
 
+    `waiting_since` (monotonic): the caller is expected to say something; None while it waits for us.
+    """
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    caller: Credentials | None
     task: asyncio.Task[None] = field(init=False)
     is_busy: bool = False
+    waiting_since: float | None = field(default_factory=time.monotonic)
 
 
 Respond = Callable[[Request], Awaitable[Response]]
@@ -68,16 +100,18 @@ Refuse = Callable[[int, str, str], Response]
 class HttpServer:
     """`respond` answers requests and raises nothing; `refuse` words an error: status, code, sentence."""
 
-    def __init__(self, respond: Respond, refuse: Refuse) -> None:
+    def __init__(self, respond: Respond, refuse: Refuse, limits: Limits) -> None:
         self._respond = respond
         self._refuse = refuse
+        self._limits = limits
         self._connections: set[_Connection] = set()
         self._is_stopping = False
 
     async def serve(self, listening: socket.socket) -> None:
         """Serve until cancelled; then accept nobody, let running requests finish for a moment, and close."""
         self._is_stopping = False
-        server = await asyncio.start_unix_server(self._accept, sock=listening, limit=READ_BYTES)
+        start = asyncio.start_unix_server if listening.family == socket.AF_UNIX else asyncio.start_server
+        server = await start(self._accept, sock=listening, limit=READ_BYTES)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -92,79 +126,90 @@ class HttpServer:
         tasks = {connection.task for connection in self._connections}
         if not tasks:
             return
-        _, late = await asyncio.wait(tasks, timeout=STOP_SECONDS)
+        _, late = await asyncio.wait(tasks, timeout=self._limits.stop)
         for task in late:
             task.cancel()
         if late:
             await asyncio.wait(late)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
-            log.warning("connection refused", reason="too many at once", limit=MAX_CONNECTIONS)
-            writer.transport.abort()
-            return
+        sock: socket.socket = writer.get_extra_info("socket")
         try:
-            caller = peer_credentials(writer.get_extra_info("socket"))
+            caller = peer_credentials(sock) if sock.family == socket.AF_UNIX else None
         except OSError as exc:
             log.warning("connection refused", reason="nobody knows who it is", error=str(exc))
             writer.transport.abort()
             return
+        if len(self._connections) >= self._limits.connections and not self._make_room():
+            log.warning("connection refused", reason="too many at once", limit=self._limits.connections)
+            writer.transport.abort()
+            return
         writer.transport.set_write_buffer_limits(high=0)  # drained means that the kernel has it all
-        connection = _Connection()
-        connection.task = asyncio.create_task(self._talk(reader, writer, caller, connection), name="api connection")
+        connection = _Connection(reader, writer, caller)
+        connection.task = asyncio.create_task(self._talk(connection), name="api connection")
         self._connections.add(connection)
 
-    async def _talk(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Credentials, connection: _Connection
-    ) -> None:
+    def _make_room(self) -> bool:
+        """Close the connection that has let us wait for longest: many silent callers must not keep a new one out."""
+        waiting = [(c.waiting_since, id(c), c) for c in self._connections if c.waiting_since is not None]
+        if not self._limits.makes_room or not waiting:
+            return False
+        _, _, longest = min(waiting)
+        longest.task.cancel()
+        self._connections.discard(longest)
+        return True
+
+    async def _talk(self, connection: _Connection) -> None:
         try:
-            await self._converse(reader, writer, caller, connection)
+            await self._converse(connection)
         except (OSError, TimeoutError) as exc:
             log.debug("connection ended early", error=str(exc) or "too slow")
         finally:
             self._connections.discard(connection)
-            writer.transport.abort()
+            connection.writer.transport.abort()
 
-    async def _converse(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Credentials, connection: _Connection
-    ) -> None:
-        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        patience = HEAD_SECONDS  # a new connection is expected to say something
+    async def _converse(self, connection: _Connection) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
+        patience = self._limits.head  # a new connection is expected to say something
         while not self._is_stopping:
             if not http.trailing_data[0]:
                 async with asyncio.timeout(patience):
-                    http.receive_data(await reader.read(READ_BYTES))
+                    http.receive_data(await connection.reader.read(READ_BYTES))
             connection.is_busy = True
-            if not await self._exchange(http, reader, writer, caller):
+            if not await self._exchange(http, connection):
                 return
             connection.is_busy = False
+            connection.waiting_since = time.monotonic()
             http.start_next_cycle()
-            patience = IDLE_SECONDS
+            patience = self._limits.idle
 
-    async def _exchange(
-        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Credentials
-    ) -> bool:
+    async def _exchange(self, http: h11.Connection, connection: _Connection) -> bool:
         """One request and its answer; whether the connection can take another."""
         started = time.monotonic()
+        reader, writer = connection.reader, connection.writer
         method = path = ""
         try:
-            async with asyncio.timeout(HEAD_SECONDS):
+            async with asyncio.timeout(self._limits.head):
                 head = await _next_event(http, reader)
             if not isinstance(head, h11.Request):
                 return False  # the caller is done
-            method, path = head.method.decode(), head.target.decode().partition("?")[0]
+            method, (path, _, query) = head.method.decode(), head.target.decode().partition("?")
+            headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers)
             if http.they_are_waiting_for_100_continue:
                 writer.write(http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await _read_body(http, reader)
-            response = await self._respond(Request(method, path, caller, body))
+            async with asyncio.timeout(self._limits.body):
+                body = await _read_body(http, reader, self._limits.body_bytes)
+            connection.waiting_since = None
+            response = await self._answer(
+                http, connection, Request(method, path, query, headers, connection.caller, body)
+            )
         except h11.RemoteProtocolError as exc:
             response = self._refuse(exc.error_status_hint, "bad_request", f"this is not HTTP/1.1: {exc}")
         except _TooLarge:
-            response = self._refuse(413, "body_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
-        is_last = self._is_stopping or http.their_state is not h11.DONE
+            response = self._refuse(413, "body_too_large", f"a body has at most {self._limits.body_bytes} bytes")
+        is_last = self._is_stopping or not self._limits.idle or http.their_state is not h11.DONE
         writer.write(_encode(http, response, has_body=method != "HEAD", is_last=is_last))
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(self._limits.answer):
             await writer.drain()
         log.debug(
             "request answered",
@@ -172,10 +217,36 @@ class HttpServer:
             path=path,
             status=response.status,
             bytes=len(response.body),
-            uid=caller.uid,
+            uid=connection.caller.uid if connection.caller is not None else None,
             duration_seconds=round(time.monotonic() - started, 4),
         )
         return http.our_state is h11.DONE and http.their_state is h11.DONE
+
+    async def _answer(self, http: h11.Connection, connection: _Connection, request: Request) -> Response:
+        """The response; ConnectionResetError when the caller leaves before there is one."""
+        answering = asyncio.ensure_future(self._respond(request))
+        hearing = asyncio.create_task(connection.reader.read(READ_BYTES))
+        try:
+            await asyncio.wait({answering, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() and not hearing.result() and _has_left(connection.writer.get_extra_info("socket")):
+                raise ConnectionResetError("the caller left before its answer was there")
+            response = await answering
+        finally:
+            for task in (answering, hearing):
+                task.cancel()
+            await asyncio.wait({answering, hearing})
+        if not hearing.cancelled() and (early := hearing.result()):  # the next request
+            http.receive_data(early)
+        return response
+
+
+def _has_left(sock: socket.socket) -> bool:
+    """After the end of what it sends: whether the caller has closed altogether. Over TCP that cannot be told apart."""
+    if sock.family != socket.AF_UNIX:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLRDHUP)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 async def _next_event(http: h11.Connection, reader: asyncio.StreamReader) -> object:
@@ -184,25 +255,32 @@ async def _next_event(http: h11.Connection, reader: asyncio.StreamReader) -> obj
     return event
 
 
-async def _read_body(http: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+async def _read_body(http: h11.Connection, reader: asyncio.StreamReader, limit: int) -> bytes:
     body = bytearray()
     while isinstance(event := await _next_event(http, reader), h11.Data):
         body += event.data
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > limit:
             raise _TooLarge
     return bytes(body)
 
 
 def _encode(http: h11.Connection, response: Response, *, has_body: bool, is_last: bool) -> bytes:
+    described = (
+        []
+        if response.status in BODILESS
+        else [
+            ("Content-Type", JSON),
+            ("Content-Length", str(len(response.body))),
+        ]
+    )
     headers = [
         ("Date", formatdate(usegmt=True)),
-        ("Content-Type", JSON),
-        ("Content-Length", str(len(response.body))),
+        *described,
         ("Cache-Control", "no-store"),
         *response.headers,
         *([("Connection", "close")] if is_last else []),
     ]
     events = [h11.Response(status_code=response.status, headers=headers), h11.EndOfMessage()]
-    if has_body:
+    if has_body and described:
         events.insert(1, h11.Data(data=response.body))
     return b"".join(http.send(event) or b"" for event in events)

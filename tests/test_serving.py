@@ -14,8 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd import serving
-from plexd.serving import MAX_BODY_BYTES, MAX_CONNECTIONS, HttpServer, Request, Response
+from plexd.serving import HttpServer, Limits, Request, Response
 
+LIMITS = Limits()
+MAX_BODY_BYTES, MAX_CONNECTIONS = LIMITS.body_bytes, LIMITS.connections
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -28,7 +30,14 @@ async def echo(request: Request) -> Response:
     return Response(
         200,
         json.dumps(
-            {"method": request.method, "path": request.path, "uid": request.caller.uid, "body": len(request.body)}
+            {
+                "method": request.method,
+                "path": request.path,
+                "query": request.query,
+                "tags": request.header("if-match"),
+                "uid": request.caller.uid if request.caller is not None else None,
+                "body": len(request.body),
+            }
         ).encode(),
         (("X-Extra", "yes"),),
     )
@@ -61,12 +70,14 @@ Connect = Callable[[], Awaitable[Client]]
 
 
 @asynccontextmanager
-async def served(path: Path, respond: serving.Respond = echo) -> AsyncIterator[tuple[Connect, asyncio.Task[None]]]:
+async def served(
+    path: Path, respond: serving.Respond = echo, limits: Limits = LIMITS
+) -> AsyncIterator[tuple[Connect, asyncio.Task[None]]]:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
     sock.listen(256)
     sock.setblocking(False)
-    server = asyncio.create_task(HttpServer(respond, refuse).serve(sock))
+    server = asyncio.create_task(HttpServer(respond, refuse, limits).serve(sock))
     clients: list[Client] = []
 
     async def connect() -> Client:
@@ -83,9 +94,14 @@ async def served(path: Path, respond: serving.Respond = echo) -> AsyncIterator[t
             client.writer.close()
 
 
-def play(path: Path, scene: Callable[[Connect], Awaitable[None]], respond: serving.Respond = echo) -> None:
+def play(
+    path: Path,
+    scene: Callable[[Connect], Awaitable[None]],
+    respond: serving.Respond = echo,
+    limits: Limits = LIMITS,
+) -> None:
     async def main() -> None:
-        async with served(path / "s", respond) as (connect, _):
+        async with served(path / "s", respond, limits) as (connect, _):
             await scene(connect)
 
     asyncio.run(main())
@@ -94,14 +110,21 @@ def play(path: Path, scene: Callable[[Connect], Awaitable[None]], respond: servi
 def test_answer_is_json_that_nobody_stores(tmp_path: Path) -> None:
     async def scene(connect: Connect) -> None:
         client = await connect()
-        await client.send(b"GET /v1/x%2Fy?since=3 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await client.send(b"GET /v1/x%2Fy?since=3 HTTP/1.1\r\nHost: x\r\nIF-Match: 1\r\nif-match: 2\r\n\r\n")
         status, headers, body = await client.answer()
         assert status == 200
         assert headers["content-type"] == "application/json; charset=utf-8"
         assert headers["cache-control"] == "no-store"
         assert headers["x-extra"] == "yes"
         assert "date" in headers
-        assert json.loads(body) == {"method": "GET", "path": "/v1/x%2Fy", "uid": os.geteuid(), "body": 0}
+        assert json.loads(body) == {
+            "method": "GET",
+            "path": "/v1/x%2Fy",
+            "query": "since=3",
+            "tags": ["1", "2"],
+            "uid": os.geteuid(),
+            "body": 0,
+        }
 
     play(tmp_path, scene)
 
@@ -210,12 +233,7 @@ def test_what_is_no_request_is_refused(tmp_path: Path, nonsense: bytes) -> None:
 # time
 
 
-def test_silent_and_slow_callers_are_cut_off_and_hold_up_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for limit in ("HEAD_SECONDS", "BODY_SECONDS", "IDLE_SECONDS"):
-        monkeypatch.setattr(serving, limit, 0.5)
-
+def test_silent_and_slow_callers_are_cut_off_and_hold_up_nobody(tmp_path: Path) -> None:
     async def scene(connect: Connect) -> None:
         silent, half_head, half_body, idle = [await connect() for _ in range(4)]
         await half_head.send(b"GET / HTTP/1.1\r\nHo")
@@ -229,12 +247,10 @@ def test_silent_and_slow_callers_are_cut_off_and_hold_up_nobody(
         for client in (silent, half_head, half_body, idle):
             assert await client.is_closed()
 
-    play(tmp_path, scene)
+    play(tmp_path, scene, limits=Limits(head=0.5, body=0.5, idle=0.5))
 
 
-def test_head_that_trickles_in_is_cut_off_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.3)
-
+def test_head_that_trickles_in_is_cut_off_as_well(tmp_path: Path) -> None:
     async def scene(connect: Connect) -> None:
         client = await connect()
 
@@ -248,12 +264,10 @@ def test_head_that_trickles_in_is_cut_off_as_well(tmp_path: Path, monkeypatch: p
         assert not trickling.done()
         trickling.cancel()
 
-    play(tmp_path, scene)
+    play(tmp_path, scene, limits=Limits(head=0.3))
 
 
-def test_caller_that_takes_no_answer_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "ANSWER_SECONDS", 0.3)
-
+def test_caller_that_takes_no_answer_is_cut_off(tmp_path: Path) -> None:
     asked = asyncio.Event()
 
     async def much(_: Request) -> Response:
@@ -268,34 +282,122 @@ def test_caller_that_takes_no_answer_is_cut_off(tmp_path: Path, monkeypatch: pyt
         (connection,) = [task for task in asyncio.all_tasks() if task.get_name() == "api connection"]
         await asyncio.wait([connection])
 
-    play(tmp_path, scene, much)
+    play(tmp_path, scene, much, Limits(answer=0.3))
 
 
 def test_limits_are_those_of_the_contract() -> None:
-    assert (serving.HEAD_SECONDS, serving.BODY_SECONDS, serving.IDLE_SECONDS) == (10, 30, 60)
-    assert (serving.MAX_CONNECTIONS, serving.MAX_BODY_BYTES) == (128, 1 << 20)
+    assert (LIMITS.head, LIMITS.body, LIMITS.idle) == (10, 30, 60)
+    assert (LIMITS.connections, LIMITS.body_bytes) == (128, 1 << 20)
 
 
-def test_129th_connection_is_closed_and_works_once_there_is_room(tmp_path: Path) -> None:
+def test_129th_connection_takes_the_place_of_the_one_that_was_silent_for_longest(tmp_path: Path) -> None:
     async def scene(connect: Connect) -> None:
         clients = [await connect() for _ in range(MAX_CONNECTIONS)]
         for client in clients:
             await client.send(GET)
             assert (await client.answer())[0] == 200
+        await clients[0].send(GET)
+        assert (await clients[0].answer())[0] == 200
+        late = await connect()
+        await late.send(GET)
+        assert (await late.answer())[0] == 200
+        assert await clients[1].is_closed()
+        for client in (clients[0], clients[2], clients[-1]):
+            await client.send(GET)
+            assert (await client.answer())[0] == 200
+
+    play(tmp_path, scene)
+
+
+def test_connection_too_many_is_closed_where_nobody_waits_to_be_heard(tmp_path: Path) -> None:
+    release, working = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def slow(request: Request) -> Response:
+        working.release()
+        await release.wait()
+        return await echo(request)
+
+    async def scene(connect: Connect) -> None:
+        clients = [await connect() for _ in range(3)]
+        for client in clients:
+            await client.send(GET)
+            await working.acquire()
         with capture_logs() as records:
             assert await (await connect()).is_closed()
         assert [record["event"] for record in records] == ["connection refused"]
-        clients[0].writer.close()
-        while True:  # the server hears of it in its own time
-            late = await connect()
-            late.writer.write(GET)
-            try:
-                assert (await late.answer())[0] == 200
-                break
-            except (asyncio.IncompleteReadError, ConnectionError):
-                continue
+        release.set()
+        for client in clients:
+            assert (await client.answer())[0] == 200
 
-    play(tmp_path, scene)
+    play(tmp_path, scene, slow, Limits(connections=3))
+
+
+def test_listener_that_makes_no_room_closes_what_is_too_much(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        clients = [await connect() for _ in range(2)]
+        for client in clients:
+            await client.send(GET)
+            assert (await client.answer())[0] == 200
+        assert await (await connect()).is_closed()
+
+    play(tmp_path, scene, limits=Limits(connections=2, makes_room=False))
+
+
+# callers that leave
+
+
+def test_caller_that_leaves_has_its_work_cancelled(tmp_path: Path) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(_: Request) -> Response:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(GET)
+        await started.wait()
+        client.writer.close()
+        await cancelled.wait()
+
+    play(tmp_path, scene, endless)
+
+
+def test_caller_that_only_says_it_has_said_everything_gets_its_answer(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def slow(request: Request) -> Response:
+        await release.wait()
+        return await echo(request)
+
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        await client.send(GET)
+        client.writer.write_eof()
+        asyncio.get_running_loop().call_later(0.05, release.set)
+        assert (await client.answer())[0] == 200
+
+    play(tmp_path, scene, slow)
+
+
+def test_answers_without_a_body_have_none(tmp_path: Path) -> None:
+    async def nothing(request: Request) -> Response:
+        return Response(304 if request.path == "/known" else 204)
+
+    async def scene(connect: Connect) -> None:
+        client = await connect()
+        for path, expected in ((b"/", 204), (b"/known", 304), (b"/", 204)):
+            await client.send(b"DELETE %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+            status, headers, _ = await client.answer(has_body=False)
+            assert status == expected
+            assert not {"content-type", "content-length", "transfer-encoding"} & set(headers)
+
+    play(tmp_path, scene, nothing)
 
 
 # the end
@@ -332,8 +434,7 @@ def test_stop_lets_a_running_request_finish_and_drops_the_idle(tmp_path: Path) -
     asyncio.run(main())
 
 
-def test_stop_waits_for_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "STOP_SECONDS", 0.1)
+def test_stop_waits_for_nobody_for_ever(tmp_path: Path) -> None:
     running = asyncio.Event()
 
     async def stuck(_: Request) -> Response:
@@ -342,7 +443,7 @@ def test_stop_waits_for_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.Monk
         raise AssertionError
 
     async def main() -> None:
-        async with served(tmp_path / "s", stuck) as (connect, server):
+        async with served(tmp_path / "s", stuck, Limits(stop=0.1)) as (connect, server):
             client = await connect()
             await client.send(GET)
             await running.wait()

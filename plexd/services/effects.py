@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from plexd.errors import WireError
 from plexd.log import get_logger
-from plexd.mesh.desired import SigningKeys
+from plexd.mesh.desired import Desired, SigningKeys
 from plexd.mesh.events import (
     AboutSelf,
     ActionRequested,
@@ -44,6 +44,7 @@ class Effects:
         refuse_action: Callable[[str], None],
         refuse_session: Callable[[str], None],
         save_signing_keys: Callable[[SigningKeys], Awaitable[None]],
+        save_entries: Callable[[Desired], Awaitable[None]],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._node = node
@@ -54,6 +55,7 @@ class Effects:
         self._refuse_action = refuse_action
         self._refuse_session = refuse_session
         self._save_signing_keys = save_signing_keys
+        self._save_entries = save_entries
         self._now = now
         self._newest: dict[str, int] = {}  # time of issue of the last applied event, of the types that order by it
 
@@ -88,7 +90,10 @@ class Effects:
                     log.debug("event older than the last of its type", event_id=envelope.event_id)
                     return
                 self._newest[envelope.event_type] = issued
-                self._node.fold(event)
+                desired = fold(self._node.desired, event)
+                if desired is not self._node.desired:
+                    await self._save_entries(desired)  # on disk before it counts
+                    self._node.fold(event)
             case _:
                 try:
                     changed = self._node.fold(event)

@@ -19,6 +19,9 @@ class SnapshotStore(Protocol):
     def save(self, node_id: str, desired: Desired, fetched_at: float) -> None:
         """Blocks for some fsyncs. Raises OSError."""
 
+    def save_entries(self, desired: Desired) -> None:
+        """Only what programs on this node read. Blocks for some fsyncs. Raises OSError."""
+
 
 class KeyStore(Protocol):
     def save_signing_keys(self, keys: SigningKeys) -> None:
@@ -51,6 +54,14 @@ class Persist:
             log.error("signing keys not saved", error=str(exc), next_step="they are in force, saving is tried again")
         else:
             self._saved_keys = keys
+
+    async def save_entries(self, desired: Desired) -> None:
+        """Before metadata, data and secret index count they are on disk; a disk that refuses delays nothing."""
+        async with self._writing:
+            try:
+                await asyncio.to_thread(self._snapshots.save_entries, desired)
+            except OSError as exc:
+                log.error("entries not saved", error=str(exc), next_step="they are in force, saving is tried again")
 
     async def flush(self) -> bool:
         """Write what is unsaved now; whether it worked. What could not be written stays unsaved."""

@@ -20,6 +20,7 @@ log = get_logger("store")
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 OWN_NAMES = ("identity.json", "private_key", "node_secret_key", "signing_", "plexd.lock")  # beginnings, in the top
+STATE_DIRECTORIES = ("state", "state/data", "state/report")
 _TEMPORARY = ".tmp-"
 
 
@@ -105,8 +106,8 @@ class DataDirectory:
         try:
             if create:
                 path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-                (path / "state").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-                (path / "state" / "data").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+                for directory in STATE_DIRECTORIES:
+                    (path / directory).mkdir(mode=DIRECTORY_MODE, exist_ok=True)
             self._lock = os.open(path / "plexd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         except OSError as exc:
             raise LocalStateError(
@@ -159,7 +160,8 @@ class DataDirectory:
         if len(files) == len(entries) or any(file.name.startswith("identity.json") for file in files):
             yield self.path
         yield from files
-        for directory in (self.path / "state", self.path / "state" / "data"):
+        for name in STATE_DIRECTORIES:
+            directory = self.path / name
             if directory.is_dir():
                 yield directory
                 yield from (file for file in directory.iterdir() if not file.is_dir())

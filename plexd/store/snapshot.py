@@ -6,9 +6,7 @@ their own, one for each data entry. PSKs are in here: the files are for their ow
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from plexd.mesh.desired import (
 )
 from plexd.mesh.drift import Correction
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
+from plexd.store.entries import encode_entry, file_of, load_entries
 from plexd.store.files import DataDirectory, move_aside, read_optional, remove_durably, write_whole
 
 log = get_logger("store")
@@ -51,6 +50,7 @@ class SnapshotStore:
 
     def __init__(self, directory: DataDirectory) -> None:
         self._state = directory.path / "state"
+        self._data = self._state / "data"
         self._saved: Desired | None = None
 
     def load(self, node_id: str) -> CachedSnapshot:
@@ -69,7 +69,7 @@ class SnapshotStore:
         desired = replace(
             desired,
             metadata=MappingProxyType(self._load_metadata()),
-            data=MappingProxyType({entry.key: entry for entry in self._load_data()}),
+            data=MappingProxyType({entry.key: entry for entry in load_entries(self._data)}),
             secret_refs=MappingProxyType(self._load_secret_refs()),
         )
         self._saved = desired
@@ -77,8 +77,20 @@ class SnapshotStore:
 
     def save(self, node_id: str, desired: Desired, fetched_at: float) -> None:
         """Write what differs from the last save. OSError leaves the files that could not be written as they were."""
-        was, self._saved = self._saved, None  # after a failure half-way nothing is taken for written
+        was = self._saved
+        self._saved = None  # after a failure half-way nothing is taken for written
         write_whole(self._state / "desired.json", _dump(_encode_desired(node_id, desired, fetched_at)))
+        self._save_entries(was, desired)
+        self._saved = desired
+
+    def save_entries(self, desired: Desired) -> None:
+        """Write what differs from the last save in metadata, data and secret index. OSError as with `save`."""
+        was, self._saved = self._saved, None
+        self._save_entries(was, desired)
+        if was is not None:
+            self._saved = replace(was, metadata=desired.metadata, data=desired.data, secret_refs=desired.secret_refs)
+
+    def _save_entries(self, was: Desired | None, desired: Desired) -> None:
         if was is None or was.metadata != desired.metadata:
             write_whole(self._state / "metadata.json", _dump(dict(desired.metadata)))
         if was is None or was.secret_refs != desired.secret_refs:
@@ -86,15 +98,14 @@ class SnapshotStore:
             write_whole(self._state / "secrets.json", _dump(refs))
         if was is None or was.data != desired.data:
             self._save_data({} if was is None else was.data, desired.data)
-        self._saved = desired
 
     def _save_data(self, old: Mapping[str, DataEntry], new: Mapping[str, DataEntry]) -> None:
         for key, entry in new.items():
             if old.get(key) != entry:
-                write_whole(self._data_file(key), _encode_data(entry))
-        wanted = {self._data_file(key) for key in new}
+                write_whole(file_of(self._data, key), encode_entry(entry))
+        wanted = {file_of(self._data, key) for key in new}
         # by what lies there: entries of another node, or of a save that failed half-way, are in no memory
-        for path in (self._state / "data").glob("*.json"):
+        for path in self._data.glob("*.json"):
             if path not in wanted:
                 remove_durably(path)
 
@@ -146,29 +157,6 @@ class SnapshotStore:
             move_aside(self._state / "secrets.json", repr(exc))
             return {}
 
-    def _load_data(self) -> Iterable[DataEntry]:
-        for path in sorted((self._state / "data").glob("*.json")):
-            document = self._read(path)
-            if document is None:
-                continue
-            try:
-                yield DataEntry(
-                    str(document["key"]),
-                    str(document["content_type"]),
-                    _payload_text(read_optional(path) or b""),
-                    int(document["version"]),
-                    str(document["updated_at"]),
-                )
-            except (KeyError, TypeError, ValueError) as exc:
-                move_aside(path, repr(exc))
-
-    def _data_file(self, key: str) -> Path:
-        """A name that cannot lead elsewhere: unsafe bytes percent-encoded, long ones hashed."""
-        name = re.sub(rb"[^A-Za-z0-9_.-]|^\.", lambda match: b"%%%02X" % match[0][0], key.encode()).decode("ascii")
-        if len(name) > 200:
-            name = f"h-{hashlib.sha256(key.encode()).hexdigest()}"
-        return self._state / "data" / f"{name}.json"
-
 
 def _check_version(document: dict[str, Any]) -> None:
     if document["version"] != FORMAT_VERSION:
@@ -177,29 +165,6 @@ def _check_version(document: dict[str, Any]) -> None:
 
 def _dump(document: object) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-# The payload is JSON text whose numbers must survive as they are, so it goes last and is cut out again as text.
-_PAYLOAD_MARK = ',"payload":'
-
-
-def _encode_data(entry: DataEntry) -> bytes:
-    head = _dump(
-        {
-            "key": entry.key,
-            "content_type": entry.content_type,
-            "version": entry.version,
-            "updated_at": entry.updated_at,
-        }
-    )
-    return head[:-1] + _PAYLOAD_MARK.encode() + entry.payload.encode() + b"}"
-
-
-def _payload_text(raw: bytes) -> str:
-    text = raw.decode()
-    # members before it are strings and numbers; json escapes every quote inside them, so the mark is unambiguous
-    start = text.index(_PAYLOAD_MARK) + len(_PAYLOAD_MARK)
-    return text[start : text.rindex("}")]
 
 
 def _encode_desired(node_id: str, desired: Desired, fetched_at: float) -> dict[str, object]:

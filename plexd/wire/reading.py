@@ -19,6 +19,8 @@ from plexd.errors import WireError
 
 # beyond this the document is not one with faults but another kind of document
 MAX_FAULTS = 10_000
+# Python refuses to take longer ones apart, and no member of the contract is one: only their text matters
+MAX_INTEGER_DIGITS = 4000
 
 # first members that tell elements apart; the first one present names the element in a log
 _ID_MEMBERS = ("id", "peer_id", "key", "session_id", "rule_id", "tunnel_id", "public_key")
@@ -67,7 +69,7 @@ NULL = JSONText("null")
 
 
 class _Decimal:
-    """A number with fraction or exponent. No member of the contract is one, so only its text matters."""
+    """A number with fraction or exponent, or very many digits. No member of the contract is one: its text matters."""
 
     __slots__ = ("text",)
 
@@ -79,7 +81,9 @@ class _MinusZero(int):
     """The integer 0 that was written `-0`."""
 
 
-def _parse_int(text: str) -> int:
+def _parse_int(text: str) -> int | _Decimal:
+    if len(text) > MAX_INTEGER_DIGITS:
+        return _Decimal(text)
     return _MinusZero() if text == "-0" else int(text)
 
 

@@ -158,9 +158,7 @@ async def _run() -> list[float]:
         )
 
     converger = Converger(kernel, node, settings, health)
-    effects = Effects(
-        node, lambda: own, converger.apply_event, _ignore, _ignore, _ignore, _ignore, save_signing_keys=_save
-    )
+    effects = Effects(node, lambda: own, converger.apply_event, _ignore, _ignore, _ignore, _ignore, _save, _save)
     stream = _Stream()
     listener = Listener(stream, node, Verifier(), effects.handle, _ignore, health, 60.0)
     try:
@@ -191,7 +189,7 @@ def _ignore(_reason: str) -> None:
     pass
 
 
-async def _save(_keys: SigningKeys) -> None:
+async def _save(_: object) -> None:
     pass
 
 

@@ -56,6 +56,7 @@ class Done:
     actions: list[str] = field(default_factory=list)
     sessions: list[str] = field(default_factory=list)
     saved_keys: list[SigningKeys] = field(default_factory=list)
+    saved_entries: list[Desired] = field(default_factory=list)
 
 
 class World:
@@ -69,12 +70,16 @@ class World:
         self.done = Done()
         self.effects = Effects(
             self.node, own_node, self.converger.apply_event, self.done.pulls, self.done.rotations,
-            self.done.actions.append, self.done.sessions.append, self._save, lambda: EPOCH,
+            self.done.actions.append, self.done.sessions.append, self._save, self._save_entries, lambda: EPOCH,
         )  # fmt: skip
         self.was: Desired
 
     async def _save(self, keys: SigningKeys) -> None:
         self.done.saved_keys.append(keys)
+
+    async def _save_entries(self, desired: Desired) -> None:
+        assert desired is not self.node.desired
+        self.done.saved_entries.append(desired)
 
     async def come_up(self) -> None:
         await self.converger.converge()
@@ -450,3 +455,22 @@ def test_refusal_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
         assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
 
     run_virtual(main())
+
+
+def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them() -> None:
+    async def main() -> World:
+        world = World()
+        await world.come_up()
+        heard: list[Desired] = []
+        world.node.on_entries.append(lambda: heard.append(world.node.desired))
+        await world.handle("node_state_updated", {"data": [WIRE_ENTRY]})
+        await world.handle("node_secrets_updated", {"secret_refs": [{"key": "db", "version": 2}]}, EPOCH + 1)
+        assert len(heard) == 2
+        await world.handle("node_state_updated", {"data": [WIRE_ENTRY]}, EPOCH + 1)
+        await world.handle("peer_removed", {"peer_id": "n_2"})
+        assert len(heard) == 2
+        return world
+
+    world = asyncio.run(main())
+    assert [set(saved.data) for saved in world.done.saved_entries] == [{"motd"}, {"motd"}]
+    assert [dict(saved.secret_refs) for saved in world.done.saved_entries] == [{}, {"db": 2}]

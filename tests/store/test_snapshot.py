@@ -316,3 +316,24 @@ def test_damaged_drift_is_moved_aside(directory: DataDirectory, content: bytes) 
     (directory.path / "state" / "drift.json").write_bytes(content)
     assert SnapshotStore(directory).load_unsent_corrections() == ()
     assert [name for name in names(directory) if name.startswith("state/drift.json.corrupt-")]
+
+
+def test_entries_alone_can_be_saved_and_the_next_save_writes_the_rest(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path)
+    store = SnapshotStore(directory)
+    store.save("n_1", FULL, 7.0)
+    peers = (tmp_path / "state" / "desired.json").read_bytes()
+    changed = replace(FULL, peers={}, metadata={"zone": "b"}, data={"new": entry("new")}, secret_refs={})
+    store.save_entries(changed)
+    assert (tmp_path / "state" / "desired.json").read_bytes() == peers
+    loaded = SnapshotStore(directory).load("n_1").desired
+    assert (loaded.peers, loaded.metadata) == (FULL.peers, {"zone": "b"})
+    assert (loaded.data, loaded.secret_refs) == ({"new": entry("new")}, {})
+    store.save("n_1", changed, 8.0)
+    assert SnapshotStore(directory).load("n_1") == CachedSnapshot(changed, 8.0)
+
+
+def test_entry_with_an_endless_number_comes_back(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path)
+    SnapshotStore(directory).save("n_1", with_data(entry("k", "9" * 5000)), 7.0)
+    assert SnapshotStore(directory).load("n_1").desired.data["k"].payload == "9" * 5000

@@ -28,7 +28,7 @@ KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
     [
         b"", b" ", b"{", b"{}{}", b"{} x", b"{'a':1}", b'{"a":1,}', b"[1,]", b"// c\n{}", b'{"a":NaN}', b"[Infinity]",
         b"[-Infinity]", b"\xef\xbb\xbf{}", b'{"a":"\xff"}', b'{"a":"\n"}', b'{"a":"\\x"}', b"[01]", b"[1.]", b"[.5]",
-        b"[" * 100_000, b'{"a":' * 100_000, b"[" + b"9" * 5000 + b"]", b'"\\ud8"', b"nul", b"\x00",
+        b"[" * 100_000, b'{"a":' * 100_000, b'"\\ud8"', b"nul", b"\x00",
     ],
     ids=lambda data: data[:20].decode("latin-1"),
 )  # fmt: skip
@@ -61,7 +61,7 @@ def test_unpaired_surrogate_reads_as_the_replacement_character(text: str, value:
 
 @pytest.mark.parametrize(
     "text",
-    ["1.0", "1e5", "-0", "-0.0", "12345678901234567890", "0.10", "1E+2", "true", "null", '"x"', "[]", "{}",
+    ["1.0", "1e5", "-0", "-0.0", "12345678901234567890", "9" * 5000, "0.10", "1E+2", "true", "null", '"x"', "[]", "{}",
      '{"z":[1.0,{"y":-0}],"a":"é <&>","m":1e-7}', '"\u2028"', '"\\u0000\\""'],
 )  # fmt: skip
 def test_arbitrary_json_keeps_numbers_and_order(text: str) -> None:
