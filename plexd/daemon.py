@@ -25,6 +25,7 @@ from plexd.control import ControlPlane
 from plexd.converge import Converger
 from plexd.enrolment import describe, load_or_register, make_control_plane
 from plexd.errors import ControlError, KernelError
+from plexd.front import Front
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel
@@ -44,7 +45,6 @@ from plexd.services.endpoint import Discovery, EndpointReport, stated
 from plexd.services.fallback import Fallback
 from plexd.services.heartbeat import Heartbeat
 from plexd.services.listener import Listener
-from plexd.services.local_api import LocalApi
 from plexd.services.persist import Persist
 from plexd.services.reconcile import Reconcile
 from plexd.services.refusals import Refusals
@@ -62,6 +62,8 @@ from plexd.wire.envelope import Verifier
 log = get_logger("daemon")
 
 STOP_STEP_SECONDS = 5.0
+STOP_MARGIN_SECONDS = 1.0
+REPORTS_SECONDS = 3.0
 TEAR_DOWN_SECONDS = 10.0
 STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
 
@@ -95,12 +97,14 @@ class _Daemon:
         self._started_at = time.monotonic()
         self._health = Health()
         self._overview = Overview(config, self._health)
+        self._front = Front(config, directory, self._overview)
+        self._overview.reports = self._front.reports
         self._flapping: dict[str, frozenset[str]] = {}
 
     async def run(self) -> int:
         self._handle_signals()
         use_own_threads(asyncio.get_running_loop())
-        async with self._local_api():
+        async with self._doors():
             description = await asyncio.to_thread(describe, self._config)
             self._overview.description = description
             control = make_control_plane(self._config)
@@ -114,20 +118,21 @@ class _Daemon:
                 await control.close()
 
     @contextlib.asynccontextmanager
-    async def _local_api(self) -> AsyncIterator[None]:
+    async def _doors(self) -> AsyncIterator[None]:
         """Questions are answered from before the registration to after everything else has ended."""
-        if not self._config.node_api.enabled:
-            yield
-            return
-        api = LocalApi(self._config.node_api.socket, self._overview)
-        api.open()
-        serving = self._supervise("local api", [api])
-        try:
-            yield
-        finally:
-            async with _step("end the local api", STOP_STEP_SECONDS):
-                await _cancel(serving)
-            api.close()
+        doors = self._front.doors()
+        with contextlib.ExitStack() as opened:
+            for door in doors:
+                door.open()
+                opened.callback(door.close)
+            serving = self._supervise("local api", list(doors)) if doors else None
+            try:
+                yield
+            finally:
+                self._front.stop()
+                if serving is not None:
+                    limit = self._config.node_api.shutdown_timeout.total_seconds() + STOP_MARGIN_SECONDS
+                    await _cancel(serving, limit)
 
     # signals
 
@@ -269,6 +274,7 @@ class _Daemon:
             refusals.refuse_action,
             refusals.refuse_session,
             persist.save_signing_keys,
+            persist.save_entries,
         )
         listener = Listener(control, node, Verifier(), effects.handle, reconcile.request, health, interval)
         heartbeat = Heartbeat(
@@ -284,6 +290,7 @@ class _Daemon:
             _Watch(kernel, converger),
             Repair(kernel, converger, converger.up, drift.cycle_ended),
             Clocks(reconcile.request),
+            *self._front.join(node, uplink, listener),
         ]
         endpoint = self._endpoint_report(uplink, node, converger, kernel)
         if endpoint is not None:
@@ -336,6 +343,7 @@ class _Daemon:
                     task.result()  # a FatalError of a service ends the process
         finally:
             self._overview.phase = Phase.STOPPING
+            self._front.stop()
             self._notify.send("STOPPING=1", "STATUS=stopping")
             log.info("plexd stops")
             stop.cancel()
@@ -350,7 +358,9 @@ class _Daemon:
         return asyncio.create_task(Supervisor(on_flapping).run(services), name=group)
 
     async def _stop(self, persist: Persist, drift: DriftReports, node: Node, kernel: Kernel) -> None:
-        """Steps 5 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
+        """Steps 3 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
+        async with _step("send reports", REPORTS_SECONDS):
+            await self._front.flush()
         async with _step("save snapshot", STOP_STEP_SECONDS):
             await persist.flush()
         async with _step("save drift", STOP_STEP_SECONDS):
@@ -387,12 +397,12 @@ async def _step(name: str, seconds: float) -> Any:
         log.error("step of the stop failed", step=name, error=str(exc))
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None], limit: float = STOP_STEP_SECONDS) -> None:
     """Cancel and wait, not for ever; what the task raised besides has been logged where it happened."""
     task.cancel()
-    await asyncio.wait({task}, timeout=STOP_STEP_SECONDS)
+    await asyncio.wait({task}, timeout=limit)
     if not task.done():
-        log.error("services do not end", task=task.get_name(), limit_seconds=STOP_STEP_SECONDS)
+        log.error("services do not end", task=task.get_name(), limit_seconds=limit)
     elif not task.cancelled():
         task.exception()  # seen, so that asyncio does not complain about it
 

@@ -23,6 +23,7 @@ from plexd.mesh.connectivity import PeerView, Sight, describe_peers
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
 from plexd.mesh.target import Target
 from plexd.node import Node
+from plexd.reports import Reports
 from plexd.uplink import SelfDescription
 from plexd.wire.durations import format_duration
 from plexd.wire.times import format_time
@@ -64,7 +65,7 @@ class Membership:
 
 
 class Overview:
-    """`phase`, `description` and `membership` are set by the daemon as it gets there."""
+    """`phase`, `description`, `membership` and `reports` are set by the daemon as it gets there."""
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class Overview:
         self.phase = Phase.STARTING
         self.description: SelfDescription | None = None
         self.membership: Membership | None = None
+        self.reports: Reports | None = None
         self._config = config
         self._health = health
         self._now = now
@@ -203,9 +205,9 @@ class Overview:
             "metadata": len(desired.metadata),
             "data": len(desired.data),
             "secrets": len(desired.secret_refs),
-            "reports": 0,
-            "reports_pending": 0,
-            "reports_rejected": 0,
+            "reports": len(self.reports.entries) if self.reports is not None else 0,
+            "reports_pending": len(self.reports.pending) if self.reports is not None else 0,
+            "reports_rejected": len(self.reports.parked) if self.reports is not None else 0,
         }
 
 

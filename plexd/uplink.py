@@ -12,13 +12,13 @@ from plexd.control import ControlPlane
 from plexd.converge import MeshStatus
 from plexd.health import Health
 from plexd.log import get_logger
-from plexd.mesh.desired import FullState, Peer
+from plexd.mesh.desired import DataEntry, FullState, Peer
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.nat import Finding
 from plexd.node import Node
-from plexd.wire import models
+from plexd.wire import endpoints, models
 from plexd.wire.durations import format_duration
 from plexd.wire.mapping import (
     OwnNode,
@@ -28,7 +28,7 @@ from plexd.wire.mapping import (
     map_registration,
     map_state,
 )
-from plexd.wire.reading import Skipped
+from plexd.wire.reading import JSONText, Skipped
 from plexd.wire.times import format_time
 
 log = get_logger("control")
@@ -130,6 +130,20 @@ class Uplink:
     async def report_session_closed(self, session_id: str, reason: str) -> None:
         closed = models.TunnelClosed(reason=reason, duration="0s", timestamp=format_time(time.time()))
         await self._control.tunnel_closed(session_id, closed)
+
+    async def sync_reports(self, entries: Sequence[DataEntry], deleted: Sequence[str]) -> None:
+        reports = tuple(
+            models.ReportEntry(
+                key=entry.key,
+                content_type=entry.content_type,
+                payload=JSONText(entry.payload),
+                version=entry.version,
+                updated_at=entry.updated_at,
+            )
+            for entry in entries
+        )
+        request = models.ReportSyncRequest(entries=reports, deleted=tuple(deleted))
+        await self._control.call(endpoints.REPORT, request)
 
     async def beat(self, limit_seconds: float) -> models.HeartbeatResponse:
         """Send a heartbeat, built fresh."""

@@ -52,6 +52,18 @@ def _is_a_timeout(value: timedelta) -> timedelta:
     return value
 
 
+def _is_a_debounce(value: timedelta) -> timedelta:
+    if not timedelta(milliseconds=100) <= value <= timedelta(minutes=5):
+        raise ValueError("must be between 100ms and 5m")
+    return value
+
+
+def _is_positive(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("must be more than 0")
+    return value
+
+
 def _absolute_path(value: str | Path) -> Path:
     text = str(value)
     if not text.startswith("/"):
@@ -193,6 +205,8 @@ class NatTraversal(Subject):
 class NodeApi(Subject):
     enabled: bool = True
     socket: AbsolutePath = Path("/var/run/plexd/api.sock")
+    debounce: Annotated[Duration, AfterValidator(_is_a_debounce)] = timedelta(seconds=5)
+    shutdown_timeout: Annotated[Duration, AfterValidator(_is_positive)] = timedelta(seconds=5)
 
     @field_validator("socket")
     @classmethod

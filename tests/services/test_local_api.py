@@ -16,8 +16,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from plexd.api import rights
+from plexd.api.node import node_routes, probe_routes
 from plexd.errors import ListenerError
-from plexd.services import local_api
 from plexd.services.local_api import LocalApi
 
 GROUP, OTHER_GROUP, USER = 47011, 47012, 47013  # nobody on this host has them
@@ -61,12 +62,16 @@ def path() -> Iterator[Path]:
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> None:
     """This host has a group plexd."""
-    monkeypatch.setattr(local_api, "group_id", lambda name: GROUP if name == "plexd" else None)
+    monkeypatch.setattr(rights, "group_id", lambda name: GROUP if name == "plexd" else None)
 
 
 @pytest.fixture
 def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_api, "group_id", lambda name: None)
+    monkeypatch.setattr(rights, "group_id", lambda name: None)
+
+
+def make_api(path: Path, told: Told) -> LocalApi:
+    return LocalApi(path, (*node_routes(told), *probe_routes(told)), 5.0)
 
 
 Scene = Callable[[httpx.AsyncClient], Awaitable[None]]
@@ -74,7 +79,7 @@ Scene = Callable[[httpx.AsyncClient], Awaitable[None]]
 
 def play(path: Path, scene: Scene, told: Told | None = None) -> None:
     async def main() -> None:
-        api = LocalApi(path, told or Told())
+        api = make_api(path, told or Told())
         api.open()
         serving = asyncio.create_task(api.run())
         transport = httpx.AsyncHTTPTransport(uds=str(path))
@@ -236,7 +241,7 @@ def test_rights_do_not_rest_on_the_mode_alone(path: Path, group: None, route: st
 
 def test_socket_is_there_before_and_gone_after(path: Path, no_group: None) -> None:
     async def main() -> None:
-        api = LocalApi(path, Told())
+        api = make_api(path, Told())
         api.open()
         with socket.socket(socket.AF_UNIX) as early:
             early.connect(str(path))  # waits until somebody serves
@@ -253,11 +258,11 @@ def test_socket_is_there_before_and_gone_after(path: Path, no_group: None) -> No
 
 
 def test_second_daemon_is_told_that_one_runs(path: Path, no_group: None) -> None:
-    first = LocalApi(path, Told())
+    first = make_api(path, Told())
     first.open()
     try:
         with pytest.raises(ListenerError, match="already running"):
-            LocalApi(path, Told()).open()
+            make_api(path, Told()).open()
     finally:
         first.close()
     assert not path.exists()
@@ -265,7 +270,7 @@ def test_second_daemon_is_told_that_one_runs(path: Path, no_group: None) -> None
 
 def test_service_that_failed_opens_its_socket_again(path: Path, no_group: None) -> None:
     async def main() -> None:
-        api = LocalApi(path, Told())
+        api = make_api(path, Told())
         for _ in range(2):  # as the supervisor does
             serving = asyncio.create_task(api.run())
             await asyncio.sleep(0)  # it opens at once

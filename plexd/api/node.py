@@ -1,0 +1,53 @@
+"""Status, peers and health over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from plexd.api.routes import Call, Right, Route
+from plexd.serving import Response
+
+
+class Overview(Protocol):
+    """What there is to tell, as JSON."""
+
+    async def status(self) -> bytes: ...
+
+    async def peers(self) -> bytes: ...
+
+    async def health(self) -> bytes: ...
+
+    async def not_ready(self) -> str | None:
+        """Why the node is not ready, in one word; None when it is."""
+
+
+def node_routes(overview: Overview) -> tuple[Route, ...]:
+    return (
+        Route("GET", "/v1/status", Right.READ, _telling(overview.status)),
+        Route("GET", "/v1/peers", Right.READ, _telling(overview.peers)),
+        Route("GET", "/v1/health", Right.READ, _telling(overview.health)),
+    )
+
+
+def probe_routes(overview: Overview) -> tuple[Route, ...]:
+    """Liveness and readiness, for anybody: constant bodies, and nothing that names the node."""
+
+    async def is_alive(_: Call) -> Response:
+        return Response(200, b'{"status":"ok"}')
+
+    async def is_ready(_: Call) -> Response:
+        reason = await overview.not_ready()
+        if reason is None:
+            return Response(200, b'{"status":"ready"}')
+        return Response(503, json.dumps({"status": "not_ready", "reason": reason}).encode())
+
+    return (Route("GET", "/healthz", Right.NONE, is_alive), Route("GET", "/readyz", Right.NONE, is_ready))
+
+
+def _telling(tell: Callable[[], Awaitable[bytes]]) -> Callable[[Call], Awaitable[Response]]:
+    async def answer(_: Call) -> Response:
+        return Response(200, await tell())
+
+    return answer

@@ -1,0 +1,114 @@
+"""A real agent's front door beside a real control plane: what programs on the node read, and what they report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.world import MARKS, PATIENCE, World, wait_until
+
+pytestmark = MARKS
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("front")) as world:
+        world.register()
+        yield world
+        assert world.end_agent() == 0
+
+
+def curl(world: World, method: str, route: str, body: Any = None) -> tuple[int, Any]:
+    """Status and document."""
+    command = ["curl", "-sS", "--max-time", "30", "--unix-socket", str(world.directory / "api.sock"), "-X", method]
+    if body is not None:
+        command += ["--data-binary", json.dumps(body)]
+    done = subprocess.run(
+        [*command, "-w", "\n%{http_code}", f"http://plexd{route}"], capture_output=True, text=True, check=False
+    )
+    text, _, status = done.stdout.rpartition("\n")
+    return int(status), json.loads(text) if text else None
+
+
+def held(world: World) -> Any:
+    """The reports that the control plane has, by key."""
+    arrived: dict[str, Any] = {}
+    for arrival in world.plane.arrivals("report"):
+        if arrival["status"] == 204:
+            arrived |= {entry["key"]: entry["payload"] for entry in arrival["body"]["entries"]}
+            for key in arrival["body"]["deleted"]:
+                arrived.pop(key, None)
+    return arrived
+
+
+def test_state_of_the_control_plane_is_read_by_programs_here(world: World) -> None:
+    world.plane.ask("PUT", f"/nodes/{world.node_id}/data/a/b", {"payload": {"retries": 3}})
+    world.plane.ask("PATCH", f"/nodes/{world.node_id}/state", {"members": {"metadata": {"region": "eu-1"}}})
+    wait_until("the metadata is here", lambda: curl(world, "GET", "/v1/state/metadata")[1] == {"region": "eu-1"})
+    status, entry = curl(world, "GET", "/v1/state/data/a%2Fb")
+    assert (status, entry["payload"]) == (200, {"retries": 3})
+    before = curl(world, "GET", "/v1/state")[1]["revision"]
+    order = {"members": {"metadata": {"region": "us-1"}}, "notify": True}
+    world.plane.ask("PATCH", f"/nodes/{world.node_id}/state", order)
+    status, summary = curl(world, "GET", f"/v1/state?since={before}&wait=30s")
+    assert (status, summary["metadata"]) == (200, {"region": "us-1"})
+    assert json.loads((world.data / "state" / "metadata.json").read_text()) == {"region": "us-1"}
+
+
+def test_report_arrives_after_an_outage_with_a_killed_agent_in_it(world: World) -> None:
+    report = {"content_type": "application/json", "payload": {"ok": True}}
+    assert curl(world, "PUT", "/v1/state/report/kept", report)[0] == 200
+    assert curl(world, "PUT", "/v1/state/report/gone", report)[0] == 200
+    wait_until("both reports have arrived", lambda: held(world) == {"kept": {"ok": True}, "gone": {"ok": True}})
+
+    world.plane.ask("POST", "/listener/stop")
+    assert curl(world, "PUT", "/v1/state/report/kept", report | {"payload": {"ok": False}})[0] == 200
+    assert curl(world, "DELETE", "/v1/state/report/gone")[0] == 204
+    world.kill_agent()
+    world.start_agent()
+    wait_until("the agent serves", lambda: curl_or_none(world, "/v1/state/report"))
+    assert curl(world, "GET", "/v1/state/report/kept")[1]["sync"] == "pending"
+    assert curl(world, "GET", "/v1/state/metadata")[1] == {"region": "us-1"}
+    assert held(world) == {"kept": {"ok": True}, "gone": {"ok": True}}
+    world.plane.ask("POST", "/listener/start")
+    wait_until("what happened meanwhile has arrived", lambda: held(world) == {"kept": {"ok": False}})
+    wait_until("nothing is due", lambda: curl(world, "GET", "/v1/status")[1]["counts"]["reports_pending"] == 0)
+
+
+def curl_or_none(world: World, route: str) -> Any:
+    try:
+        return curl(world, "GET", route)[1]
+    except ValueError:
+        return None
+
+
+def test_stop_sends_what_is_due_and_ends_those_who_wait(world: World) -> None:
+    revision = curl(world, "GET", "/v1/state")[1]["revision"]
+    socket = str(world.directory / "api.sock")
+    with subprocess.Popen(
+        [
+            "curl",
+            "-sS",
+            "--unix-socket",
+            socket,
+            "-w",
+            "%{http_code}",
+            f"http://plexd/v1/state?since={revision + 1}&wait=60s",
+        ],
+        stdout=subprocess.PIPE,
+    ) as waiting:
+        assert curl(world, "PUT", "/v1/state/report/last", {"content_type": "a/b", "payload": 1})[0] == 200
+        assert world.end_agent(signal.SIGTERM) == 0
+        assert waiting.stdout is not None
+        assert waiting.stdout.read() == b"304"
+    (arrival,) = world.plane.wait_for("report", contains={"entries": [{"key": "last"}]}, timeout=PATIENCE)
+    assert arrival["status"] == 204
+    assert not Path(socket).exists()
+    world.start_agent()
+    wait_until("the agent serves again", lambda: curl_or_none(world, "/v1/status"))
