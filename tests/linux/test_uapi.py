@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plexd.linux.wireguard import uapi
-from plexd.mesh.address import Endpoint, Prefix, format_ip, parse_ip
+from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import PeerChange, PutPeer, RemovePeer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer
+from tests.linux.devices import answer_with
 
 KEY = PublicKey(bytes(range(32)))
 PSK = PresharedKey(bytes(range(32, 64)))
@@ -85,25 +86,6 @@ device_peers = st.builds(
         max_size=4,
     ).map(tuple),
 )
-
-
-def answer_with(device: Device) -> str:
-    """As wireguard-go answers `get`."""
-    lines = [f"private_key={device.private_key.hex()}"] if device.private_key is not None else []
-    lines += [f"listen_port={device.listen_port}", f"fwmark={device.fwmark}"]
-    for peer in device.peers.values():
-        seconds = int(peer.last_handshake)
-        lines += [f"public_key={peer.public_key.hex()}", f"preshared_key={peer.psk.hex()}", "protocol_version=1"]
-        lines += [f"endpoint={peer.endpoint}"] if peer.endpoint is not None else []
-        lines += [
-            f"last_handshake_time_sec={seconds}",
-            f"last_handshake_time_nsec={round((peer.last_handshake - seconds) * 1e9)}",
-            f"tx_bytes={peer.tx_bytes}",
-            f"rx_bytes={peer.rx_bytes}",
-            f"persistent_keepalive_interval={peer.keepalive}",
-        ]
-        lines += [f"allowed_ip={format_ip(packed)}/{length}" for packed, length in peer.allowed_ips]
-    return "\n".join([*lines, "errno=0", "", ""])
 
 
 @given(

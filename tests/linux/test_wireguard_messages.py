@@ -6,18 +6,19 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plexd.linux.netlink import NESTED, attribute, attributes
+from plexd.linux.netlink import attribute, attributes
 from plexd.linux.wireguard import messages
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import PeerChange, PutPeer, RemovePeer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer
+from tests.linux.devices import dump_allowed_ip, dump_message, dump_peer, nested
 
 KEY = PublicKey(bytes(range(32)))
 PSK = PresharedKey(bytes(range(32, 64)))
@@ -174,56 +175,7 @@ def test_device_gets_key_port_and_no_mark() -> None:
     }
 
 
-# dumps, written an attribute at a time
-
-
-def nested(kind: int, parts: Iterable[bytes]) -> bytes:
-    return attribute(kind | NESTED, b"".join(parts))
-
-
-def dump_allowed_ip(prefix: Prefix, shuffle: random.Random | None) -> bytes:
-    parts = [
-        attribute(messages.ALLOWED_IP_LENGTH, bytes((prefix.length,))),
-        attribute(
-            messages.ALLOWED_IP_FAMILY,
-            struct.pack("=H", socket.AF_INET if len(prefix.packed) == 4 else socket.AF_INET6),
-        ),
-        attribute(messages.ALLOWED_IP_ADDRESS, prefix.packed),
-    ]
-    if shuffle is not None:
-        shuffle.shuffle(parts)
-    return nested(0, parts)
-
-
-def dump_peer(peer: DevicePeer, shuffle: random.Random | None = None) -> bytes:
-    """As the kernel writes it, or in any other order."""
-    seconds = int(peer.last_handshake)
-    nanoseconds = round((peer.last_handshake - seconds) * 1e9)
-    parts = [
-        attribute(messages.PEER_PUBLIC_KEY, peer.public_key),
-        attribute(messages.PEER_PSK, peer.psk),
-        attribute(messages.PEER_LAST_HANDSHAKE, struct.pack("=qq", seconds, nanoseconds)),
-        attribute(messages.PEER_KEEPALIVE, struct.pack("=H", peer.keepalive)),
-        attribute(messages.PEER_TX_BYTES, struct.pack("=Q", peer.tx_bytes)),
-        attribute(messages.PEER_RX_BYTES, struct.pack("=Q", peer.rx_bytes)),
-        attribute(messages.PEER_PROTOCOL_VERSION, struct.pack("=I", 1)),
-    ]
-    if peer.endpoint is not None:
-        packed, port = peer.endpoint
-        sockaddr = (
-            struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", port, packed)
-            if len(packed) == 4
-            else struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", port, 0, packed, 0)
-        )
-        parts.append(attribute(messages.PEER_ENDPOINT, sockaddr))
-    parts.append(nested(messages.PEER_ALLOWED_IPS, [dump_allowed_ip(prefix, shuffle) for prefix in peer.allowed_ips]))
-    if shuffle is not None:
-        shuffle.shuffle(parts)
-    return nested(0, parts)
-
-
-def dump_message(peers: Iterable[bytes], *device: bytes) -> bytes:
-    return b"".join((struct.pack("=BBH", 0, 1, 0), *device, nested(messages.DEVICE_PEERS, peers)))
+# dumps
 
 
 device_peers = st.builds(
