@@ -16,7 +16,7 @@ APT_STUN := coturn
 APT_GUEST := qemu-system-x86 busybox-static cpio kmod nftables
 APT := apt-get install -y -qq --no-install-recommends
 
-.PHONY: help demo test test-kernel check format bench lock clean
+.PHONY: help demo test test-kernel check format bench fuzz lock clean
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
@@ -42,10 +42,16 @@ format: $(VENV)/ready  ## put the code in order
 bench: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## figures and ratios; nothing is asserted (root)
 	$(VENV)/bin/python -m tests.bench
 
-lock: $(VENV)/ready  ## renew requirements.lock from pyproject.toml
-	$(VENV)/bin/pip-compile --quiet --all-extras --generate-hashes --allow-unsafe --strip-extras --no-header \
-	  --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
-	  --output-file requirements.lock pyproject.toml
+FUZZ_SECONDS := 30
+FUZZ_TARGETS :=
+fuzz: $(VENV)/fuzz  ## inputs that break a parser; FUZZ_SECONDS=600 each, FUZZ_TARGETS="config_file ..."
+	$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+LOCK := pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+lock: $(VENV)/ready  ## renew the lock files from pyproject.toml and requirements-fuzz.in
+	$(VENV)/bin/$(LOCK) --all-extras --output-file requirements.lock pyproject.toml
+	$(VENV)/bin/$(LOCK) --output-file requirements-fuzz.lock requirements-fuzz.in
 
 clean:  ## remove what make made here
 	rm -rf $(VENV) $(STAMPS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -56,6 +62,10 @@ $(VENV)/ready: requirements.lock | $(STAMPS)/apt-base
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/fuzz: requirements-fuzz.lock $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --require-hashes -r requirements-fuzz.lock
 	touch $@
 
 # $(call apt,packages): installs the missing ones; without root it says which, and leaves the stamp for root to make

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MAX_DATA_BYTES = 4 * 1024 * 1024
+MAX_LINE_BYTES = MAX_DATA_BYTES + 16  # the data of an event and its field name; more is counted, not kept
 _MAX_RETRY_DIGITS = 9
 
 _BOM = b"\xef\xbb\xbf"
@@ -86,8 +87,7 @@ class Decoder:
         return items
 
     def _extend(self, part: bytes) -> None:
-        # a line may be as long as the data of an event and its field name; more of it is counted, not kept
-        self._line += part[: max(0, MAX_DATA_BYTES + 16 - len(self._line))]
+        self._line += part[: max(0, MAX_LINE_BYTES - len(self._line))]
         self._line_size += len(part)
 
     def _end_line(self, line: bytes, size: int, items: list[Item]) -> None:

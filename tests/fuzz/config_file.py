@@ -1,0 +1,50 @@
+"""The configuration file, `plexd/config/`: every mistake has its line, and what `config show` prints is a file."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+
+from plexd.config import Loaded, load
+from plexd.config.document import KEYS, read_document
+from plexd.config.show import as_yaml, redacted
+from plexd.errors import ConfigError
+
+WORDS = (
+    *(f"{name}: ".encode() for name in sorted({part for key in KEYS for part in key.split(".")})),
+    b"\n  ", b"\n    - ", b"!!bool ", b"!!str ", b"&a ", b"*a", b"<<: *a", b"%YAML 1.1", b"---\n", b"...\n", b"true",
+    b"1m30s", b"60:30", b"2026-03-01", b'"\\ud800"', b'"\\U0001f600"', b'"\\e"', b"192.0.2.1:51820", b"| \n", b"null",
+)  # fmt: skip
+
+
+def check(data: bytes) -> None:
+    document = read_document(data)
+    for problem in document.problems:
+        assert problem.key or problem.text
+        assert problem.line >= 1
+    assert document.values.keys() <= KEYS.keys()
+    assert document.values.keys() <= document.lines.keys()
+    if "tls.ca_file" in document.values:
+        return  # it would be opened, whatever it is
+    try:
+        loaded = loaded_from(data)
+    except ConfigError as exc:
+        check_sentences(exc.problems)
+        return
+    assert not document.problems
+    shown = as_yaml(loaded.config, loaded.origins)
+    assert redacted(loaded_from(shown.encode()).config) == redacted(loaded.config)
+
+
+def check_sentences(sentences: tuple[str, ...]) -> None:
+    assert sentences
+    for sentence in sentences:
+        assert re.match(r"/[^:]+:[1-9][0-9]*: ", sentence)
+        assert sentence.isprintable()
+
+
+def loaded_from(raw: bytes) -> Loaded:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(raw)
+        file.flush()
+        return load({"config": file.name}, {})
