@@ -82,7 +82,7 @@ class Decoder:
                 self._line.clear()
                 self._line_size = 0
             else:
-                self._end_line(content, len(content), items)
+                self._end_line(content[:MAX_LINE_BYTES], len(content), items)
         self._extend(rest)
         return items
 

@@ -45,7 +45,7 @@ def by_the_book(stream: bytes) -> list[sse.Item]:
         value = value.removeprefix(b" ")
         if name == b"data":
             contents.append(value)
-        elif len(line) > LINE_BYTES:
+        elif len(whole) > LINE_BYTES:
             pass
         elif name == b"event":
             kind = _decoded(value) or ""
