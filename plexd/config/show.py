@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from plexd.config.document import KEYS
+from plexd.config.document import KEYS, TAG
 from plexd.config.models import Config
 from plexd.wire.durations import format_duration
 
@@ -53,6 +53,17 @@ def as_yaml(config: Config, origins: Mapping[str, str] | None = None) -> str:
     return "".join(f"{line}\n" for line in _lines(redacted(config), "", origins))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a text with line ends or other control characters in it as one line, with escapes."""
+
+
+def _written(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(f"{TAG}str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _written)
+
+
 def _lines(section: dict[str, Any], prefix: str, origins: Mapping[str, str] | None) -> list[str]:
     lines = []
     indent = "  " * prefix.count(".")
@@ -61,8 +72,8 @@ def _lines(section: dict[str, Any], prefix: str, origins: Mapping[str, str] | No
         if key not in KEYS:
             lines += [f"{indent}{name}:", *_lines(value, f"{key}.", origins)]
             continue
-        text = yaml.safe_dump({name: value}, default_flow_style=False, width=1 << 20, allow_unicode=True).rstrip()
-        first, *rest = text.splitlines()
+        text = yaml.dump({name: value}, Dumper=_Dumper, default_flow_style=False, width=1 << 20, allow_unicode=True)
+        first, *rest = text.splitlines()  # no value has an end of line in it, not even one of Unicode's
         comment = f"  # {origins[key]}" if origins is not None else ""
         lines += [f"{indent}{first}{comment}", *(f"{indent}{line}" for line in rest)]
     return lines
