@@ -205,7 +205,7 @@ def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
         raise ValueError("must be a single value")  # noqa: TRY004 - a ValueError is what all of these are
     text, tag = str(node.value), node.tag.removeprefix(TAG)
     if kind is bool:
-        if tag != "bool":
+        if tag != "bool" or text.lower() not in BOOLEANS:  # a tag makes any text one
             raise ValueError("must be true or false, without quotes")
         return BOOLEANS[text.lower()]
     if kind is int:
