@@ -82,13 +82,18 @@ def read_document(raw: bytes) -> Document:
         return document
     try:
         loader = _Composer(text)
-        root = loader.get_single_node()
-        document.problems += [Problem(line, "", "YAML tags are not allowed") for line in loader.tags]
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
         document.problems.append(Problem(line, "", f"the character {chr(exc.character)!a} is not allowed in YAML"))
+        return document
+    try:
+        root = loader.get_single_node()
+        document.problems += [Problem(line, "", "YAML tags are not allowed") for line in loader.tags]
     except yaml.MarkedYAMLError as exc:
         document.problems.append(_syntax_problem(exc))
+    except (ValueError, OverflowError):  # of int() and chr(), which PyYAML gives whatever digits it finds
+        problem = "is not valid YAML: a number or an escaped character is out of range"
+        document.problems.append(Problem(loader.line + 1, "", problem))
     except RecursionError:
         document.problems.append(Problem(1, "", "is nested too deeply"))
     else:
