@@ -98,7 +98,9 @@ class _Problem:
     text: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.origin, self.key, self.text) if part)
+        text = ": ".join(part for part in (self.origin, self.key, self.text) if part)
+        # a name in the file can hold line ends and what a terminal obeys
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class _Layers:
