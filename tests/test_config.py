@@ -200,7 +200,7 @@ api: https://cp.example.net
     assert problems(path, {"PLEXD__TOKEN__VALUE": "sch\xf6n"}, data_dir="/plexd") == [
         "FILE:1: api: must be https:// unless the host is loopback or tls.insecure_skip_verify is set",
         "FILE:2: mode: must be node: bridge mode is not built yet in this version",
-        "FILE:3: hostname: must be a text, but YAML reads on as a boolean: put it in quotes",
+        "FILE:3: hostname: must be a text, but YAML reads it as a boolean: put it in quotes",
         "FILE:5: mesh.listen_prot: is unknown; did you mean listen_port?",
         "FILE:6: mesh.listen_port: must be less than or equal to 65535",
         "FILE:7: mesh.mtu: must be a whole number in plain decimal digits, without quotes",
@@ -208,7 +208,7 @@ api: https://cp.example.net
         "FILE:9: mesh.backend: must be 'auto', 'kernel' or 'userspace'",
         "FILE:11: heartbeat.interval: must be a duration with its unit, such as 90s or 1m30s",
         "FILE:12: reconcile.interval: must be at least 1s",
-        "FILE:15: registration.metadata.rack: must be a text, but YAML reads 12 as a number: put it in quotes",
+        "FILE:15: registration.metadata.rack: must be a text, but YAML reads it as a number: put it in quotes",
         "FILE:16: registration.metadata.: String should have at least 1 character",
         "FILE:17: api: is given twice, first on line 1",
         "--data-dir: data_dir: must have at least two components, such as /var/lib/plexd",
@@ -219,12 +219,12 @@ api: https://cp.example.net
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("hostname: off", "FILE:1: hostname: must be a text, but YAML reads off as a boolean: put it in quotes"),
-        ("hostname: 60:30", "FILE:1: hostname: must be a text, but YAML reads 60:30 as a number: put it in quotes"),
+        ("hostname: off", "FILE:1: hostname: must be a text, but YAML reads it as a boolean: put it in quotes"),
+        ("hostname: 60:30", "FILE:1: hostname: must be a text, but YAML reads it as a number: put it in quotes"),
         ("hostname: 1e3", None),
         ("hostname: 2024-05-01",
-         "FILE:1: hostname: must be a text, but YAML reads 2024-05-01 as a date: put it in quotes"),
-        ("hostname: 007", "FILE:1: hostname: must be a text, but YAML reads 007 as a number: put it in quotes"),
+         "FILE:1: hostname: must be a text, but YAML reads it as a date: put it in quotes"),
+        ("hostname: 007", "FILE:1: hostname: must be a text, but YAML reads it as a number: put it in quotes"),
         ('hostname: "on"', None),
         ("mesh: {listen_port: 010}",
          "FILE:1: mesh.listen_port: must be a whole number in plain decimal digits, without quotes"),
@@ -247,12 +247,12 @@ api: https://cp.example.net
         ("heartbeat: {interval: 1 minute}",
          "FILE:1: heartbeat.interval: is not a duration; write it as 90s, 1m30s or 250ms"),
         ("heartbeat: {interval: true}",
-         "FILE:1: heartbeat.interval: must be a text, but YAML reads true as a boolean: put it in quotes"),
+         "FILE:1: heartbeat.interval: must be a text, but YAML reads it as a boolean: put it in quotes"),
         ("heartbeat: [30s]", "FILE:1: heartbeat: must be a mapping of names to values"),
         ("heartbeat: 30s", "FILE:1: heartbeat: must be a mapping of names to values"),
         ("hostname: [a]", "FILE:1: hostname: must be a single value"),
         ("registration: {metadata: [a]}", "FILE:1: registration.metadata: must be a mapping of names to values"),
-        ("on: 1", "FILE:1: on: has a name that is not a text, but YAML reads on as a boolean: put it in quotes"),
+        ("on: 1", "FILE:1: on: has a name that is not a text, but YAML reads it as a boolean: put it in quotes"),
         ("[a]: 1", "FILE:1: has a name that is not a text"),
         ("- api", "FILE:1: must be a mapping of names to values"),
         ("just text", "FILE:1: must be a mapping of names to values"),
@@ -535,6 +535,13 @@ def test_secret_is_in_no_message_and_no_picture(write: Write) -> None:
     assert secret not in as_yaml(config, loaded.origins)
     for bad in (f"token: {{value: {secret}\xfc}}", f"api: https://u:{secret}@x", f"api: https://x:{secret}"):
         assert secret not in "".join(problems(write(bad)))
+
+
+@pytest.mark.parametrize("misread", ["47114711", "on", "2024-05-01"])
+def test_token_that_yaml_reads_as_something_else_is_not_repeated(write: Write, misread: str) -> None:
+    (problem,) = problems(write(f"token: {{value: {misread}}}"))
+    assert problem.startswith("FILE:1: token.value: must be a text, but YAML reads it as a ")
+    assert misread not in problem.split()
 
 
 def test_what_is_shown_can_be_read_again(write: Write) -> None:

@@ -228,7 +228,7 @@ def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
 
 def _misread(node: yaml.ScalarNode) -> str:
     meaning = READ_AS.get(node.tag.removeprefix(TAG), "something else")
-    return f"but YAML reads {node.value} as {meaning}: put it in quotes"
+    return f"but YAML reads it as {meaning}: put it in quotes"  # without the value, which may be a token
 
 
 def from_text(text: str, kind: Kind) -> Value:
