@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from plexd.mesh.address import Endpoint, Prefix, format_ip
 from plexd.mesh.changes import PeerChange, RemovePeer
-from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey
+from plexd.mesh.keys import KEY_BYTES, NO_PRESHARED_KEY, PrivateKey
 from plexd.mesh.observed import Device, DevicePeer
 
 GET = b"get=1\n\n"
+MAX_ERRNO = 4095  # of the kernel
+U16, U32, U64 = 0xFFFF, 0xFFFF_FFFF, (1 << 64) - 1
+MAX_SECONDS, MAX_NANOSECONDS = (1 << 63) // 10**9, 10**9 - 1  # of a time that is 63 bits of nanoseconds there
 PEERS_AT_ONCE = 256  # in one `set`: a few milliseconds of encoding
 
 
@@ -53,7 +56,7 @@ def errno_of(answer: str) -> int:
     name, _, value = last.partition("=")
     if name != "errno":
         raise ValueError("answer does not end with errno")
-    return abs(int(value))  # wireguard-go writes it negative
+    return _number(value.removeprefix("-"), MAX_ERRNO)  # wireguard-go writes it negative
 
 
 class _Peer:
@@ -92,15 +95,15 @@ def read_device(answer: str) -> Device:
         if name == "public_key":
             if peer is not None:
                 peers[peer.public_key] = peer.finish()
-            peer = _Peer(bytes.fromhex(value))
+            peer = _Peer(_key(value))
         elif peer is None:
             match name:
                 case "private_key":
-                    private_key = PrivateKey(bytes.fromhex(value))
+                    private_key = PrivateKey(_key(value))
                 case "listen_port":
-                    listen_port = int(value)
+                    listen_port = _number(value, U16)
                 case "fwmark":
-                    fwmark = int(value)
+                    fwmark = _number(value, U32)
         else:
             _read_peer_line(peer, name, value)
     if peer is not None:
@@ -113,27 +116,42 @@ def read_device(answer: str) -> Device:
 def _read_peer_line(peer: _Peer, name: str, value: str) -> None:
     match name:
         case "preshared_key":
-            peer.psk = bytes.fromhex(value)
+            peer.psk = _key(value)
         case "endpoint":
             peer.endpoint = _endpoint(value)
         case "persistent_keepalive_interval":
-            peer.keepalive = int(value)
+            peer.keepalive = _number(value, U16)
         case "last_handshake_time_sec":
-            peer.seconds = int(value)
+            peer.seconds = _number(value, MAX_SECONDS)
         case "last_handshake_time_nsec":
-            peer.nanoseconds = int(value)
+            peer.nanoseconds = _number(value, MAX_NANOSECONDS)
         case "rx_bytes":
-            peer.rx = int(value)
+            peer.rx = _number(value, U64)
         case "tx_bytes":
-            peer.tx = int(value)
+            peer.tx = _number(value, U64)
         case "allowed_ip":
             address, _, length = value.partition("/")
-            peer.allowed_ips.append(Prefix(_packed(address), int(length)))
+            packed = _packed(address)
+            peer.allowed_ips.append(Prefix(packed, _number(length, len(packed) * 8)))
 
 
 def _endpoint(value: str) -> Endpoint:
     host, _, port = value.rpartition(":")
-    return Endpoint(_packed(host.strip("[]").partition("%")[0]), int(port))
+    return Endpoint(_packed(host.strip("[]").partition("%")[0]), _number(port, U16))
+
+
+def _key(text: str) -> bytes:
+    key = bytes.fromhex(text)
+    if len(key) != KEY_BYTES:
+        raise ValueError("not a key")
+    return key
+
+
+def _number(text: str, most: int) -> int:
+    number = int(text)
+    if not 0 <= number <= most:
+        raise ValueError("a number out of range")
+    return number
 
 
 def _packed(text: str) -> bytes:
