@@ -28,13 +28,13 @@ WORDS = (
     dump_allowed_ip(Prefix.parse("10.99.0.7"), None),
     dump_allowed_ip(Prefix.parse("fd00:99::/64"), None),
 )
-LATEST = 2.0**40  # a handshake after that is no time, and its nanoseconds are lost in the float
+LATEST_SECONDS = 2.0**40
 
 
 def check(data: bytes) -> None:
-    payloads = []
+    payloads: list[bytes] = []
     with contextlib.suppress(OSError):  # whatever came before counts
-        payloads += [data[start:end] for _, _, _, start, end in split(data)]
+        payloads.extend(data[start:end] for _, _, _, start, end in split(data))
     try:
         device = messages.read_dump(payloads)
     except REFUSALS:
@@ -42,16 +42,18 @@ def check(data: bytes) -> None:
     if device is None:
         assert not payloads
         return
-    peers = [
-        peer if 0 <= peer.last_handshake < LATEST else peer._replace(last_handshake=0.0)
-        for peer in device.peers.values()
-    ]
+    peers = [peer._replace(last_handshake=plain(peer.last_handshake)) for peer in device.peers.values()]
     device = Device(device.private_key, device.listen_port, device.fwmark, {peer.public_key: peer for peer in peers})
     assert messages.read_dump([dump_of(device)]) == device
     # what is there is what a change could have put there
     changes = [put(peer) for peer in peers]
     written = messages.read_dump(messages.change_peers("plexd0", changes))
     assert [put(peer) for peer in (written.peers.values() if written else ())] == changes
+
+
+def plain(handshake: float) -> float:
+    """To the quarter of a second: a float loses nanoseconds, and no kernel gives a thousand million of them."""
+    return int(handshake * 4) / 4 if 0 <= handshake < LATEST_SECONDS else 0.0
 
 
 def dump_of(device: Device) -> bytes:

@@ -238,8 +238,11 @@ def read_dump(payloads: Iterable[bytes]) -> Device | None:
         for kind, start, end in attributes(payload, _GENL.size, len(payload)):
             if kind == DEVICE_PEERS:
                 _read_peers(payload, start, end, peers)
-            elif kind == DEVICE_PRIVATE_KEY and payload[start:end] != NO_PRESHARED_KEY:
-                private_key = PrivateKey(payload[start:end])
+            elif kind == DEVICE_PRIVATE_KEY:
+                if end - start != KEY_BYTES:
+                    raise ValueError("private key of another length")
+                if payload[start:end] != NO_PRESHARED_KEY:
+                    private_key = PrivateKey(payload[start:end])
             elif kind == DEVICE_LISTEN_PORT:
                 (listen_port,) = _U16.unpack_from(payload, start)
             elif kind == DEVICE_FWMARK:
@@ -311,8 +314,8 @@ def _read_peer(data: bytes, start: int, end: int) -> DevicePeer:
             (tx_bytes,) = _U64.unpack_from(data, at)
         elif kind == PEER_ALLOWED_IPS:
             allowed_ips = _read_allowed_ips(data, at, stop)
-    if len(public_key) != KEY_BYTES:
-        raise ValueError("peer without a public key")
+    if len(public_key) != KEY_BYTES or len(psk) != KEY_BYTES:
+        raise ValueError("peer without a public key, or with a preshared key of another length")
     return DevicePeer(public_key, psk, endpoint, keepalive, last_handshake, rx_bytes, tx_bytes, allowed_ips)
 
 
@@ -335,7 +338,7 @@ def _read_allowed_ips(data: bytes, start: int, end: int) -> tuple[Prefix, ...]:
         length = size - 24  # of the address, if this one is written as kernels do
         if length in _ALLOWED_IP:
             a, b, bits, c, _, d, packed = _ALLOWED_IP[length].unpack_from(data, start)
-            if (a, b, c, d) == _ALLOWED_IP_HEADERS[length]:
+            if (a, b, c, d) == _ALLOWED_IP_HEADERS[length] and bits <= length * 8:
                 found.append(_new(Prefix, (packed, bits)))
                 start += size
                 continue
@@ -351,6 +354,6 @@ def _read_allowed_ip(data: bytes, start: int, end: int) -> Prefix:
             packed = data[at:stop]
         elif kind == ALLOWED_IP_LENGTH and at < stop:
             length = data[at]
-    if len(packed) not in _FAMILY or length < 0:
-        raise ValueError("allowed IP without address or length")
+    if len(packed) not in _FAMILY or not 0 <= length <= len(packed) * 8:
+        raise ValueError("allowed IP without an address, or with a length that it cannot have")
     return Prefix(packed, length)
