@@ -19,7 +19,7 @@ RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 SCOPE_LINK = 253
-BACKENDS = {b"wireguard": Backend.KERNEL, b"tun": Backend.USERSPACE}
+BACKENDS = {"wireguard": Backend.KERNEL, "tun": Backend.USERSPACE}
 
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, change mask
 _IFADDRMSG = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
@@ -56,9 +56,9 @@ def read_link(payload: bytes) -> Link:
     backend: Backend | None = None
     for kind, start, end in attributes(payload, _IFINFOMSG.size, len(payload)):
         if kind == IFLA_IFNAME:
-            name = _text(payload[start:end]).decode()
+            name = _text(payload[start:end])
         elif kind == IFLA_IFALIAS:
-            alias = _text(payload[start:end]).decode("utf-8", "replace")
+            alias = _text(payload[start:end])
         elif kind == IFLA_MTU:
             (mtu,) = _U32.unpack_from(payload, start)
         elif kind == IFLA_LINKINFO:
@@ -109,5 +109,6 @@ def read_owner(payload: bytes) -> tuple[int, int]:
     return int(ifindex), int(scope)
 
 
-def _text(value: bytes) -> bytes:
-    return value.partition(b"\0")[0]
+def _text(value: bytes) -> str:
+    """Links of others have names and aliases of any bytes."""
+    return value.partition(b"\0")[0].decode("utf-8", "replace")

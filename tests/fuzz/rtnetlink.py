@@ -47,6 +47,9 @@ def check(data: bytes) -> None:
 
 
 def check_link(payload: bytes) -> None:
+    name = payload.replace(b"\0", b"")[:15]  # others may give their links any
+    named = link_message(Link("", 2, None, "", 1500, True)) + attribute(links.IFLA_IFNAME, name)
+    assert links.read_link(named).mtu == 1500
     try:
         link = links.read_link(payload)
         ifindex, state = links.read_state(payload)
@@ -105,6 +108,6 @@ def link_message(link: Link) -> bytes:
         attribute(links.IFLA_MTU, struct.pack("=I", link.mtu)),
     ]
     if link.backend is not None:
-        kind = attribute(links.IFLA_INFO_KIND, KINDS[link.backend] + b"\0")
+        kind = attribute(links.IFLA_INFO_KIND, KINDS[link.backend].encode() + b"\0")
         parts.append(attribute(links.IFLA_LINKINFO, kind))
     return b"".join(parts)

@@ -42,6 +42,7 @@ def check(data: bytes) -> None:
     if device is None:
         assert not payloads
         return
+    assert device.private_key is None or len(device.private_key) == KEY_BYTES
     peers = [peer._replace(last_handshake=plain(peer.last_handshake)) for peer in device.peers.values()]
     device = Device(device.private_key, device.listen_port, device.fwmark, {peer.public_key: peer for peer in peers})
     assert messages.read_dump([dump_of(device)]) == device
