@@ -23,6 +23,7 @@ BACKENDS = {"wireguard": Backend.KERNEL, "tun": Backend.USERSPACE}
 
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, change mask
 _IFADDRMSG = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+_ADDRESS_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _U32 = struct.Struct("=I")
 _NO_STATS = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
 
@@ -83,24 +84,28 @@ def read_addresses(payloads: Iterable[bytes], ifindex: int) -> frozenset[Prefix]
     found: list[Prefix] = []
     for payload in payloads:
         family, length, _, scope, index = _IFADDRMSG.unpack_from(payload)
-        if index != ifindex or scope >= SCOPE_LINK or family not in {socket.AF_INET, socket.AF_INET6}:
+        if index != ifindex or scope >= SCOPE_LINK or family not in _ADDRESS_BYTES:
             continue
-        given = {kind: payload[start:end] for kind, start, end in attributes(payload, _IFADDRMSG.size, len(payload))}
-        # on a point-to-point link IFA_ADDRESS is the other end
-        found.append(Prefix(given.get(IFA_LOCAL) or given[IFA_ADDRESS], length))
+        packed = _own_address(payload, family)
+        if length > len(packed) * 8:
+            raise ValueError("address with a prefix length that it cannot have")
+        found.append(Prefix(packed, length))
     return frozenset(found)
 
 
 def read_local(payloads: Iterable[bytes]) -> frozenset[bytes]:
     """The addresses of every link, packed, whatever their scope. Raises ValueError (or struct.error)."""
-    found: list[bytes] = []
-    for payload in payloads:
-        if payload[0] in {socket.AF_INET, socket.AF_INET6}:
-            given = {
-                kind: payload[start:end] for kind, start, end in attributes(payload, _IFADDRMSG.size, len(payload))
-            }
-            found.append(given.get(IFA_LOCAL) or given[IFA_ADDRESS])
-    return frozenset(found)
+    families = ((payload, _IFADDRMSG.unpack_from(payload)[0]) for payload in payloads)
+    return frozenset(_own_address(payload, family) for payload, family in families if family in _ADDRESS_BYTES)
+
+
+def _own_address(payload: bytes, family: int) -> bytes:
+    given = {kind: payload[start:end] for kind, start, end in attributes(payload, _IFADDRMSG.size, len(payload))}
+    # on a point-to-point link IFA_ADDRESS is the other end
+    packed = given.get(IFA_LOCAL) or given.get(IFA_ADDRESS, b"")
+    if len(packed) != _ADDRESS_BYTES[family]:
+        raise ValueError("address message without an address of its family")
+    return packed
 
 
 def read_owner(payload: bytes) -> tuple[int, int]:
