@@ -31,7 +31,7 @@ SCOPE_LINK, SCOPE_NOWHERE = 253, 255
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _U32 = struct.Struct("=I")
 _NEXT_HOP = struct.Struct("=HBBi")
-_ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_ANY: dict[int, bytes] = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 _FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 
@@ -138,7 +138,11 @@ def read_route(payload: bytes, ifindex: int | None) -> Route | DefaultRoute | No
             source = payload[start + 4 : start + size]
         start += size + 3 & ~3
     if oif == ifindex:
-        return Route(Prefix(destination, length), source, metric) if protocol == ROUTE_PROTOCOL else None
+        if protocol != ROUTE_PROTOCOL:
+            return None
+        if source is not None and len(source) != len(_ANY[family]):
+            raise ValueError("route from an address of another family")
+        return Route(_prefix(family, destination, length), source, metric)
     return None if length else DefaultRoute(family, metric, _read_way(payload))
 
 
@@ -150,7 +154,13 @@ def read_prefix(payload: bytes) -> Prefix | None:
     given = (
         payload[start:end] for kind, start, end in attributes(payload, _RTMSG.size, len(payload)) if kind == RTA_DST
     )
-    return Prefix(next(given, _ANY[family]), length)
+    return _prefix(family, next(given, _ANY[family]), length)
+
+
+def _prefix(family: int, packed: bytes, length: int) -> Prefix:
+    if len(packed) != len(_ANY[family]) or length > len(packed) * 8:
+        raise ValueError("route to an address of another family, or with a prefix that is too long")
+    return Prefix(packed, length)
 
 
 def read_answer(payload: bytes) -> Way | None:
