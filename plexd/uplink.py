@@ -145,6 +145,9 @@ class Uplink:
         request = models.ReportSyncRequest(entries=reports, deleted=tuple(deleted))
         await self._control.call(endpoints.REPORT, request)
 
+    async def fetch_secret(self, key: str) -> models.SecretResponse:
+        return await self._control.secret(key)
+
     async def beat(self, limit_seconds: float) -> models.HeartbeatResponse:
         """Send a heartbeat, built fresh."""
         status = await self._mesh_status()

@@ -13,6 +13,7 @@ import plexd
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 OPEN_FILES = 65536
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 BYTE_CODE = {".pyc", ".pyo"}
 
@@ -67,6 +68,8 @@ def prepare_process() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    # what it holds in memory is nobody's to read, not even by a debugger of the same user
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     # orphans of what it runs come to it instead of to init; where the kernel refuses, they do not
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.chdir("/")

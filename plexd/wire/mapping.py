@@ -262,7 +262,7 @@ def map_data(wires: Iterable[models.DataEntry]) -> tuple[dict[str, desired.DataE
     entries: dict[str, desired.DataEntry] = {}
     skipped: list[Skipped] = []
     for w in wires:
-        if reason := _bad_key(w.key):
+        if reason := bad_key(w.key):
             skipped.append(Skipped("data", w.key, reason))
         else:
             entries[w.key] = desired.DataEntry(w.key, w.content_type, w.payload, w.version, w.updated_at)
@@ -273,14 +273,14 @@ def map_secret_refs(wires: Iterable[models.SecretRef]) -> tuple[dict[str, int], 
     references: dict[str, int] = {}
     skipped: list[Skipped] = []
     for wire in wires:
-        if reason := _bad_key(wire.key):
+        if reason := bad_key(wire.key):
             skipped.append(Skipped("secret_refs", wire.key, reason))
         else:
             references[wire.key] = wire.version
     return references, tuple(skipped)
 
 
-def _bad_key(key: str) -> str:
+def bad_key(key: str) -> str:
     """Why an entry cannot have this key (node contract, section 3); empty when it can."""
     if not key:
         return "key is empty"

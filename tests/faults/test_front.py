@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import subprocess
@@ -59,6 +60,40 @@ def test_state_of_the_control_plane_is_read_by_programs_here(world: World) -> No
     status, summary = curl(world, "GET", f"/v1/state?since={before}&wait=30s")
     assert (status, summary["metadata"]) == (200, {"region": "us-1"})
     assert json.loads((world.data / "state" / "metadata.json").read_text()) == {"region": "us-1"}
+
+
+SECRET = "pa55-wörd-of-the-scan"
+
+
+def test_secret_that_was_read_a_hundred_times_is_nowhere(world: World) -> None:
+    world.plane.ask("PUT", f"/nodes/{world.node_id}/secrets/db/pass", {"value": SECRET})
+    for _ in range(100):
+        status, document = curl(world, "GET", "/v1/state/secrets/db%2Fpass")
+        assert (status, document) == (200, {"key": "db/pass", "value": SECRET, "version": 1})
+    assert len(world.said("secret read", key="db/pass", outcome="ok")) == 100
+    (name,) = (each for each in curl(world, "GET", "/v1/state/secrets")[1] if each["key"] == "db/pass")
+    assert name["version"] == 1
+    spelled = {SECRET.encode(), base64.b64encode(SECRET.encode()), json.dumps(SECRET)[1:-1].encode()}
+    answers = world.plane.ask("GET", f"/nodes/{world.node_id}/state")
+    assert SECRET not in json.dumps(answers, ensure_ascii=False)
+    places = [path for path in world.directory.rglob("*") if path.is_file()]
+    assert {"agent.log", "secrets.json", "identity.json"} <= {path.name for path in places}
+    proc = Path("/proc") / str(world.agent_pid)
+    for place in (*places, proc / "cmdline", proc / "environ"):
+        content = place.read_bytes()
+        assert [form for form in spelled if form in content] == [], place
+    assert "Max core file size        0                    0" in (proc / "limits").read_text()
+
+
+def test_secret_is_not_given_without_the_control_plane_and_state_is(world: World) -> None:
+    world.plane.ask("POST", "/listener/stop")
+    try:
+        status, document = curl(world, "GET", "/v1/state/secrets/db%2Fpass")
+        assert (status, document["code"]) == (503, "control_plane_unavailable")
+        assert curl(world, "GET", "/v1/state/data")[0] == 200
+    finally:
+        world.plane.ask("POST", "/listener/start")
+    wait_until("secrets are back", lambda: curl(world, "GET", "/v1/state/secrets/db%2Fpass")[0] == 200)
 
 
 def test_report_arrives_after_an_outage_with_a_killed_agent_in_it(world: World) -> None:

@@ -55,6 +55,7 @@ subreaper = ctypes.c_int()
 ctypes.CDLL(None).prctl(37, ctypes.byref(subreaper), 0, 0, 0)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 print(os.umask(0), resource.getrlimit(resource.RLIMIT_CORE), soft == min(hard, 65536), subreaper.value, os.getcwd())
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 """
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert said == f"{0o077} (0, 0) True 1 {os.sep}\n"
+    assert said == f"{0o077} (0, 0) True 1 {os.sep}\n0\n"
