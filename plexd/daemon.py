@@ -37,6 +37,7 @@ from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.overview import Membership, Overview, Phase
+from plexd.services.addresses import HostAddresses
 from plexd.services.capabilities import Capabilities
 from plexd.services.clocks import Clocks
 from plexd.services.drift import DriftReports
@@ -294,7 +295,7 @@ class _Daemon:
         ]
         endpoint = self._endpoint_report(uplink, node, converger, kernel)
         if endpoint is not None:
-            work.append(endpoint)
+            work += [endpoint, HostAddresses(kernel, endpoint.request)]
             converger.on_created = partial(endpoint.request, "interface created")
             listener.on_reconnected.append(partial(endpoint.request, "stream connected again"))
         if config.nat_traversal.fallback == "relay":

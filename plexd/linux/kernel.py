@@ -17,7 +17,7 @@ from typing import Literal, TypeGuard
 
 from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
 from plexd.linux import notifications
-from plexd.linux.network import Network, local_addresses
+from plexd.linux.network import Network, host_addresses, local_addresses
 from plexd.linux.wireguard import WireGuardDevice
 from plexd.linux.wireguard.kernel import KernelDevice
 from plexd.linux.wireguard.program import Program
@@ -101,6 +101,11 @@ class Kernel:
         """Those of every interface of this host. Raises KernelError."""
         with self._door("list the addresses of this host"):
             return await local_addresses()
+
+    async def host_addresses(self) -> frozenset[bytes]:
+        """Those of other interfaces that reach beyond their link. Raises KernelError."""
+        with self._door("list the addresses of this host"):
+            return await host_addresses(self.interface)
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         """Take each change on its own, in order; what failed says so in its outcome, and the next is tried.

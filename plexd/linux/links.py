@@ -99,6 +99,16 @@ def read_local(payloads: Iterable[bytes]) -> frozenset[bytes]:
     return frozenset(_own_address(payload, family) for payload, family in families if family in _ADDRESS_BYTES)
 
 
+def read_reachable(payloads: Iterable[bytes], besides: int | None) -> frozenset[bytes]:
+    """Those that reach beyond their link, of every link but one. Raises ValueError (or struct.error)."""
+    found: list[bytes] = []
+    for payload in payloads:
+        family, _, _, scope, ifindex = _IFADDRMSG.unpack_from(payload)
+        if ifindex != besides and scope < SCOPE_LINK and family in _ADDRESS_BYTES:
+            found.append(_own_address(payload, family))
+    return frozenset(found)
+
+
 def _own_address(payload: bytes, family: int) -> bytes:
     given = {kind: payload[start:end] for kind, start, end in attributes(payload, _IFADDRMSG.size, len(payload))}
     # on a point-to-point link IFA_ADDRESS is the other end

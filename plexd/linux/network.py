@@ -144,6 +144,11 @@ async def local_addresses() -> frozenset[bytes]:
     return await asyncio.to_thread(_local_addresses)
 
 
+async def host_addresses(name: str) -> frozenset[bytes]:
+    """Those that reach beyond their link, of every link but the one of this name."""
+    return await asyncio.to_thread(_host_addresses, name)
+
+
 @contextlib.asynccontextmanager
 async def _pyroute() -> AsyncIterator[Any]:
     """A pyroute2 socket whose errors are OSErrors; TimeoutError after 5 s."""
@@ -254,6 +259,12 @@ def _link(name: str) -> Link | None:
 def _local_addresses() -> frozenset[bytes]:
     with _carrier() as carrier:
         return links.read_local(carrier.dump(links.dump_addresses()))
+
+
+def _host_addresses(name: str) -> frozenset[bytes]:
+    with _carrier() as carrier:
+        link = _get_link(carrier, name)
+        return links.read_reachable(carrier.dump(links.dump_addresses()), link.ifindex if link is not None else None)
 
 
 def _get_link(carrier: NetlinkSocket, name: str) -> Link | None:

@@ -16,7 +16,7 @@ import pytest
 from plexd.errors import NotPermitted, StunError, Unresolved
 from plexd.lab.stun import StunServer
 from plexd.linux.lookup import look_up
-from plexd.linux.network import local_addresses
+from plexd.linux.network import host_addresses, local_addresses
 from plexd.linux.stun import PlainChannel, RawChannel, StunClient
 from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.wire import stun
@@ -227,6 +227,19 @@ def test_addresses_of_every_link_are_local(namespace: str) -> None:
     subprocess.run(["ip", "address", "add", "2001:db8::1/64", "dev", "v1", "nodad"], check=True)
     found = asyncio.run(local_addresses())
     assert {format_ip(packed) for packed in found} == {"127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"}
+
+
+@pytest.mark.namespaces
+@pytest.mark.usefixtures("namespace")
+def test_addresses_that_reach_beyond_their_link_are_the_hosts() -> None:
+    for one, other in (("v0", "v1"), ("plexd0", "v2")):
+        subprocess.run(["ip", "link", "add", one, "type", "veth", "peer", "name", other], check=True)
+        subprocess.run(["ip", "link", "set", one, "up"], check=True)  # which gives it fe80::
+    for address, link in (("192.0.2.1/24", "v0"), ("2001:db8::1/64", "v1"), ("10.100.0.1/32", "plexd0")):
+        subprocess.run(["ip", "address", "add", address, "dev", link], check=True)
+    subprocess.run(["ip", "address", "add", "169.254.7.7/16", "dev", "v0", "scope", "link"], check=True)
+    found = asyncio.run(host_addresses("plexd0"))
+    assert {format_ip(packed) for packed in found} == {"192.0.2.1", "2001:db8::1"}
 
 
 @pytest.mark.namespaces

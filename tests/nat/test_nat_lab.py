@@ -142,6 +142,22 @@ def test_recreated_interface_is_reason_to_look_at_once(run_world: RunWorld) -> N
     run_world(test)
 
 
+def test_host_that_changes_its_address_looks_at_once(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        agent = world.agent()
+        host = agent.host.namespace
+        async with world.responder() as servers:
+            agent.start(servers)
+            assert await agent.report() == (f"{agent.host.address}:{MESH_PORT}", "none")
+            host.run("ip", "address", "delete", f"{agent.host.address}/24", "dev", "eth0")
+            host.run("ip", "address", "add", "203.0.113.222/24", "dev", "eth0")
+            host.run("ip", "route", "add", "default", "via", SERVERS[0])
+            assert await agent.report(2) == (f"203.0.113.222:{MESH_PORT}", "none")
+            assert len(agent.logged("host addresses changed")) == 1
+
+    run_world(test)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
