@@ -27,6 +27,11 @@ class Contact:
         self.last_heartbeat_ok: bool | None = None
         self.last_pull_at: float | None = None
         self.last_pull_error = ""
+        self.heartbeats_taken = 0
+        self.heartbeats_failed = 0
+        self.passes = 0
+        self.failures = 0  # of passes and of pulls
+        self.corrections = 0
         self._now = now
         self._monotonic = monotonic
         self._was_connected = False
@@ -48,13 +53,22 @@ class Contact:
         """`ok`: the control plane took it."""
         self.last_heartbeat_at = self._now()
         self.last_heartbeat_ok = ok
+        self.heartbeats_taken += ok
+        self.heartbeats_failed += not ok
 
     def state_pulled(self, error: str = "") -> None:
         """`error` says why there is no new state, empty when there is."""
         self.last_pull_error = error
+        self.failures += bool(error)
         if not error:
             self.last_pull_at = self._now()
             self._heard_at = self._monotonic()
+
+    def pass_ended(self, failed: bool, corrections: int) -> None:
+        """The node was compared with what is wanted; `corrections` is how much drift was put right."""
+        self.passes += 1
+        self.failures += failed
+        self.corrections += corrections
 
     def silent_seconds(self) -> float:
         """For how long neither stream nor state pull has brought news; counted from the start at first."""

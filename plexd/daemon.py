@@ -57,6 +57,7 @@ from plexd.store.files import DataDirectory
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
 from plexd.supervisor import Service, Supervisor
+from plexd.telemetry.assembly import Telemetry
 from plexd.uplink import SelfDescription, Uplink
 from plexd.wire.envelope import Verifier
 
@@ -66,6 +67,7 @@ STOP_STEP_SECONDS = 5.0
 STOP_MARGIN_SECONDS = 1.0
 REPORTS_SECONDS = 3.0
 TEAR_DOWN_SECONDS = 10.0
+TELEMETRY_SECONDS = 6.0  # 5 to deliver, then positions are written
 STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
 
 T = TypeVar("T")
@@ -213,19 +215,19 @@ class _Daemon:
         )
         kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
         try:
-            work, vital, persist, drift = self._compose(node, health, control, description, kernel)
+            work, vital, persist, drift, telemetry = self._compose(node, health, control, description, kernel)
             try:
                 await self._run_services(work, vital, health)
             finally:
-                await self._stop(persist, drift, node, kernel)
+                await self._stop(persist, drift, telemetry, node, kernel)
             return 0
         finally:
             await kernel.close()
 
     def _compose(
         self, node: Node, health: Health, control: ControlPlane, description: SelfDescription, kernel: Kernel
-    ) -> tuple[list[Service], list[Service], Persist, DriftReports]:
-        """The services that end first at a stop, those that go on until its end, and the two asked to save."""
+    ) -> tuple[list[Service], list[Service], Persist, DriftReports, Telemetry]:
+        """The services that end first at a stop, those that go on until its end, and the three asked to save."""
         config = self._config
         host_of_api = urlsplit(config.api or "").hostname or ""
 
@@ -300,10 +302,13 @@ class _Daemon:
             listener.on_reconnected.append(partial(endpoint.request, "stream connected again"))
         if config.nat_traversal.fallback == "relay":
             work.append(Fallback(converger))
+        telemetry = self._overview.telemetry = Telemetry(config, control, node, converger)
+        work += telemetry.services
+        listener.on_reconnected.append(telemetry.wake)
         vital: list[Service] = [heartbeat, persist, drift]
         if (watchdog_seconds := systemd.watchdog_interval()) is not None:
             vital.append(Watchdog(watchdog_seconds / 3, lambda: self._notify.send("WATCHDOG=1")))
-        return work, vital, persist, drift
+        return work, vital, persist, drift, telemetry
 
     def _endpoint_report(
         self, uplink: Uplink, node: Node, converger: Converger, kernel: Kernel
@@ -358,10 +363,14 @@ class _Daemon:
 
         return asyncio.create_task(Supervisor(on_flapping).run(services), name=group)
 
-    async def _stop(self, persist: Persist, drift: DriftReports, node: Node, kernel: Kernel) -> None:
+    async def _stop(
+        self, persist: Persist, drift: DriftReports, telemetry: Telemetry, node: Node, kernel: Kernel
+    ) -> None:
         """Steps 3 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
-        async with _step("send reports", REPORTS_SECONDS):
-            await self._front.flush()
+        await asyncio.gather(
+            _do("send reports", REPORTS_SECONDS, self._front.flush()),
+            _do("deliver telemetry", TELEMETRY_SECONDS, telemetry.finish()),
+        )
         async with _step("save snapshot", STOP_STEP_SECONDS):
             await persist.flush()
         async with _step("save drift", STOP_STEP_SECONDS):
@@ -396,6 +405,12 @@ async def _step(name: str, seconds: float) -> Any:
         log.error("step of the stop took too long", step=name, limit_seconds=seconds)
     except (ControlError, KernelError, OSError) as exc:
         log.error("step of the stop failed", step=name, error=str(exc))
+
+
+async def _do(name: str, seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """A step that goes on beside others."""
+    async with _step(name, seconds):
+        await work
 
 
 async def _cancel(task: asyncio.Task[None], limit: float = STOP_STEP_SECONDS) -> None:

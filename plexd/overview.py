@@ -64,8 +64,14 @@ class Membership:
     nat: Callable[[], nats.Finding | None]
 
 
+class Pipelines(Protocol):
+    """Metrics, logs and audit on their way; `telemetry.assembly.Telemetry` is the real one."""
+
+    def status(self, name: str) -> Mapping[str, Any]: ...
+
+
 class Overview:
-    """`phase`, `description`, `membership` and `reports` are set by the daemon as it gets there."""
+    """`phase`, `description`, `membership`, `reports` and `telemetry` are set by the daemon as it gets there."""
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class Overview:
         self.description: SelfDescription | None = None
         self.membership: Membership | None = None
         self.reports: Reports | None = None
+        self.telemetry: Pipelines | None = None
         self._config = config
         self._health = health
         self._now = now
@@ -139,6 +146,10 @@ class Overview:
         )
         # ten thousand peers take a tenth of a second
         return await asyncio.to_thread(lambda: _encode([_peer(view) for view in describe_peers(sight)]))
+
+    def pipeline(self, name: str) -> bytes | None:
+        """How `metrics`, `logs` or `audit` are delivered; None before the node is registered."""
+        return _encode(dict(self.telemetry.status(name))) if self.telemetry is not None else None
 
     async def health(self) -> bytes:
         reason = await self.not_ready()

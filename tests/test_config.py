@@ -356,6 +356,13 @@ def test_stun_servers_may_be_left_out_where_none_is_asked(write: Write) -> None:
          ["192.0.2.1", "cp.example.net:1", "2001:db8::1:1", "192.0.2.1:0", "192.0.2.256:1", "[192.0.2.1]:1"]),
         ("tls.ca_file", [], ["/does/not/exist", "/etc/hostname", "ca.pem", "/etc"]),
         ("log_format", ["auto", "console", "json", "journal"], ["text"]),
+        ("observe.interval", ["5s"], ["4s"]),
+        ("observe.batch_interval", ["15s"], ["14s", "1s"]),
+        ("observe.batch_max_size", ["1", "10000"], ["0", "10001"]),
+        ("observe.buffer_size", ["1000"], ["999"]),
+        ("observe.max_batch_bytes", ["64KiB", "65536", "8MiB", "2 MiB"], ["65535", "9MiB", "1MB", "1M", "-1"]),
+        ("observe.buffer_bytes", ["2MiB", "1GiB"], ["2097151"]),
+        ("observe.latency_probes", ["1", "10"], ["0", "11"]),
         ("node_api.socket", ["/api.sock", "/" + "x" * 106], ["api.sock", "/" + "x" * 107, "/" + "\xfc" * 54]),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Status, peers and health over HTTP."""
+"""Status, peers, health and the delivery of telemetry over HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from plexd.api.routes import Call, Right, Route
+from plexd.api.routes import Call, Right, Route, refuse
 from plexd.serving import Response
 
 
@@ -19,6 +19,9 @@ class Overview(Protocol):
 
     async def health(self) -> bytes: ...
 
+    def pipeline(self, name: str) -> bytes | None:
+        """How `metrics`, `logs` or `audit` are delivered; None before the node is registered."""
+
     async def not_ready(self) -> str | None:
         """Why the node is not ready, in one word; None when it is."""
 
@@ -28,7 +31,20 @@ def node_routes(overview: Overview) -> tuple[Route, ...]:
         Route("GET", "/v1/status", Right.READ, _telling(overview.status)),
         Route("GET", "/v1/peers", Right.READ, _telling(overview.peers)),
         Route("GET", "/v1/health", Right.READ, _telling(overview.health)),
+        Route("GET", "/v1/metrics/status", Right.READ, _pipeline(overview, "metrics")),
+        Route("GET", "/v1/log-status", Right.READ, _pipeline(overview, "logs")),
+        Route("GET", "/v1/audit/status", Right.READ, _pipeline(overview, "audit")),
     )
+
+
+def _pipeline(overview: Overview, name: str) -> Callable[[Call], Awaitable[Response]]:
+    async def answer(_: Call) -> Response:
+        body = overview.pipeline(name)
+        if body is None:
+            return refuse(503, "not_registered", "nothing is delivered before the node is registered")
+        return Response(200, body)
+
+    return answer
 
 
 def probe_routes(overview: Overview) -> tuple[Route, ...]:

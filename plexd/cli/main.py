@@ -69,6 +69,11 @@ Ask the daemon for every peer: where it is, when it last shook hands, how much w
 packets go and who named the endpoint (state, event, report; roamed: its own packets did); and if it is not connected,
 why not. With --json the answer as it came, with a remedy for each obstacle.
 """
+DELIVERY = """\
+Ask the daemon how {what} get to the control plane: whether they are taken, how many wait, how many were dropped and
+why, and what each source does. With --json the answer as it came, with all counters.
+"""
+PIPELINES = (("metrics-status", "/v1/metrics/status", "metrics"),)  # command, route, what it is about
 QUERY_EXAMPLES = """\
 exit codes: 0 answered   1 refused or failed   3 daemon not reachable
 Root may ask, and members of the group plexd.
@@ -174,6 +179,16 @@ def parser() -> Parser:
         description=PEERS,
         examples=QUERY_EXAMPLES,
     )
+    for name, route, what in PIPELINES:
+        delivery = _command(
+            commands,
+            name,
+            runs="plexd.cli.query:pipeline",
+            summary=f"how {what} get to the control plane",
+            description=DELIVERY.format(what=what),
+            examples=QUERY_EXAMPLES,
+        )
+        delivery.set_defaults(route=route)
 
     config = _group(commands, "config", summary="check and show the configuration", description=CONFIG)
     check = _command(

@@ -1,4 +1,4 @@
-"""`plexd status`, `plexd peers`: ask the daemon over its socket and show what it says.
+"""`plexd status`, `plexd peers`, `plexd log-status` and the like: ask the daemon over its socket and show what it says.
 
 `--json` prints the answer as it came. Spoken with the standard library's HTTP client, which answers twice as fast as
 one that has to be imported first.
@@ -76,6 +76,19 @@ def peers(args: argparse.Namespace) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     show("\n".join(peer_lines(found, time.time(), width)))
     if not found:
+        print("(none)", file=sys.stderr)
+    return 0
+
+
+def pipeline(args: argparse.Namespace) -> int:
+    """`args.route` says which one."""
+    body = ask(find_socket(vars(args), os.environ), args.route, as_json="json" in args)
+    if "json" in args:
+        show(body)
+        return 0
+    found = json.loads(body)
+    show("\n".join(pipeline_lines(found, time.time())))
+    if not found["sources"]:
         print("(none)", file=sys.stderr)
     return 0
 
@@ -234,6 +247,36 @@ def peer_lines(found: Sequence[Document], now: float, width: int | None) -> list
             lines.append(cells.rstrip())
             if row is not table[0]:
                 lines += textwrap.wrap(last, width, initial_indent="    ", subsequent_indent="    ")
+    return lines
+
+
+def pipeline_lines(found: Document, now: float) -> list[str]:
+    counters = found["counters"]
+    dropped = ", ".join(f"{reason} {count}" for reason, count in counters["dropped"].items())
+    last = found["last_delivery_at"]
+    rows = [
+        ("State", found["state"]),
+        ("Buffered", f"{found['buffered']}/{found['capacity']}"),
+        ("Sent", str(counters["sent"])),
+        ("Dropped", dropped or "0"),
+        ("Last delivery", f"{_since(last, now)} ago" if last else "never"),
+        ("Last error", found["last_error"] or "-"),
+    ]
+    lines = [f"{name + ':':<15}{value}" for name, value in rows]
+    table = [("SOURCE", "STATE", "ENTRIES", "LAST", "DETAIL")]
+    table += [
+        (
+            source["name"],
+            source["state"],
+            str(source["entries"]),
+            _since(source["last_entry_at"], now) if source["last_entry_at"] else "never",
+            source["detail"] or "-",
+        )
+        for source in found["sources"]
+    ]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines.append("")
+    lines += ["  ".join(f"{cell:<{size}}" for cell, size in zip(row, widths, strict=True)).rstrip() for row in table]
     return lines
 
 

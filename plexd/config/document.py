@@ -17,7 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from plexd.config.models import Config
+from plexd.config.models import SIZE, Config
 
 MAX_BYTES = 1 << 20
 TAG = "tag:yaml.org,2002:"
@@ -26,7 +26,13 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0
 DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 Value = str | int | bool | dict[str, str] | tuple[str, ...]
-Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[tuple[str, ...]] | type[timedelta]
+
+
+class Size:
+    """The kind of a number of bytes: a whole number, or a text such as 64KiB."""
+
+
+Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[tuple[str, ...]] | type[timedelta] | type[Size]
 
 
 def _kind(annotation: Any) -> Kind:
@@ -46,7 +52,7 @@ def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Kind]
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _walk(info.annotation, f"{prefix}{name}.")
         else:
-            yield prefix + name, _kind(info.annotation)
+            yield prefix + name, Size if SIZE in info.metadata else _kind(info.annotation)
 
 
 KEYS: Mapping[str, Kind] = dict(_walk(Config))
@@ -220,6 +226,8 @@ def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
     if kind is timedelta and tag in {"int", "float"}:
         if text != "0":
             raise ValueError("must be a duration with its unit, such as 90s or 1m30s")
+        return text
+    if kind is Size and tag == "int":
         return text
     if tag != "str":
         raise ValueError(f"must be a text, {_misread(node)}")

@@ -84,9 +84,39 @@ def _matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+SIZE = "size"  # marks a number of bytes
+SIZE_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _size(value: str | int) -> int:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,15}) ?([A-Za-z]*)", value.strip(), re.ASCII)
+    if match is None or match[2] not in SIZE_UNITS:
+        raise ValueError("must be a number of bytes, or one with its unit, such as 64KiB or 1MiB")
+    return int(match[1]) * SIZE_UNITS[match[2]]
+
+
+def _size_between(least: int, most: int | None = None) -> AfterValidator:
+    def check(value: int) -> int:
+        if value < least or (most is not None and value > most):
+            raise ValueError(f"must be {_in_units(least)}" + (f" to {_in_units(most)}" if most else " or more"))
+        return value
+
+    return AfterValidator(check)
+
+
+def _in_units(size: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if size % SIZE_UNITS[unit] == 0:
+            return f"{size // SIZE_UNITS[unit]}{unit}"
+    return str(size)
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute_path)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Size = Annotated[int, BeforeValidator(_size), SIZE]
 
 
 class Subject(BaseModel):
@@ -216,6 +246,51 @@ class NodeApi(Subject):
         return value
 
 
+class Pipeline(Subject):
+    """What metrics, logs and audit have in common (telemetry contract, section 2.2)."""
+
+    enabled: bool = True
+    interval: Annotated[Duration, _at_least(1)] = timedelta(seconds=5)
+    batch_interval: Annotated[Duration, _at_least(1)] = timedelta(seconds=10)
+    batch_max_size: Annotated[int, Field(ge=1, le=10_000)] = 500
+    max_batch_bytes: Annotated[Size, _size_between(64 << 10, 8 << 20)] = 1 << 20
+    buffer_size: int = 10_000
+    buffer_bytes: Size = 16 << 20
+
+    @field_validator("buffer_size")
+    @classmethod
+    def _holds_two_batches(cls, value: int, info: ValidationInfo) -> int:
+        if value < 2 * info.data.get("batch_max_size", 1):
+            raise ValueError("must be at least twice batch_max_size")
+        return value
+
+    @field_validator("buffer_bytes")
+    @classmethod
+    def _holds_the_bytes_of_two_batches(cls, value: int, info: ValidationInfo) -> int:
+        if value < 2 * info.data.get("max_batch_bytes", 1):
+            raise ValueError("must be at least twice max_batch_bytes")
+        return value
+
+
+class Observe(Pipeline):
+    interval: Annotated[Duration, _at_least(5)] = timedelta(seconds=15)
+    batch_interval: Annotated[Duration, _at_least(1)] = timedelta(seconds=60)
+    buffer_size: int = 20_000
+    metrics: tuple[Literal["system", "tunnel", "latency", "agent"], ...] = ("system", "tunnel", "latency", "agent")
+    disk_path: AbsolutePath = Path("/")
+    network_interfaces: tuple[str, ...] = ()
+    handshake_stale_after: Annotated[Duration, _at_least(1)] = timedelta(minutes=5)
+    latency_probes: Annotated[int, Field(ge=1, le=10)] = 3
+    latency_max_peers: Annotated[int, Field(ge=1, le=1024)] = 64
+
+    @field_validator("batch_interval")
+    @classmethod
+    def _is_no_shorter_than_a_cycle(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+        if value < info.data.get("interval", timedelta()):
+            raise ValueError("must be at least observe.interval")
+        return value
+
+
 class Config(Subject):
     """The whole configuration. `tls` stands before `api`, whose check needs it."""
 
@@ -235,6 +310,7 @@ class Config(Subject):
     policy: Policy = Policy()
     nat_traversal: NatTraversal = NatTraversal()
     node_api: NodeApi = NodeApi()
+    observe: Observe = Observe()
 
     @field_validator("api")
     @classmethod

@@ -28,6 +28,12 @@ def kernel_release() -> str:
     return os.uname().release
 
 
+def is_container() -> bool:
+    """Whether the root of the file system is an image's."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
+
+
 def program_checksum() -> str:
     """`sha256:` and 64 hex digits over the running program, never over the interpreter. Blocks to read it all.
 

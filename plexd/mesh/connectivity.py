@@ -92,7 +92,7 @@ class _Survey:
         self._sight = sight
         device = sight.observed.device if sight.observed is not None else None
         self._held: Mapping[bytes, DevicePeer] = device.peers if device is not None else {}
-        self._paths = _Paths(peer.endpoint for peer in self._held.values() if peer.endpoint is not None)
+        self._paths = Paths(peer.endpoint for peer in self._held.values() if peer.endpoint is not None)
         self._routed = {route.prefix for route in sight.observed.routes} if sight.observed is not None else set()
         self._routable = {route.prefix for route in sight.target.routes} if sight.target is not None else set()
         self._obstacle_here = _obstacle_here(sight)
@@ -198,7 +198,7 @@ def _no_endpoint(candidates: Candidates, resolved: Mapping[str, Endpoint], port:
     return Obstacle("endpoint_unusable", f"its endpoint {text} is not in use yet, or cannot be a peer's", STATUS)
 
 
-class _Paths:
+class Paths:
     """Tells relayed paths from direct ones, as well as endpoints allow (mesh contract, section 8.6)."""
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:

@@ -166,6 +166,7 @@ class Reconcile:
             )
         else:
             log.debug("cycle finished", changed=0, duration_seconds=duration)
+        self._node.contact.pass_ended(bool(result.failed), len(corrections))
         self._report(corrections)
         return bool(result.failed)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from plexd.cli.query import format_bytes, peer_lines, status_lines
+from plexd.cli.query import format_bytes, peer_lines, pipeline_lines, status_lines
 
 PLEXD = Path(sys.executable).with_name("plexd")
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
@@ -546,3 +546,46 @@ def test_second_daemon_on_the_socket_is_1(unregistered: Path, tmp_path: Path) ->
     assert done.returncode == 1
     assert "plexd is already running" in done.stderr.splitlines()[-1]
     assert plexd_as(0, 0, [], "status", "--socket", str(unregistered)).returncode == 0
+
+
+# pipelines
+
+
+PIPELINE: dict[str, Any] = {
+    "enabled": True,
+    "state": "failing",
+    "buffered": 12,
+    "capacity": 10000,
+    "dropped": 5,
+    "last_delivery_at": "2027-01-15T07:58:20Z",
+    "last_error": "logs: the control plane answered 503 Service Unavailable",
+    "sources": [
+        {"name": "journald", "state": "reading", "detail": "", "position": "s=5c0", "entries": 8812,
+         "last_entry_at": "2027-01-15T07:59:59Z"},
+        {"name": "files", "state": "paused", "detail": "3 files", "position": "", "entries": 0, "last_entry_at": None},
+    ],
+    "counters": {"sent": 8680, "dropped": {"overflow": 4, "rejected": 1}},
+}  # fmt: skip
+
+
+def test_pipeline_is_told_with_its_sources() -> None:
+    assert pipeline_lines(PIPELINE, NOW) == [
+        "State:         failing",
+        "Buffered:      12/10000",
+        "Sent:          8680",
+        "Dropped:       overflow 4, rejected 1",
+        "Last delivery: 1m40s ago",
+        "Last error:    logs: the control plane answered 503 Service Unavailable",
+        "",
+        "SOURCE    STATE    ENTRIES  LAST   DETAIL",
+        "journald  reading  8812     1s     -",
+        "files     paused   0        never  3 files",
+    ]
+
+
+def test_pipeline_that_never_delivered_says_so() -> None:
+    quiet = PIPELINE | {"last_delivery_at": None, "last_error": "", "sources": []}
+    quiet["counters"] = {"sent": 0, "dropped": {}}
+    lines = pipeline_lines(quiet, NOW)
+    assert lines[3:6] == ["Dropped:       0", "Last delivery: never", "Last error:    -"]
+    assert lines[-1] == "SOURCE  STATE  ENTRIES  LAST  DETAIL"

@@ -60,9 +60,10 @@ class Peer:
 
 
 class World:
-    """A context manager; all of it is gone afterwards. `mesh` are further lines of that configuration section."""
+    """A context manager; all of it is gone afterwards. `mesh` are further lines of that configuration section,
+    `extra` further sections."""
 
-    def __init__(self, directory: Path, mesh: str = "  backend: userspace") -> None:
+    def __init__(self, directory: Path, mesh: str = "  backend: userspace", extra: str = "") -> None:
         number = next(_numbers)
         self.directory = directory
         self.namespace = f"plxf-{os.getpid()}-{number}"
@@ -74,6 +75,7 @@ class World:
         self.peers: list[Peer] = []
         self.node_id = ""
         self._mesh = mesh
+        self._extra = extra
         self._agent: subprocess.Popen[bytes] | None = None
         self._executions = itertools.count(1)
 
@@ -111,7 +113,7 @@ mesh:
 {self._mesh}
 node_api:
   socket: {self.directory / "api.sock"}
-""")
+{self._extra}""")
 
     def put_token(self, text: str) -> None:
         token = self.directory / "token"

@@ -47,6 +47,9 @@ class Told:
     async def health(self) -> bytes:
         return HEALTH
 
+    def pipeline(self, name: str) -> bytes | None:
+        return None if self.reason == "registration_pending" else b'{"state":"ok","of":"%s"}' % name.encode()
+
     async def not_ready(self) -> str | None:
         return self.reason
 
@@ -123,6 +126,9 @@ async def ask_as(path: Path, route: str, uid: int, gid: int, groups: Sequence[in
         ("/v1/status", STATUS),
         ("/v1/peers", PEERS),
         ("/v1/health", HEALTH),
+        ("/v1/metrics/status", b'{"state":"ok","of":"metrics"}'),
+        ("/v1/log-status", b'{"state":"ok","of":"logs"}'),
+        ("/v1/audit/status", b'{"state":"ok","of":"audit"}'),
         ("/v1/status?x=y", STATUS),
         ("/v1/st%61tus", STATUS),
         ("/healthz", b'{"status":"ok"}'),
@@ -135,6 +141,16 @@ def test_route_answers_with_the_document_as_it_is(path: Path, no_group: None, ro
         assert (answer.status_code, answer.content) == (200, body)
 
     play(path, scene)
+
+
+def test_nothing_is_delivered_before_the_registration(path: Path, no_group: None) -> None:
+    async def scene(client: httpx.AsyncClient) -> None:
+        answer = await client.get("/v1/log-status")
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_registered")
+
+    told = Told()
+    told.reason = "registration_pending"
+    play(path, scene, told)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ Nodes are named by id or by host name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import JsonValue
@@ -15,6 +17,7 @@ from plexd.lab.controlplane.arrivals import Arrival, Arrivals, Predicate
 from plexd.lab.controlplane.faults import Fault, FaultPlan
 from plexd.lab.controlplane.fleet import Fleet, Node, Signer
 from plexd.lab.controlplane.listener import Listener
+from plexd.lab.controlplane.telemetry import Entry, follow, gaps
 
 
 class Admin:
@@ -115,6 +118,19 @@ class Admin:
     def streams(self, name: str) -> int:
         """How many connections follow the node's stream now."""
         return self._application.streams(self.node(name).id)
+
+    def telemetry(self, name: str, pipeline: str) -> list[Entry]:
+        """What was taken of `metrics`, `logs` or `audit`, oldest first."""
+        return self._application.telemetry.entries(self._id(name) or name, pipeline)
+
+    def follow_logs(self, name: str, pattern: str, expected: Mapping[str, int]) -> dict[str, Any]:
+        """Whether numbered log lines are complete and in order; see `telemetry.follow`. With the markers of gaps."""
+        entries = self.telemetry(name, "logs")
+        found = follow(entries, re.compile(pattern), expected)
+        return {
+            "sources": {source: asdict(sequence) for source, sequence in found.items()},
+            "gaps": [asdict(gap) for gap in gaps(entries)],
+        }
 
     # --- faults
 

@@ -16,13 +16,16 @@ PUT    /policies                   {"policies": […]} of all nodes
 POST   /signing-keys/rotate        {"transition_seconds": 86400}
 POST   /tokens                     {"value"?, "lifetime_seconds"?}; answers {"token"}
 PUT    /artifacts/{version}/{arch} the program, as octets
+GET    /nodes/{node}/telemetry/{pipeline}   what was taken of metrics, logs or audit
+POST   /nodes/{node}/telemetry/follow       {"pattern", "expected": {source: count}}: whether log lines that somebody
+                                   numbered from 0 are complete and in order; `pattern` has the groups source, number
 GET    /arrivals                   ?endpoint=&node=&after=; what reached the control plane
 POST   /arrivals/wait              {"endpoint", "node", "count", "after", "contains", "timeout_seconds"}; answers
                                    when they are there, 408 when time is up; `contains`: members of the body
 GET    /faults                     what is still to come; DELETE clears
 POST   /faults                     {"endpoint", "node_id", "count", "delay_seconds", "effect", "status", "headers",
-                                   "body", "size"}; effects: status, body, none, truncate, cut, disconnect, end,
-                                   oversized, gzip_bomb
+                                   "body", "size", "contains", "larger_than"}; effects: status, body, none,
+                                   truncate, cut, disconnect, end, oversized, gzip_bomb
 POST   /listener/stop              the control plane is gone; /listener/start brings it back
 """
 
@@ -104,6 +107,11 @@ class _Token(_Order):
     lifetime_seconds: float | None = None
 
 
+class _Follow(_Order):
+    pattern: str
+    expected: dict[str, int]
+
+
 class _Wait(_Order):
     endpoint: str | None = None
     node: str | None = None
@@ -178,6 +186,13 @@ class _AdminRoutes:
 
     async def artifact(self, request: Request) -> None:
         self._admin.put_artifact(request.path_params["version"], request.path_params["arch"], await request.body())
+
+    async def telemetry(self, request: Request) -> Any:
+        return self._admin.telemetry(_node(request), request.path_params["pipeline"])
+
+    async def follow(self, request: Request) -> Any:
+        order = await _body(request, _Follow)
+        return self._admin.follow_logs(_node(request), order.pattern, order.expected)
 
     async def arrivals(self, request: Request) -> Any:
         query = request.query_params
@@ -256,6 +271,8 @@ def admin_application(admin: Admin, *, changed: Callable[[], None]) -> Starlette
             route("POST", "/signing-keys/rotate", routes.rotate_signing_key),
             route("POST", "/tokens", routes.token),
             route("PUT", "/artifacts/{version}/{arch}", routes.artifact),
+            route("POST", "/nodes/{node}/telemetry/follow", routes.follow),
+            route("GET", "/nodes/{node}/telemetry/{pipeline}", routes.telemetry),
             route("GET", "/arrivals", routes.arrivals),
             route("POST", "/arrivals/wait", routes.wait),
             route("GET", "/faults", routes.faults),

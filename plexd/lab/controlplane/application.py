@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,7 @@ from plexd.lab.controlplane.fleet import Fleet, Node
 from plexd.lab.controlplane.refusal import Refusal
 from plexd.lab.controlplane.requests import BODY_LIMIT, Body, Route
 from plexd.lab.controlplane.stream import Chunk
+from plexd.lab.controlplane.telemetry import Telemetry
 from plexd.log import get_logger
 from plexd.wire import endpoints
 from plexd.wire.writing import dump as dump_models
@@ -73,6 +75,7 @@ class Application:
         changed: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.telemetry = Telemetry()
         self.artifacts: dict[tuple[str, str, str], bytes] = {}
         self.keepalive_seconds = KEEPALIVE_SECONDS
         self.retry_milliseconds: int | None = None
@@ -143,7 +146,7 @@ class Application:
         call.credential = "unknown"
         if not registering:
             call.node = self._authenticate(call, credential)
-        call.fault = self._faults.take(endpoint.name, call.node.id if call.node else None)
+        call.fault = self._faults.take(endpoint.name, call.node.id if call.node else None, partial(_text, call))
         if call.fault is not None and call.fault.replaces_the_control_plane:
             return _substitute(call.fault)
         requests.check_headers(endpoint, call.headers)
@@ -154,6 +157,8 @@ class Application:
         if registering:
             return self._register(call, credential)
         assert call.node is not None  # noqa: S101 - every other endpoint is authenticated above
+        if call.body is not None and endpoint in {endpoints.METRICS, endpoints.LOGS, endpoints.AUDIT}:
+            self.telemetry.take(call.node.id, endpoint.name, call.body.text)
         return self._dispatch(call.node, route, value)
 
     def _authenticate(self, call: _Call, credential: str) -> Node:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 RESPONSE_LIMIT = 10 * 1024 * 1024  # what an agent reads of an answer (wire contract, section 2)
 BOMB_BYTES = 256 * 1024 * 1024
@@ -31,12 +31,17 @@ _NOT_ON_STREAMS = {Effect.TRUNCATE, Effect.OVERSIZED, Effect.GZIP_BOMB}
 
 
 class Fault(BaseModel):
-    """`endpoint` and `node_id` None mean any; `count` None means until cleared."""
+    """`endpoint` and `node_id` None mean any; `count` None means until cleared.
+
+    `contains` and `larger_than` (bytes) narrow it to requests with such a body, after decompression.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str | None = None
     node_id: str | None = None
+    contains: str | None = None
+    larger_than: NonNegativeInt | None = None
     count: PositiveInt | None = 1
     delay_seconds: NonNegativeFloat = 0.0  # between the request and whatever follows
     effect: Effect = Effect.NONE
@@ -49,11 +54,14 @@ class Fault(BaseModel):
     def replaces_the_control_plane(self) -> bool:
         return self.effect in {Effect.STATUS, Effect.BODY}
 
-    def meets(self, endpoint: str, node_id: str | None) -> bool:
+    def meets(self, endpoint: str, node_id: str | None, text: Callable[[], bytes]) -> bool:
+        """`text` gives the body."""
         return (
             self.endpoint in {None, endpoint}
             and self.node_id in {None, node_id}
             and not (endpoint == "events" and self.effect in _NOT_ON_STREAMS)
+            and (self.contains is None or self.contains.encode() in text())
+            and (self.larger_than is None or len(text()) > self.larger_than)
         )
 
 
@@ -74,10 +82,10 @@ class FaultPlan:
     def clear(self) -> None:
         self._faults.clear()
 
-    def take(self, endpoint: str, node_id: str | None) -> Fault | None:
-        """The fault this request meets, its count reduced."""
+    def take(self, endpoint: str, node_id: str | None, text: Callable[[], bytes]) -> Fault | None:
+        """The fault this request meets, its count reduced; `text` gives the body."""
         for index, (fault, left) in enumerate(self._faults):
-            if fault.meets(endpoint, node_id):
+            if fault.meets(endpoint, node_id, text):
                 if left == 1:
                     del self._faults[index]
                 elif left is not None:
