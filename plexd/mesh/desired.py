@@ -40,9 +40,16 @@ class Candidates(NamedTuple):
 
     def offer(self, source: EndpointSource, value: str) -> Candidates:
         """A source repeating itself changes nothing, so an old value cannot undo a newer one of another source."""
-        if dict(self.offers).get(source, "") == value:
+        held = ""
+        for offered, text in self.offers:
+            if offered is source:
+                held = text
+        if held == value:
             return self
         return Candidates((*(o for o in self.offers if o[0] is not source), (source, value)))
+
+
+NO_CANDIDATES = Candidates()
 
 
 class Peer(NamedTuple):

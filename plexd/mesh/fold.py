@@ -11,7 +11,7 @@ from operator import attrgetter
 from types import MappingProxyType
 
 from plexd.mesh.address import Prefix
-from plexd.mesh.desired import Candidates, Desired, EndpointSource, FullState, Peer, SigningKeys
+from plexd.mesh.desired import NO_CANDIDATES, Desired, EndpointSource, FullState, Peer, SigningKeys
 from plexd.mesh.events import (
     EndpointOffered,
     Foldable,
@@ -42,7 +42,7 @@ def replace_state(desired: Desired, state: FullState) -> Desired:
         if list(desired.peers.items()) != list(peers.items()):
             changed["peers"] = MappingProxyType(peers)
         candidates = {
-            peer.id: desired.candidates.get(peer.id, Candidates()).offer(EndpointSource.PEER, peer.endpoint)
+            peer.id: desired.candidates.get(peer.id, NO_CANDIDATES).offer(EndpointSource.PEER, peer.endpoint)
             for peer in state.peers
         }
         if desired.candidates != candidates:
@@ -96,7 +96,7 @@ def _same(known: Peer | None, peer: Peer) -> Peer:
 
 
 def _put_peer(desired: Desired, peer: Peer) -> Desired:
-    known = desired.candidates.get(peer.id, Candidates())
+    known = desired.candidates.get(peer.id, NO_CANDIDATES)
     candidates = known.offer(EndpointSource.PEER, peer.endpoint)
     if peer.public_key in map(_public_key, desired.peers.values()):
         holders = [other.id for other in desired.peers.values() if other.public_key == peer.public_key]
@@ -158,7 +158,7 @@ def _offer_endpoint(desired: Desired, peer_id: str, endpoint: str, source: Endpo
         if source is EndpointSource.REPORT:
             return desired  # the answer to a report may name peers that have not reached us yet
         raise Unfoldable(f"peer {peer_id} is not known")
-    known = desired.candidates.get(peer_id, Candidates())
+    known = desired.candidates.get(peer_id, NO_CANDIDATES)
     if not endpoint and source is EndpointSource.REPORT:
         return desired
     candidates = known.offer(source, endpoint)

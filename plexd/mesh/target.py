@@ -13,14 +13,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from plexd.mesh.address import Endpoint, HostPort, Prefix, is_unicast, parse_endpoint
-from plexd.mesh.desired import Candidates, Desired
+from plexd.mesh.desired import NO_CANDIDATES, Candidates, Desired
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
 
 MTU_OVERHEAD = 80  # outer IPv6 and UDP headers, WireGuard's header and tag
 MTU_FALLBACK = 1420  # what 1500 of Ethernet leaves, used while there is no default route to measure by
 MTU_MIN, MTU_MAX = 1280, 8920
-_NO_CANDIDATES = Candidates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ def _can_be_a_peers(endpoint: Endpoint, settings: Settings) -> bool:
 
 def choose_endpoint(peer_id: str, sources: Sources) -> tuple[Endpoint | None, Warned | None]:
     """The endpoint of the candidate in use, if it can be used, and what is wrong with it."""
-    text = sources.turned.get(peer_id) or sources.desired.candidates.get(peer_id, _NO_CANDIDATES).current
+    text = sources.turned.get(peer_id) or sources.desired.candidates.get(peer_id, NO_CANDIDATES).current
     if not text:
         return None, None
     parsed = _parse(text)

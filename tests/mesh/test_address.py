@@ -23,6 +23,19 @@ def test_loose_addresses_are_refused(text: str) -> None:
         parse_ip(text)
 
 
+@given(st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){2,4}", fullmatch=True) | st.text("0123456789.:a ", max_size=18))
+def test_text_is_read_as_strictly_as_by_the_standard_library(text: str) -> None:
+    try:
+        expected: bytes | None = ipaddress.ip_address(text).packed
+    except ValueError:
+        expected = None
+    try:
+        found: bytes | None = parse_ip(text)
+    except ValueError:
+        found = None
+    assert found == expected
+
+
 @given(st.ip_addresses(), st.integers(0, 128))
 def test_prefixes_agree_with_the_standard_library(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address, length: int
