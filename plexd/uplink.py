@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import SecretStr
 
@@ -32,6 +34,8 @@ from plexd.wire.reading import JSONText, Skipped
 from plexd.wire.times import format_time
 
 log = get_logger("control")
+
+PEERS_ON_LOOP = 500  # mapping more of them would hold up the event loop for over 5 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class Uplink:
 
     async def fetch_state(self) -> FullState:
         answer, faults = await self._control.state()
-        state, skipped = map_state(answer, faults, own=self.own(), held=self._node.desired, now=time.time())
+        mapped = partial(map_state, answer, faults, own=self.own(), held=self._node.desired, now=time.time())
+        state, skipped = await asyncio.to_thread(mapped) if len(answer.peers) > PEERS_ON_LOOP else mapped()
         _log_skipped("state", skipped)
         return state
 
