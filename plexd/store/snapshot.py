@@ -7,11 +7,13 @@ their own, one for each data entry. PSKs are in here: the files are for their ow
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from plexd.errors import LocalStateError
 from plexd.log import get_logger
@@ -35,6 +37,10 @@ log = get_logger("store")
 
 FORMAT_VERSION = 1
 MAX_UNSENT_CORRECTIONS = 500
+PIECE_ITEMS = 250  # half a millisecond of encoding
+PAUSE_SECONDS = 0.001
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class SnapshotStore:
         """Write what differs from the last save. OSError leaves the files that could not be written as they were."""
         was = self._saved
         self._saved = None  # after a failure half-way nothing is taken for written
-        write_whole(self._state / "desired.json", _dump(_encode_desired(node_id, desired, fetched_at)))
+        write_whole(self._state / "desired.json", _unhurried(_encode_desired(node_id, desired, fetched_at)))
         self._save_entries(was, desired)
         self._saved = desired
 
@@ -167,29 +173,56 @@ def _dump(document: object) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _encode_desired(node_id: str, desired: Desired, fetched_at: float) -> dict[str, object]:
-    return {
+def _unhurried(pieces: Iterable[bytes]) -> bytes:
+    """All of them in one, with the interpreter left to others after each.
+
+    A thread that computes gives it up every 5 ms, and an event waits for it several times.
+    """
+    made = []
+    for piece in pieces:
+        made.append(piece)
+        time.sleep(PAUSE_SECONDS)
+    return b"".join(made)
+
+
+def _encode_desired(node_id: str, desired: Desired, fetched_at: float) -> Iterator[bytes]:
+    """One document, in pieces of well under a millisecond."""
+    head = {
         "version": FORMAT_VERSION,
         "node_id": node_id,
         "fetched_at": fetched_at,
-        "peers": [
-            {
-                "id": peer.id,
-                "public_key": str(peer.public_key),
-                "mesh_ip": format_ip(peer.mesh_ip) if peer.mesh_ip else "",  # reachable by its allowed IPs only
-                "endpoint": peer.endpoint,
-                "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
-                "psk": peer.psk.reveal() if peer.psk != NO_PRESHARED_KEY else "",
-            }
-            for peer in desired.peers.values()
-        ],
         "rejected": [rejection._asdict() for rejection in desired.rejected],
-        "candidates": {peer_id: candidates.offers for peer_id, candidates in desired.candidates.items()},
-        "policies": [
-            {"id": policy.id, "rules": [rule._asdict() for rule in policy.rules]} for policy in desired.policies
-        ],
         "configs": dict(desired.configs),
     }
+    yield _dump(head)[:-1]
+    yield from _in_pieces(b',"peers":[', map(_peer_document, desired.peers.values()), list, b"]")
+    candidates = ((peer_id, candidates.offers) for peer_id, candidates in desired.candidates.items())
+    yield from _in_pieces(b',"candidates":{', candidates, dict, b"}")
+    yield from _in_pieces(b',"policies":[', map(_policy_document, desired.policies), list, b"]}")
+
+
+def _in_pieces(
+    opening: bytes, items: Iterator[T], gather: Callable[[Iterable[T]], object], closing: bytes
+) -> Iterator[bytes]:
+    while some := list(islice(items, PIECE_ITEMS)):
+        yield opening + _dump(gather(some))[1:-1]
+        opening = b","
+    yield closing if opening == b"," else opening + closing
+
+
+def _peer_document(peer: Peer) -> dict[str, object]:
+    return {
+        "id": peer.id,
+        "public_key": str(peer.public_key),
+        "mesh_ip": format_ip(peer.mesh_ip) if peer.mesh_ip else "",  # reachable by its allowed IPs only
+        "endpoint": peer.endpoint,
+        "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
+        "psk": peer.psk.reveal() if peer.psk != NO_PRESHARED_KEY else "",
+    }
+
+
+def _policy_document(policy: Policy) -> dict[str, object]:
+    return {"id": policy.id, "rules": [rule._asdict() for rule in policy.rules]}
 
 
 def _decode_desired(document: dict[str, Any]) -> Desired:

@@ -25,7 +25,7 @@ from plexd.mesh.desired import (
 from plexd.mesh.drift import Correction
 from plexd.mesh.keys import PresharedKey
 from plexd.store.files import DataDirectory
-from plexd.store.snapshot import CachedSnapshot, SnapshotStore
+from plexd.store.snapshot import PIECE_ITEMS, CachedSnapshot, SnapshotStore
 from tests.mesh.worlds import desired_of, desireds, peer
 from tests.store.crash import crashes
 
@@ -82,6 +82,17 @@ def test_everything_comes_back(directory: DataDirectory) -> None:
     loaded = SnapshotStore(directory).load("n_1")
     assert loaded == CachedSnapshot(FULL, 1_800_000_000.25)
     assert list(loaded.desired.peers) == ["n_3", "n_2"]
+
+
+@pytest.mark.parametrize("peers", [PIECE_ITEMS - 1, PIECE_ITEMS, PIECE_ITEMS + 1, 3 * PIECE_ITEMS])
+def test_snapshot_written_in_pieces_comes_back_whole(directory: DataDirectory, peers: int) -> None:
+    one = peer(2, endpoint="192.0.2.1:1")
+    desired = replace(
+        desired_of(*(one._replace(id=f"n_{number}") for number in range(peers))),
+        policies=tuple(Policy(f"p_{number}", ()) for number in range(peers)),
+    )
+    SnapshotStore(directory).save("n_1", desired, 0.0)
+    assert reload(directory) == desired
 
 
 def test_order_of_peers_and_of_candidates_comes_back(directory: DataDirectory) -> None:
