@@ -44,6 +44,7 @@ from plexd.services.drift import DriftReports
 from plexd.services.effects import Effects
 from plexd.services.endpoint import Discovery, EndpointReport, stated
 from plexd.services.fallback import Fallback
+from plexd.services.garbage import Garbage
 from plexd.services.heartbeat import Heartbeat
 from plexd.services.listener import Listener
 from plexd.services.persist import Persist
@@ -294,6 +295,7 @@ class _Daemon:
             Repair(kernel, converger, converger.up, drift.cycle_ended),
             Clocks(reconcile.request),
             *self._front.join(node, uplink, listener),
+            Garbage(),
         ]
         endpoint = self._endpoint_report(uplink, node, converger, kernel)
         if endpoint is not None:
