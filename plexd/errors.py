@@ -21,9 +21,12 @@ PlexdError
 ├── WireError                  a document or event is not what the contract says; nothing of it is used
 ├── Unresolved                 a name has no address now; ask again later
 ├── StunError                  a STUN server gave no usable answer; ask another one
+├── NoOpening                  all service openings are in use; close one
 └── KernelError                the kernel, or a program in its place, refused
     ├── BackendUnavailable     neither WireGuard back end works here; `causes` says why, and what to install
     ├── PortInUse              another program holds the listen port
+    ├── FirewallUnavailable    no filter table can be had here; the message says what to install
+    ├── PolicyRejected         this filter table cannot be had; the one before stays in force
     ├── NotPermitted           a capability is missing
     └── ForeignLink            a link of our name belongs to somebody else; it is never touched
 """
@@ -135,6 +138,10 @@ class StunError(PlexdError):
     pass
 
 
+class NoOpening(PlexdError):
+    pass
+
+
 class KernelError(PlexdError):
     """The kernel refused. The message carries no key material."""
 
@@ -143,6 +150,14 @@ class BackendUnavailable(KernelError):
     def __init__(self, *causes: str) -> None:
         super().__init__("; ".join(causes))
         self.causes = causes
+
+
+class FirewallUnavailable(KernelError):
+    pass
+
+
+class PolicyRejected(KernelError):
+    pass
 
 
 class PortInUse(KernelError):

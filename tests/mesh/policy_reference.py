@@ -5,17 +5,16 @@ It shares no code with the product: it reads the raw text of the rules with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from functools import cached_property, lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from plexd.mesh.desired import Policy, PolicyRule
+from tests.mesh.packets import ICMP, ICMPV6, TCP, UDP, Address, Packet
 
-Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-TCP, UDP = 6, 17
-ICMPS = {1, 58}
+ICMPS = {ICMP, ICMPV6}
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,12 @@ class World:
     policies: tuple[Policy, ...]
     default: str = "deny"
 
-    def rules(self) -> Iterator[Meaning]:
-        for policy in self.policies:
-            for rule in policy.rules:
-                meaning = self._meaning(rule)
-                if meaning is not None:
-                    yield meaning
+    @cached_property
+    def rules(self) -> list[Meaning]:
+        meanings = (self.meaning(rule) for policy in self.policies for rule in policy.rules)
+        return [meaning for meaning in meanings if meaning is not None]
 
-    def _meaning(self, rule: PolicyRule) -> Meaning | None:
+    def meaning(self, rule: PolicyRule) -> Meaning | None:
         allows = rule.action.lower() == "allow"
         protocol = rule.protocol.lower()
         if protocol in {"any", "all", "*"}:
@@ -60,11 +57,12 @@ class World:
             return self.own
         return next((peer for peer in self.peers if peer.id == node_id), None)
 
+    @cached_property
     def visible(self) -> set[str]:
         return {peer.id for peer in self.peers if self._is_open(self.own, peer) or self._is_open(peer, self.own)}
 
     def _is_open(self, source: Member, destination: Member) -> bool:
-        for rule in self.rules():
+        for rule in self.rules:
             if rule.matches_nothing():
                 continue
             if rule.action == "allow":
@@ -118,26 +116,66 @@ class Meaning:
         network = _network(side)
         return network is not None and all(_holds(network, other) for other in member.networks)
 
-    def matches(self, src: Address, dst: Address, protocol: int, port: int | None) -> bool:
-        """Of the original direction of a connection; `port` is the destination port, None without one."""
+    def matches(self, packet: Packet) -> bool:
+        """By the original direction of its connection; without a connection only its family is known."""
         if self.matches_nothing():
             return False
-        for network, address in ((self.network(self.src), src), (self.network(self.dst), dst)):
-            if network is not None and address not in network:
+        for network, address in ((self.network(self.src), packet.src), (self.network(self.dst), packet.dst)):
+            if network is not None and (address not in network or (packet.state == "untracked" and network.prefixlen)):
                 return False
         if self.port:
             wanted = {"tcp": {TCP}, "udp": {UDP}, "": {TCP, UDP}}[self.protocol]
-            return protocol in wanted and port == self.port
-        return protocol in {"": {protocol}, "tcp": {TCP}, "udp": {UDP}, "icmp": ICMPS}[self.protocol]
+            return packet.state != "untracked" and packet.l4proto in wanted and packet.port == self.port
+        return packet.l4proto in {"": {packet.l4proto}, "tcp": {TCP}, "udp": {UDP}, "icmp": ICMPS}[self.protocol]
 
 
-def judge(rules: Sequence[Meaning], default: str, src: Address, dst: Address, protocol: int, port: int | None) -> str:
-    for rule in rules:
-        if rule.matches(src, dst, protocol, port):
-            return rule.action
-    return default
+@dataclass(frozen=True)
+class Filter:
+    """The switches of section 6.5, and the openings of 6.8: protocol number, port, destination, sources (None: all)."""
+
+    managed: tuple[str, ...]
+    allow_ping: bool = True
+    guard_mesh_ip: bool = True
+    openings: tuple[tuple[int, int, Address, frozenset[Address] | None], ...] = ()
+
+    def decide(self, world: World, packet: Packet) -> str:
+        """`accept` or `drop`."""
+        own = world.own.mesh_ip
+        from_elsewhere = packet.hook == "input" and packet.iifname not in {"lo", *self.managed}
+        if self.guard_mesh_ip and from_elsewhere and packet.to == own:
+            return "drop"
+        if not {packet.iifname, packet.oifname} & set(self.managed):
+            return "accept"
+        if packet.state == "invalid":
+            return "drop"
+        if packet.state == "related" or (packet.state, packet.direction) == ("established", "reply"):
+            return "accept"
+        if packet.state != "untracked":
+            if self.allow_ping and self._is_ping(world, packet):
+                return "accept"
+            for protocol, port, dst, sources in self.openings:
+                is_asked_for = (packet.l4proto, packet.port, packet.dst) == (protocol, port, dst)
+                if is_asked_for and (sources is None or packet.src in sources):
+                    return "accept"
+        return {"allow": "accept", "deny": "drop"}[self._by_policy(world, packet)]
+
+    def _is_ping(self, world: World, packet: Packet) -> bool:
+        visible = world.visible
+        peers = {peer.mesh_ip for peer in world.peers if peer.id in visible}
+        ends = (packet.src, packet.dst)
+        return packet.icmp_type == "echo-request" and (
+            (ends[0] == world.own.mesh_ip and ends[1] in peers) or (ends[1] == world.own.mesh_ip and ends[0] in peers)
+        )
+
+    def _by_policy(self, world: World, packet: Packet) -> str:
+        for rule in world.rules:
+            concerns_us = rule.touches(rule.src, world.own) or rule.touches(rule.dst, world.own)
+            if concerns_us and rule.matches(packet):
+                return rule.action
+        return world.default
 
 
+@lru_cache
 def _network(text: str) -> Network | None:
     """The prefix a side states; None when it states none, or a broken one."""
     address, slash, length = text.partition("/")

@@ -125,7 +125,7 @@ def test_rule_about_a_network_behind_us_is_ours() -> None:
 def test_rules_mean_what_the_reference_says(policies: tuple[Policy, ...], local: Local) -> None:
     meanings = [
         meaning
-        for meaning in world_of(policies, local).rules()
+        for meaning in world_of(policies, local).rules
         if not meaning.matches_nothing()
         and (meaning.touches(meaning.src, meaning.world.own) or meaning.touches(meaning.dst, meaning.world.own))
     ]

@@ -75,7 +75,7 @@ def test_deny_of_a_part_of_what_is_behind_us_closes_nobody() -> None:
 def test_reference_sees_the_same_peers(policies: tuple[Policy, ...], local: Local, default: str) -> None:
     rules = resolve(policies, local, PEERS).rules
     allowed_ips = {peer.id: peer.allowed_ips for peer in PEERS.values()}
-    assert visible_peers(rules, local, allowed_ips, Action(default)) == world_of(policies, local, default).visible()
+    assert visible_peers(rules, local, allowed_ips, Action(default)) == world_of(policies, local, default).visible
 
 
 # a few bits at either end, so that prefixes meet and adjoin

@@ -1,0 +1,366 @@
+"""The filter table `inet plexd`: rendered as one transaction for `nft -j`, and what a read-back of it tells.
+
+The chains, their order and what they match are section 6.5 of the mesh contract. Packets are judged by the original
+tuple of their connection, so that a rule withdrawn ends what it had allowed, and a published port is judged by the
+address that was dialled. Nothing here is nftables syntax: text from outside stands in comments only, reduced to letters
+that mean nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from plexd.errors import NoOpening, PolicyRejected
+from plexd.mesh.address import Prefix, format_ip
+from plexd.mesh.policy import Action, Protocol, Rule
+from plexd.mesh.rulegroups import Group, Line, Match, Shape, group
+
+FAMILY, TABLE = "inet", "plexd"
+PRIORITY = -10
+MAX_RULES = 32768
+MAX_OPENINGS = 256
+FEW = 3  # up to so many rules of one shape are left as rules, to be read as such
+
+_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58  # numbers, because names need /etc/protocols
+_COMMENT_CHARACTERS = 100
+_MEANINGLESS = re.compile(r"[^A-Za-z0-9_.:-]")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """This node and the `policy` block of its configuration. `interfaces` are the managed ones."""
+
+    mesh_ip: bytes
+    interfaces: tuple[str, ...]
+    default: Action = Action.DENY
+    allow_ping: bool = True
+    guard_mesh_ip: bool = True
+    log_denied: bool = True
+
+
+class Opening(NamedTuple):
+    """A service of ours that is let in for a while: TCP or UDP to a port of `dst`, from `src` or (empty) from all."""
+
+    name: str
+    protocol: Protocol
+    port: int
+    dst: bytes
+    src: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Openings:
+    """Those in force, each with a name of its own (section 6.8). A start of the agent begins with none."""
+
+    held: tuple[Opening, ...] = ()
+
+    def open(self, opening: Opening) -> Openings:
+        """In place of one of the same name. NoOpening when there are too many."""
+        others = self.close(opening.name).held
+        if len(others) >= MAX_OPENINGS:
+            raise NoOpening(f"{MAX_OPENINGS} service openings are in use, close one first")
+        return Openings((*others, opening))
+
+    def close(self, name: str) -> Openings:
+        """Closing what is not open is fine."""
+        return Openings(tuple(opening for opening in self.held if opening.name != name))
+
+
+NO_OPENINGS = Openings()
+
+
+class Hits(NamedTuple):
+    packets: int
+    bytes: int
+
+
+def render(
+    settings: Settings,
+    rules: Sequence[Rule] = (),
+    *,
+    visible: Iterable[bytes] = (),
+    openings: Openings = NO_OPENINGS,
+) -> Json:
+    """The transaction that puts the whole table in place of the one there; without rules it is the baseline.
+
+    `visible` are the mesh addresses of the visible peers. Equal arguments give equal documents. PolicyRejected when the
+    rules are too many.
+    """
+    lines = list(_policy_lines(rules))
+    if len(lines) > MAX_RULES:
+        raise PolicyRejected(f"the policies make {len(lines)} rules for this node, more than {MAX_RULES}")
+    writer = _Writer()
+    _base_chains(writer, settings)
+    writer.rule("mesh", _in_state("invalid"), _COUNTER, _DROP)
+    writer.rule("mesh", _in_state("related"), _COUNTER, _ACCEPT)
+    writer.rule("mesh", _in_state("established"), _equal({"ct": {"key": "direction"}}, "reply"), _COUNTER, _ACCEPT)
+    if settings.allow_ping:
+        _ping(writer, settings.mesh_ip, visible)
+    _judging(writer, "opening", group(_opening_lines(openings)))
+    _judging(writer, "policy", group(lines))
+    writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
+    return {"nftables": [{"metainfo": {"json_schema_version": 1}}, *writer.commands()]}
+
+
+def fingerprint(table: Json) -> str:
+    """Of a read-back: equal for tables that filter alike and carry the same marks, whatever they have counted."""
+    told = [_told(*part) for item in table["nftables"] for part in item.items() if "metainfo" not in item]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def hits(table: Json, rules: Iterable[Rule]) -> dict[tuple[str, int], Hits]:
+    """What each of `rules` (policy id, rule number) has matched, by the counters in a read-back.
+
+    A rule that an equal one before it hides never matched. Ids that differ only in what a comment cannot hold count
+    together.
+    """
+    counted: dict[str, Hits] = {}
+    for comment, counter in _counters(table):
+        before = counted.get(comment, Hits(0, 0))
+        counted[comment] = Hits(before.packets + counter["packets"], before.bytes + counter["bytes"])
+    return {
+        (rule.policy_id, rule.number): counted.get(rule_comment(rule.policy_id, rule.number), Hits(0, 0))
+        for rule in rules
+    }
+
+
+def rule_comment(policy_id: str, number: int) -> str:
+    """What marks the rule in the table (section 6.5)."""
+    return _reduced(policy_id, f"#{number}")
+
+
+# --- what the table says of itself ------------------------------------------------------------------------------------
+
+
+def _told(kind: str, content: Json) -> list[Any]:
+    """Without handles and counts, and with the elements of sets in one order."""
+    plain = {name: value for name, value in content.items() if name not in {"handle", "expr", "elem"}}
+    expressions = [_COUNTER if "counter" in part else part for part in content.get("expr", ())]
+    return [kind, plain, expressions, sorted(map(_told_element, content.get("elem", ())))]
+
+
+def _told_element(element: Any) -> str:
+    key, verdict = element if isinstance(element, list) else (element, None)
+    if isinstance(key, dict) and "elem" in key:
+        key = {name: None if name == "counter" else value for name, value in key["elem"].items()}
+    return json.dumps([key, verdict])
+
+
+def _counters(table: Json) -> Iterator[tuple[str, Json]]:
+    """Of everything that has a counter and a comment, which includes what others may have put there."""
+    for item in table["nftables"]:
+        if (rule := item.get("rule")) and "comment" in rule:
+            yield from ((rule["comment"], part["counter"]) for part in rule["expr"] if "counter" in part)
+        for element, _ in item.get("map", {}).get("elem", ()):
+            marked = element["elem"] if isinstance(element, dict) and "elem" in element else {}
+            if "comment" in marked and "counter" in marked:
+                yield marked["comment"], marked["counter"]
+
+
+# --- rules to lines ---------------------------------------------------------------------------------------------------
+
+
+def _policy_lines(rules: Iterable[Rule]) -> Iterator[Line]:
+    for rule in rules:
+        comment = rule_comment(rule.policy_id, rule.number)
+        for protocols in _l4protos(rule.protocol, rule.port):
+            matches = tuple(Match.of(rule.src.prefix, rule.dst.prefix, number, rule.port) for number in protocols)
+            yield Line(matches, rule.action, comment)
+
+
+def _l4protos(protocol: Protocol, port: int) -> tuple[tuple[int | None, ...], ...]:
+    """The protocol numbers of each line that a rule becomes."""
+    if protocol is Protocol.ANY:
+        return ((_TCP,), (_UDP,)) if port else ((None,),)
+    return {Protocol.TCP: ((_TCP,),), Protocol.UDP: ((_UDP,),), Protocol.ICMP: ((_ICMP, _ICMPV6),)}[protocol]
+
+
+def _opening_lines(openings: Openings) -> Iterator[Line]:
+    for opening in openings.held:
+        (protocols,) = _l4protos(opening.protocol, opening.port)
+        dst = Prefix.host(opening.dst)
+        # a source of the other family can never come to `dst`
+        sources = [Prefix.host(src) for src in opening.src if len(src) == len(opening.dst)] if opening.src else [None]
+        for src in sources:
+            matches = tuple(Match.of(src, dst, number, opening.port) for number in protocols)
+            yield Line(matches, Action.ALLOW, _reduced(opening.name))
+
+
+def _reduced(name: str, suffix: str = "") -> str:
+    return _MEANINGLESS.sub("", name)[: _COMMENT_CHARACTERS - len(suffix)] + suffix
+
+
+# --- lines to nftables ------------------------------------------------------------------------------------------------
+
+_COUNTER: Json = {"counter": None}
+_ACCEPT: Json = {"accept": None}
+_DROP: Json = {"drop": None}
+_DENIED: Json = {"goto": {"target": "denied"}}
+_VERDICTS = {Action.ALLOW: _ACCEPT, Action.DENY: _DENIED}
+_IP = {4: "ip", 16: "ip6"}
+_ADDRESS_TYPE = {4: "ipv4_addr", 16: "ipv6_addr"}
+
+
+class _Writer:
+    """Collects the transaction in the order the kernel wants it: what is referred to comes first."""
+
+    def __init__(self) -> None:
+        self._chains: list[Json] = []
+        self._sets: list[Json] = []
+        self._rules: list[Json] = []
+
+    def chain(self, name: str, hook: str = "") -> None:
+        base = {"type": "filter", "hook": hook, "prio": PRIORITY, "policy": "accept"} if hook else {}
+        self._chains.append(_add("chain", name=name, **base))
+
+    def set(self, name: str, type_: str, elements: Sequence[str]) -> None:
+        self._sets.append(_add("set", name=name, type=type_, elem=elements))
+
+    def verdict_map(self, name: str, type_: str | Sequence[str], elements: Sequence[tuple[Json, Json]]) -> None:
+        self._sets.append(_add("map", name=name, type=type_, map="verdict", stmt=[_COUNTER], elem=elements))
+
+    def rule(self, chain: str, *expressions: Json, comment: str = "") -> None:
+        mark = {"comment": comment} if comment else {}
+        self._rules.append(_add("rule", chain=chain, expr=expressions, **mark))
+
+    def commands(self) -> list[Json]:
+        table: Json = {"table": {"family": FAMILY, "name": TABLE}}
+        # adding it first makes deleting it succeed where there is none
+        replacement = [{"add": table}, {"delete": table}, {"add": table}]
+        return [*replacement, *self._chains, *self._sets, *self._rules]
+
+
+def _add(kind: str, **members: Any) -> Json:
+    return {"add": {kind: {"family": FAMILY, "table": TABLE, **members}}}
+
+
+def _base_chains(writer: _Writer, settings: Settings) -> None:
+    for hook in ("input", "output", "forward"):
+        writer.chain(hook, hook)
+    writer.chain("mesh")
+    writer.chain("denied")
+    managed: Json = {"set": list(settings.interfaces)}
+    into, out_of = _equal(_meta("iifname"), managed), _equal(_meta("oifname"), managed)
+    to_mesh: Json = {"jump": {"target": "mesh"}}
+    if settings.guard_mesh_ip:
+        elsewhere = {"set": ["lo", *settings.interfaces]}
+        to_us = {"payload": {"protocol": _IP[len(settings.mesh_ip)], "field": "daddr"}}
+        foreign = _match("!=", _meta("iifname"), elsewhere)
+        writer.rule("input", foreign, _equal(to_us, format_ip(settings.mesh_ip)), _COUNTER, _DROP)
+    writer.rule("input", into, to_mesh)
+    writer.rule("output", out_of, to_mesh)
+    writer.rule("forward", into, to_mesh)
+    writer.rule("forward", out_of, to_mesh)
+    if settings.log_denied:
+        limit = {"limit": {"rate": 5, "per": "second", "burst": 10}}
+        writer.rule("denied", limit, {"log": {"prefix": "plexd-deny: ", "level": "debug"}})
+    writer.rule("denied", _COUNTER, _DROP)
+
+
+def _ping(writer: _Writer, mesh_ip: bytes, visible: Iterable[bytes]) -> None:
+    size = len(mesh_ip)
+    peers = sorted({address for address in visible if len(address) == size})
+    if not peers:
+        return
+    writer.set("peers", _ADDRESS_TYPE[size], [format_ip(address) for address in peers])
+    echo = _equal({"payload": {"protocol": "icmp" if size == 4 else "icmpv6", "field": "type"}}, "echo-request")
+    source, destination = (_ct(f"{_IP[size]} {side}") for side in ("saddr", "daddr"))
+    own = format_ip(mesh_ip)
+    limit = {"limit": {"rate": 50, "per": "second", "burst": 100}}
+    writer.rule("mesh", echo, _equal(source, "@peers"), _equal(destination, own), limit, _ACCEPT)
+    writer.rule("mesh", echo, _equal(source, own), _equal(destination, "@peers"), _ACCEPT)
+
+
+def _judging(writer: _Writer, subject: str, groups: Sequence[Group]) -> None:
+    """`groups` in order. The subject names their maps."""
+    for number, each in enumerate(groups):
+        if len(each.lines) <= FEW:
+            for line in each.lines:
+                writer.rule("mesh", *_conditions(line), _COUNTER, _VERDICTS[line.action], comment=line.comment)
+            continue
+        name = f"{subject}{number}"
+        elements = [
+            ({"elem": {"val": _joined(_values(match)), "comment": line.comment}}, _VERDICTS[line.action])
+            for line in each.lines
+            for match in line.matches
+        ]
+        shape = each.shape
+        fields = list(_fields(shape))
+        types = [type_ for type_, _ in fields]
+        writer.verdict_map(name, types if len(types) > 1 else types[0], elements)
+        key = _joined([expression for _, expression in fields])
+        port_of = [] if shape.port_of is None else [_equal(_meta("l4proto"), shape.port_of)]
+        writer.rule("mesh", *_family(shape), *port_of, {"vmap": {"key": key, "data": f"@{name}"}})
+
+
+def _conditions(line: Line) -> Iterator[Json]:
+    match = line.matches[0]  # they differ in the protocol only
+    yield from _family(Shape.of(match))
+    if match.l4proto is not None:
+        numbers = [each.l4proto for each in line.matches]
+        yield _equal(_meta("l4proto"), {"set": numbers} if len(numbers) > 1 else numbers[0])
+    for name, prefix in (("saddr", match.src), ("daddr", match.dst)):
+        if prefix is not None:
+            address = format_ip(prefix.packed)
+            range_: Json = {"prefix": {"addr": address, "len": prefix.length}}
+            yield _equal(_ct(f"{_IP[match.family]} {name}"), address if prefix.is_host else range_)
+    if match.port:
+        yield _equal(_ct("proto-dst"), match.port)
+
+
+def _family(shape: Shape) -> Iterator[Json]:
+    """A condition where no address tells the family; a prefix of length 0 is not relied on to."""
+    if shape.family and shape.src_length is None and shape.dst_length is None:
+        yield _equal(_meta("nfproto"), {4: "ipv4", 16: "ipv6"}[shape.family])
+
+
+def _fields(shape: Shape) -> Iterator[tuple[str, Json]]:
+    """The parts of a map's key: type and expression. The order is that of `_values`."""
+    for name, length in (("saddr", shape.src_length), ("daddr", shape.dst_length)):
+        if length is not None:
+            address = _ct(f"{_IP[shape.family]} {name}")
+            mask = format_ip(Prefix.of(b"\xff" * shape.family, length).packed)
+            is_host = length == shape.family * 8
+            yield _ADDRESS_TYPE[shape.family], address if is_host else {"&": [address, mask]}
+    if shape.port_of is not None:
+        yield "inet_service", _ct("proto-dst")
+    elif shape.has_l4proto:
+        yield "inet_proto", _meta("l4proto")
+
+
+def _values(match: Match) -> list[str | int]:
+    addresses = [format_ip(prefix.packed) for prefix in (match.src, match.dst) if prefix is not None]
+    last = match.port or match.l4proto
+    return [*addresses, *([] if last is None else [last])]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else {"concat": parts}
+
+
+def _match(operator: str, left: Json, right: Any) -> Json:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+def _equal(left: Json, right: Any) -> Json:
+    return _match("==", left, right)
+
+
+def _in_state(state: str) -> Json:
+    return _match("in", {"ct": {"key": "state"}}, state)
+
+
+def _meta(key: str) -> Json:
+    return {"meta": {"key": key}}
+
+
+def _ct(key: str) -> Json:
+    """A field of the original tuple of the packet's connection."""
+    return {"ct": {"key": key, "dir": "original"}}
