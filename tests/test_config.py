@@ -1,7 +1,6 @@
 """Where a value comes from, and what is said about values that cannot be used."""
 
 import dataclasses
-import importlib
 import json
 import os
 import socket
@@ -16,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plexd.config import Config, Loaded, effective_hostname, load
-from plexd.config.document import KEYS, edit_distance
-from plexd.config.load import VARIABLES
+from plexd.config.document import edit_distance, read_document
+from plexd.config.keys import KEYS
+from plexd.config.layers import VARIABLES
+from plexd.config.load import Loaded, load
+from plexd.config.models import Config, effective_hostname
 from plexd.config.show import as_yaml, redacted
 from plexd.errors import ConfigError
 
@@ -412,8 +413,7 @@ def test_ca_file_with_a_certificate_is_taken(write: Write) -> None:
 
 
 def test_missing_default_file_leaves_environment_and_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("plexd.config.load")  # the package has the function of that name
-    monkeypatch.setattr(module, "DEFAULT_PATH", tmp_path / "config.yaml")
+    monkeypatch.setattr("plexd.config.layers.DEFAULT_PATH", tmp_path / "config.yaml")
     loaded = load({}, {"PLEXD_API": "https://cp.example.net"}, command="join")
     assert loaded.path is None
     assert loaded.config == Config(api="https://cp.example.net")
@@ -438,7 +438,7 @@ def test_directory_is_no_configuration_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read it")
 def test_unreadable_file_is_a_mistake() -> None:
     program = (
-        "import os, sys; from plexd.config import load; from plexd.errors import ConfigError\n"
+        "import os, sys; from plexd.config.load import load; from plexd.errors import ConfigError\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "try: load({'config': sys.argv[1]}, {})\n"
         "except ConfigError as exc: print(exc)\n"
@@ -564,9 +564,7 @@ def test_what_is_shown_can_be_read_again(write: Write) -> None:
 @given(st.text(max_size=200))
 def test_no_text_is_too_strange_for_a_sentence(text: str) -> None:
     """Whatever a file holds: a configuration or ConfigError, with the line in each problem."""
-    from plexd.config.document import read_document  # noqa: PLC0415 - reads better next to its only use
-
-    document = read_document(text.encode("utf-8", "surrogatepass"))
+    document = read_document(text.encode("utf-8", "surrogatepass"), KEYS)
     lines = text.count("\n") + text.count("\r") + text.count("\x85") + text.count("\u2028") + text.count("\u2029") + 1
     assert all(1 <= problem.line <= lines for problem in document.problems)
     assert document.values.keys() <= KEYS.keys()

@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
-from plexd.config import Config, load
-from plexd.config.document import KEYS, SECTIONS
+from plexd.config.keys import KEYS
+from plexd.config.load import load
+from plexd.config.models import Config
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.yaml"
 
@@ -16,7 +17,7 @@ def leaves(section: dict[str, Any], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, value in section.items():
         key = prefix + name
-        found |= leaves(value, f"{key}.") if key in SECTIONS else {key}
+        found |= leaves(value, f"{key}.") if isinstance(value, dict) and key not in KEYS else {key}
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from plexd.config import load
+from plexd.config.load import load
 from plexd.config.show import as_yaml, redacted
 
 

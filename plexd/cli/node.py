@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from plexd import daemon, membership
-from plexd.config import Loaded, load
+from plexd.config.load import Loaded, load
 from plexd.errors import ConfigError, FatalError, PrivilegeError
 from plexd.membership import Refused
 

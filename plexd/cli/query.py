@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from plexd.config.load import find_socket
+from plexd.config.api_socket import find_socket
 from plexd.errors import FatalError
 from plexd.mesh.age import format_age
 from plexd.wire.times import parse_time

@@ -11,13 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
-
-from plexd.config.models import SIZE, Config
 
 MAX_BYTES = 1 << 20
 TAG = "tag:yaml.org,2002:"
@@ -33,30 +28,6 @@ class Size:
 
 
 Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[tuple[str, ...]] | type[timedelta] | type[Size]
-
-
-def _kind(annotation: Any) -> Kind:
-    """How a key of this type is written down. Names, paths, URLs and secrets are texts."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _kind(get_args(annotation)[0])
-    if origin in {Union, UnionType}:
-        return _kind(next(arg for arg in get_args(annotation) if arg is not type(None)))
-    if origin in {dict, tuple}:
-        return dict if origin is dict else tuple
-    return annotation if annotation in {int, bool, timedelta} else str
-
-
-def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Kind]]:
-    for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _walk(info.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, Size if SIZE in info.metadata else _kind(info.annotation)
-
-
-KEYS: Mapping[str, Kind] = dict(_walk(Config))
-SECTIONS = frozenset(key[: end.start()] for key in KEYS for end in re.finditer(r"\.", key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +46,11 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_document(raw: bytes) -> Document:
-    """What the bytes of a configuration file say. What is wrong is in `problems`, and left out of `values`."""
+def read_document(raw: bytes, keys: Mapping[str, Kind]) -> Document:
+    """What the bytes of a configuration file say about `keys`, which stand there with sections for their dots.
+
+    What is wrong is in `problems`, and left out of `values`; names that are no key are wrong.
+    """
     document = Document()
     if len(raw) > MAX_BYTES:
         document.problems.append(Problem(1, "", "is larger than 1 MiB"))
@@ -104,7 +78,7 @@ def read_document(raw: bytes) -> Document:
         document.problems.append(Problem(1, "", "is nested too deeply"))
     else:
         if root is not None and not _is_null(root):
-            _read_section(root, "", document)
+            _read_section(root, "", keys, document)
     return document
 
 
@@ -138,20 +112,20 @@ def _is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag == f"{TAG}null"
 
 
-def _read_section(node: yaml.Node, prefix: str, document: Document) -> None:
-    known = {key[len(prefix) :].split(".")[0] for key in KEYS if key.startswith(prefix)}
+def _read_section(node: yaml.Node, prefix: str, keys: Mapping[str, Kind], document: Document) -> None:
+    known = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
     for name, name_node, value in _entries(node, prefix.rstrip("."), document):
         key = prefix + name
         if name not in known:
             document.problems.append(Problem(_line(name_node), key, unknown_key(name, known)))
         elif _is_null(value):
             continue
-        elif key in SECTIONS:
+        elif key not in keys:  # then it is a section
             document.lines[key] = _line(name_node)
-            _read_section(value, f"{key}.", document)
+            _read_section(value, f"{key}.", keys, document)
         else:
             document.lines[key] = _line(name_node)
-            found = _read_value(value, key, KEYS[key], document)
+            found = _read_value(value, key, keys[key], document)
             if found is not None:
                 document.values[key] = found
 

@@ -8,7 +8,6 @@ numbers as numbers, `plexd.config.document` and `plexd.config.load` see to that.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import socket
 from datetime import timedelta
@@ -19,13 +18,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from plexd.config.paths import DEFAULT_SOCKET, absolute_path, socket_path
 from plexd.errors import ConfigError
 from plexd.mesh.address import Endpoint, parse_endpoint
 from plexd.wire.durations import format_duration, parse_duration
 
 MAX_METADATA_ENTRIES = 64
 MAX_TOKEN_BYTES = 512
-MAX_SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un with its final zero byte
 
 
 def _duration(value: str | timedelta) -> timedelta:
@@ -62,15 +61,6 @@ def _is_positive(value: timedelta) -> timedelta:
     if not value:
         raise ValueError("must be more than 0")
     return value
-
-
-def _absolute_path(value: str | Path) -> Path:
-    text = str(value)
-    if not text.startswith("/"):
-        raise ValueError("must be an absolute path")
-    if not text.isprintable():
-        raise ValueError("must not contain control characters")
-    return Path(os.path.normpath(text))
 
 
 def _matching(pattern: str, meaning: str) -> AfterValidator:
@@ -114,7 +104,7 @@ def _in_units(size: int) -> str:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
-AbsolutePath = Annotated[Path, BeforeValidator(_absolute_path)]
+AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Size = Annotated[int, BeforeValidator(_size), SIZE]
 
@@ -234,16 +224,9 @@ class NatTraversal(Subject):
 
 class NodeApi(Subject):
     enabled: bool = True
-    socket: AbsolutePath = Path("/var/run/plexd/api.sock")
+    socket: Annotated[Path, BeforeValidator(socket_path)] = DEFAULT_SOCKET
     debounce: Annotated[Duration, AfterValidator(_is_a_debounce)] = timedelta(seconds=5)
     shutdown_timeout: Annotated[Duration, AfterValidator(_is_positive)] = timedelta(seconds=5)
-
-    @field_validator("socket")
-    @classmethod
-    def _fits_into_an_address(cls, value: Path) -> Path:
-        if len(os.fsencode(value)) > MAX_SOCKET_PATH_BYTES:
-            raise ValueError(f"must have at most {MAX_SOCKET_PATH_BYTES} bytes")
-        return value
 
 
 class Pipeline(Subject):

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from plexd.config.document import KEYS, TAG
+from plexd.config.document import TAG
+from plexd.config.keys import KEYS
 from plexd.config.models import Config
 from plexd.wire.durations import format_duration
 

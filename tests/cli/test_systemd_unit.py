@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plexd.cli.main import parser
-from plexd.config.load import DEFAULT_PATH
+from plexd.config.layers import DEFAULT_PATH
 from plexd.config.models import Config
 from plexd.errors import (
     ConfigError,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import tempfile
 
-from plexd.config import Loaded, load
-from plexd.config.document import KEYS, read_document
+from plexd.config.document import read_document
+from plexd.config.keys import KEYS
+from plexd.config.load import Loaded, load
 from plexd.config.show import as_yaml, redacted
 from plexd.errors import ConfigError
 
@@ -18,7 +19,7 @@ WORDS = (
 
 
 def check(data: bytes) -> None:
-    document = read_document(data)
+    document = read_document(data, KEYS)
     for problem in document.problems:
         assert problem.key or problem.text
         assert problem.line >= 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plexd import membership
-from plexd.config import load
+from plexd.config.load import load
 from plexd.mesh.keys import PrivateKey
 from tests.faults.plane import Plane
 from tests.store.crash import crashes
