@@ -31,7 +31,8 @@ from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import look_up, use_own_threads
 from plexd.linux.stun import StunClient
-from plexd.log import get_logger, register_secret
+from plexd.log import get_logger
+from plexd.masking import register_secret
 from plexd.mesh.nat import Finding
 from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings

@@ -13,17 +13,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO, cast
-from urllib.parse import quote
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
+
+from plexd.masking import mask, quoted
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 NAMES = {"warning": "warn", "critical": "fatal"}  # structlog's word: ours
@@ -31,8 +31,6 @@ PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "fatal": 2}
 COLOURS = {"debug": "2", "info": "32", "warn": "33", "error": "31", "fatal": "1;31"}
 QUIET_SECONDS = 60.0  # identical warnings are said once in this time
 REMEMBERED_WARNINGS = 1024
-SHORTEST_SECRET = 4  # masking something shorter would black out every line and hide nothing
-MASK = "[redacted]"
 
 
 def get_logger(component: str) -> FilteringBoundLogger:
@@ -73,30 +71,6 @@ def detect_format(stream: TextIO, environ: Mapping[str, str]) -> str:
     if environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
         return "journal"
     return "console" if stream.isatty() else "json"
-
-
-# secrets
-
-_secrets: set[str] = set()
-_pattern: re.Pattern[str] | None = None
-
-
-def register_secret(text: str) -> None:
-    """Mask `text` in every line from now on, also where it was escaped by JSON, repr or a URL."""
-    global _pattern  # noqa: PLW0603 - one process has one set of secrets, as it has one stderr
-    if len(text) < SHORTEST_SECRET:
-        return
-    spelled = {text}
-    for _ in range(2):  # a quoted text in a quoted text
-        spelled |= {quoted[1:-1] for form in spelled for quoted in (repr(form), _json(form))}
-    _secrets.update(spelled, [quote(text, safe="")])
-    _pattern = re.compile("|".join(map(re.escape, sorted(_secrets, key=len, reverse=True))))
-
-
-def mask(text: str) -> str:
-    """`text` without the registered secrets; for what is printed past the log, and for what is forwarded."""
-    # hardly any text holds one, and looking for each of them is several times faster than the pattern
-    return _pattern.sub(MASK, text) if _pattern and any(map(text.__contains__, _secrets)) else text
 
 
 # from the call to the line: each takes what the one before it returned
@@ -167,7 +141,7 @@ def _as_json(_: Any, __: str, record: EventDict) -> str:
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     head = {"time": now, "level": level, "component": component, "message": message}
     keys = {f"{key}_" if key in head else key: value for key, value in rest.items()}
-    return _json({**head, **keys})
+    return quoted({**head, **keys})
 
 
 def _as_journal(_: Any, __: str, record: EventDict) -> str:
@@ -195,19 +169,13 @@ def _pairs(rest: Mapping[str, Any]) -> list[str]:
 
 def _value(value: Any) -> str:
     plain = isinstance(value, str) and value.isprintable() and value and not set(value) & set(' "=')
-    return value if plain else _json(value)
+    return value if plain else quoted(value)
 
 
 def _line(text: Any) -> str:
     """On one line, and without control characters that a terminal would obey."""
     text = str(text)
-    return text if text.isprintable() else _json(text)[1:-1]
-
-
-def _json(value: Any) -> str:
-    """Readable, except where that would break the line; JSON itself escapes only what is below a space."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if text.isprintable() else json.dumps(value).replace("\x7f", "\\u007f")
+    return text if text.isprintable() else quoted(text)[1:-1]
 
 
 class Sink:

@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from plexd import log
-from plexd.log import PRIORITIES, Sink, detect_format, get_logger, register_secret, set_up
+from plexd import log, masking
+from plexd.log import PRIORITIES, Sink, detect_format, get_logger, set_up
+from plexd.masking import register_secret
 from plexd.mesh.address import Endpoint
 from plexd.mesh.keys import PresharedKey, PrivateKey
 
@@ -40,8 +41,8 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()  # set_up would close those of pytest
-    monkeypatch.setattr(log, "_secrets", set())
-    monkeypatch.setattr(log, "_pattern", None)
+    monkeypatch.setattr(masking, "_secrets", set())
+    monkeypatch.setattr(masking, "_pattern", None)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

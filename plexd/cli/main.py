@@ -337,8 +337,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def say(*lines: str) -> None:
     """To stderr; under systemd with the priority of an error, so that the journal shows it as one."""
-    from plexd.log import PRIORITIES, detect_format, mask  # noqa: PLC0415 - only who has something to say pays
+    prefix = ""
+    if "JOURNAL_STREAM" in os.environ:  # a person at a terminal does not wait for the log to load
+        from plexd.log import PRIORITIES, detect_format  # noqa: PLC0415
 
-    prefix = f"<{PRIORITIES['error']}>" if detect_format(sys.stderr, os.environ) == "journal" else ""
+        prefix = f"<{PRIORITIES['error']}>" if detect_format(sys.stderr, os.environ) == "journal" else ""
+    from plexd.masking import mask  # noqa: PLC0415 - only who has something to say pays
+
     for line in lines:
         print(prefix + mask(line), file=sys.stderr)

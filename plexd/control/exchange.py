@@ -27,7 +27,8 @@ from plexd.control.body import MAX_ERROR_BYTES, BodyReader, BrokenBody, compress
 from plexd.control.clock import ClockOffset
 from plexd.control.network import root_cause
 from plexd.errors import ControlError, Misconfigured, Transient, WireError
-from plexd.log import MASK, get_logger
+from plexd.log import get_logger
+from plexd.masking import MASK
 from plexd.wire import endpoints
 from plexd.wire.endpoints import Answer, Endpoint
 from plexd.wire.reading import load

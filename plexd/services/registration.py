@@ -21,7 +21,8 @@ from plexd.errors import (
     Unauthenticated,
     WireError,
 )
-from plexd.log import get_logger, register_secret
+from plexd.log import get_logger
+from plexd.masking import register_secret
 from plexd.mesh.desired import Desired, FullState
 from plexd.mesh.fold import replace_state
 from plexd.mesh.keys import PublicKey

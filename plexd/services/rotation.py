@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from plexd.errors import ControlError, NotFound, Unauthenticated, WireError
-from plexd.log import get_logger, register_secret
+from plexd.log import get_logger
+from plexd.masking import register_secret
 from plexd.mesh.desired import Peer
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.fold import Unfoldable

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from plexd.log import mask
+from plexd.masking import mask
 from plexd.telemetry.gaps import Gap
 from plexd.wire.times import format_time
 

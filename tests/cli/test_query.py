@@ -305,6 +305,21 @@ def test_text_comes_from_the_same_answer(run: Run, daemon: Daemon) -> None:
     assert run("peers", "--json").stdout == daemon.body.decode() + "\n"
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_asking_loads_nothing_that_takes_longer_than_the_answer(daemon: Daemon, tmp_path: Path, answers: bool) -> None:
+    daemon.body = json.dumps(STATUS).encode()
+    config = tmp_path / "config.yaml"
+    config.write_text(f"node_api: {{socket: {daemon.path if answers else tmp_path / 'none'}}}")
+    program = (
+        "import sys; from plexd.cli.main import main\n"
+        "code = main(['status', '--config', sys.argv[1]])\n"
+        "big = {'pydantic', 'structlog', 'httpx', 'asyncio', 'nacl', 'pyroute2'}\n"
+        "print(code, sorted(big & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(config)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{0 if answers else 3} []"
+
+
 def test_nobody_to_list_says_so_beside_the_header(run: Run, daemon: Daemon) -> None:
     daemon.body = b"[]"
     done = run("peers")
