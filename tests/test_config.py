@@ -325,6 +325,13 @@ def test_list_is_judged_item_by_item(write: Write, text: str, line: int, key: st
     assert problem.startswith(f"FILE:{line}: {key}")
 
 
+def test_default_that_another_key_makes_impossible_is_a_mistake_in_its_section(write: Write) -> None:
+    text = "observe.batch_interval: must be at least observe.interval"
+    assert problems(write("api: https://a\nobserve:\n  interval: 5m")) == [f"FILE:2: {text}"]
+    assert problems(write("api: https://a"), {"PLEXD__OBSERVE__INTERVAL": "5m"}) == [text]
+    assert load_file(write("observe: {interval: 5m, batch_interval: 5m}")).config.observe.batch_interval.seconds == 300
+
+
 def test_stun_servers_may_be_left_out_where_none_is_asked(write: Write) -> None:
     text = "nat_traversal:\n  enabled: false\n  stun_servers: []"
     assert load_file(write(text)).config.nat_traversal.stun_servers == ()

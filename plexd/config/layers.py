@@ -117,10 +117,13 @@ class Layers:
             self.complain(origin, key, str(exc))
 
     def origin(self, path: str) -> str:
-        """Where the key, or the entry of a map, was given."""
+        """Where the key, or the entry of a map, was given; of a default, where its section is. Empty: nowhere."""
         key = path
-        while key not in self.given:
+        while key and key not in self.given:
             key = key.rpartition(".")[0]
+        if not key:
+            line = self._lines.get(path.rpartition(".")[0])
+            return f"{self.file}:{line}" if line is not None else ""
         origin = self.given[key].origin
         if path in self._lines and origin == f"{self.file}:{self._lines[key]}":
             return f"{self.file}:{self._lines[path]}"

@@ -112,7 +112,13 @@ Size = Annotated[int, BeforeValidator(_size), SIZE]
 class Subject(BaseModel):
     """What all of them have in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        validate_default=True,  # another key may make it impossible
+    )
 
 
 class Tls(Subject):
