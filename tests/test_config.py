@@ -369,7 +369,7 @@ def test_stun_servers_may_be_left_out_where_none_is_asked(write: Write) -> None:
         ("observe.batch_max_size", ["1", "10000"], ["0", "10001"]),
         ("observe.buffer_size", ["1000"], ["999"]),
         ("observe.max_batch_bytes", ["64KiB", "65536", "8MiB", "2 MiB"], ["65535", "9MiB", "1MB", "1M", "-1"]),
-        ("observe.buffer_bytes", ["2MiB", "1GiB"], ["2097151"]),
+        ("observe.buffer_bytes", ["2MiB", "1024GiB"], ["2097151", "1025GiB"]),
         ("observe.latency_probes", ["1", "10"], ["0", "11"]),
         ("node_api.socket", ["/api.sock", "/" + "x" * 106], ["api.sock", "/" + "x" * 107, "/" + "\xfc" * 54]),
     ],

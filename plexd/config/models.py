@@ -75,6 +75,7 @@ def _matching(pattern: str, meaning: str) -> AfterValidator:
 
 
 SIZE = "size"  # marks a number of bytes
+MOST_BYTES = 1024 << 30  # more than any host holds, and short enough to be read again as it is shown
 SIZE_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -84,7 +85,10 @@ def _size(value: str | int) -> int:
     match = re.fullmatch(r"([0-9]{1,15}) ?([A-Za-z]*)", value.strip(), re.ASCII)
     if match is None or match[2] not in SIZE_UNITS:
         raise ValueError("must be a number of bytes, or one with its unit, such as 64KiB or 1MiB")
-    return int(match[1]) * SIZE_UNITS[match[2]]
+    size = int(match[1]) * SIZE_UNITS[match[2]]
+    if size > MOST_BYTES:
+        raise ValueError(f"must be {_in_units(MOST_BYTES)} or less")
+    return size
 
 
 def _size_between(least: int, most: int | None = None) -> AfterValidator:
