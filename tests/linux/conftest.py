@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 import os
 import shutil
@@ -14,21 +12,9 @@ from pathlib import Path
 
 import pytest
 
-CLONE_NEWNET = 0x40000000
+from tests.namespaces import inside as entered
+
 _numbers = itertools.count()
-
-
-@contextlib.contextmanager
-def _inside(name: str) -> Iterator[None]:
-    """This thread, and every thread and process it starts, lives in the namespace for a while."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/self/ns/net").open() as home, Path("/run/netns", name).open() as there:
-        if libc.setns(there.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            libc.setns(home.fileno(), CLONE_NEWNET)
 
 
 def _why_not() -> str | None:
@@ -61,14 +47,14 @@ def make_namespace() -> Iterator[Callable[[], str]]:
 
 @pytest.fixture
 def inside() -> Callable[[str], AbstractContextManager[None]]:
-    return _inside
+    return entered
 
 
 @pytest.fixture
 def namespace(make_namespace: Callable[[], str]) -> Iterator[str]:
     """The test itself runs in a namespace of its own."""
     name = make_namespace()
-    with _inside(name):
+    with entered(name):
         yield name
 
 

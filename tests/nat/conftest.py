@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from plexd.lab.controlplane import LabControlPlane
+from plexd.lab.controlplane.fleet import DEFAULT_MESH
 from plexd.lab.stun import StunServer
-from tests.nat.internet import SERVERS, STUN_PORT, Agent, Host, Internet, inside, until
+from tests.namespaces import inside
+from tests.nat.internet import SERVERS, STUN_PORT, Agent, Host, Internet, until
 
 
 class World:
@@ -38,7 +40,7 @@ class World:
         async with contextlib.AsyncExitStack() as running:
             servers = [StunServer(address, port) for address in addresses or SERVERS]
             for server in servers:
-                with inside(self.internet.public):
+                with inside(self.internet.public.name):
                     await server.start()
                 running.push_async_callback(server.stop)
             yield [str(server) for server in servers]
@@ -95,16 +97,16 @@ def _why_not() -> str | None:
 
 
 @pytest.fixture
-def run_world(tmp_path: Path) -> Iterator[Callable[[Callable[[World], Awaitable[None]]], None]]:
-    """Runs a test in a world of its own."""
+def run_world(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Runs a test in a world of its own; `host` is the control plane's address, `mesh` the network it gives away."""
     if (reason := _why_not()) is not None:
         pytest.skip(reason)
     internet = Internet()
 
-    async def main(test: Callable[[World], Awaitable[None]]) -> None:
-        plane = LabControlPlane(host=SERVERS[0], port=8080)
+    async def main(test: Callable[[World], Awaitable[None]], host: str = SERVERS[0], mesh: str = DEFAULT_MESH) -> None:
+        plane = LabControlPlane(host=host, port=8080, mesh_cidr=mesh)
         world = World(internet, plane, tmp_path)
-        with inside(internet.public):
+        with inside(internet.public.name):
             await plane.start()
         try:
             await test(world)
@@ -113,7 +115,7 @@ def run_world(tmp_path: Path) -> Iterator[Callable[[Callable[[World], Awaitable[
             await plane.stop()
 
     try:
-        yield lambda test: asyncio.run(main(test))
+        yield lambda test, **plane: asyncio.run(main(test, **plane))
     finally:
         internet.remove()
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +21,12 @@ STUN_PORT = 3478
 MESH_PORT = 51820
 MASQUERADE = "masquerade"
 SYMMETRIC = "masquerade random"
-CLONE_NEWNET = 0x40000000
 _numbers = itertools.count(1)
 
 
 def to_port(port: int) -> str:
     """The nft statement of a NAT that maps every UDP source to one port of its own."""
     return f'meta l4proto udp masquerade to :{port}; oifname "wan" masquerade'
-
-
-@contextlib.contextmanager
-def inside(namespace: Namespace) -> Iterator[None]:
-    """Sockets that this thread makes meanwhile belong to the namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/self/ns/net").open() as home, Path("/run/netns", namespace.name).open() as there:
-        if libc.setns(there.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            libc.setns(home.fileno(), CLONE_NEWNET)
 
 
 class Internet:
@@ -93,12 +77,13 @@ class Internet:
 
 
 class Host:
-    """`address` is what the internet sees: its own, or that of the outermost NAT."""
+    """`address` is what the internet sees: its own, or that of the outermost NAT. Hosts behind none have IPv6 too."""
 
     def __init__(self, namespace: Namespace, gateways: list[Namespace], address: str) -> None:
         self.namespace = namespace
         self.gateways = gateways
         self.address = address
+        self.address_ipv6 = f"2001:db8::{address.rpartition('.')[2]}"
 
     def forget_quickly(self) -> None:
         """The outermost NAT keeps a mapping of UDP for a second."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
+from tests.namespaces import inside
 from tests.nat.conftest import World
-from tests.nat.internet import MASQUERADE, MESH_PORT, SERVERS, SERVERS_IPV6, SYMMETRIC, inside, to_port, until
+from tests.nat.internet import MASQUERADE, MESH_PORT, SERVERS, SERVERS_IPV6, SYMMETRIC, to_port, until
 
 pytestmark = [pytest.mark.namespaces]
 
-RunWorld = Callable[[Callable[[World], Awaitable[None]]], None]
+RunWorld = Callable[..., None]
 
 
 @pytest.mark.parametrize("servers", ["coturn", "responder"])
@@ -56,8 +57,7 @@ def test_ipv6_is_asked_when_no_server_answers_over_ipv4(run_world: RunWorld) -> 
         agent = world.agent()
         async with world.responder(*SERVERS_IPV6) as servers:
             agent.start([f"{SERVERS[0]}:3478", *servers])
-            number = agent.host.address.rpartition(".")[2]
-            assert await agent.report() == (f"[2001:db8::{number}]:{MESH_PORT}", "none")
+            assert await agent.report() == (f"[{agent.host.address_ipv6}]:{MESH_PORT}", "none")
 
     run_world(test)
 
@@ -74,7 +74,7 @@ def test_new_address_and_port_of_the_nat_are_found_when_the_stream_is_back(run_w
             agent.host.translate_anew('meta l4proto udp snat to 203.0.113.200:45000; oifname "wan" masquerade')
             await until(agent.host.has_forgotten)
             await world.plane.stop()
-            with inside(world.internet.public):
+            with inside(world.internet.public.name):
                 await world.plane.start()
             assert await agent.report(2) == ("203.0.113.200:45000", "full_cone")
             (first, second) = agent.logged("endpoint found")

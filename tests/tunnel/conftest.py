@@ -1,0 +1,47 @@
+"""What it takes to have a tunnel on this host."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tunnel.stage import Network
+
+_numbers = itertools.count()
+
+
+def _why_not() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun"
+    absent = [program for program in ("ip", "wg", "wireguard-go", "ping") if shutil.which(program) is None]
+    return f"needs {', '.join(absent)}" if absent else None
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    if (reason := _why_not()) is not None:
+        pytest.skip(reason)
+    network = Network(f"plxt-{os.getpid()}-{next(_numbers)}")
+    yield network
+    network.remove()
+
+
+@pytest.fixture
+def interface() -> str:
+    """The start of names that no other test uses: sockets of userspace WireGuards share one directory."""
+    return f"plxt{os.getpid() % 1_000_000}n{next(_numbers)}"
+
+
+@pytest.fixture
+def tunable(network: Network) -> Network:
+    """Whose hosts can be made routers, and lose their IPv6."""
+    if not os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK):
+        pytest.skip("/proc/sys is read-only here (a container)")
+    return network
