@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 from plexd import log as logging
 from plexd.config.load import Loaded
 from plexd.config.models import Config
+from plexd.config.reload import Reloaded, is_below, take_over
 from plexd.control import ControlPlane
 from plexd.converge import Converger
 from plexd.enrolment import describe, load_or_register, make_control_plane
-from plexd.errors import ControlError, KernelError
+from plexd.errors import ConfigError, ControlError, KernelError
 from plexd.front import Front
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
@@ -58,7 +59,7 @@ from plexd.services.watchdog import Watchdog
 from plexd.store.files import DataDirectory
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
-from plexd.supervisor import Service, Supervisor
+from plexd.supervisor import Exchangeable, Service, Supervisor
 from plexd.telemetry.assembly import Telemetry
 from plexd.uplink import SelfDescription, Uplink
 from plexd.wire.envelope import Verifier
@@ -75,8 +76,12 @@ STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
 T = TypeVar("T")
 
 
-def run(loaded: Loaded) -> int:
-    """Run the node agent until a signal; the exit code. Raises FatalError when it cannot, or must not, go on."""
+def run(load: Callable[[], Loaded]) -> int:
+    """Run the node agent until a signal; the exit code. Raises FatalError when it cannot, or must not, go on.
+
+    `load` reads the configuration, now and whenever it is to be read again; it raises ConfigError.
+    """
+    loaded = load()
     config = loaded.config
     host.prepare_process()
     logging.set_up(config.log_level, config.log_format)
@@ -86,14 +91,24 @@ def run(loaded: Loaded) -> int:
         log.warning("configuration warning", detail=warning)
     directory = DataDirectory(config.data_dir)
     try:
-        return asyncio.run(_Daemon(config, directory).run())
+        return asyncio.run(_Daemon(config, load, directory).run())
     finally:
         directory.close()
 
 
 class _Daemon:
-    def __init__(self, config: Config, directory: DataDirectory) -> None:
+    def __init__(self, config: Config, load: Callable[[], Loaded], directory: DataDirectory) -> None:
         self._config = config
+        self._load = load
+        self._reloading = asyncio.Lock()
+        # what a changed key or section of the configuration does; a key that is nowhere in here waits for a restart
+        self._live: dict[str, Callable[[], None]] = {
+            "log_level": self._set_up_log,
+            "log_format": self._set_up_log,
+            "token": _read_when_needed,
+            "registration": _read_when_needed,
+            "mesh.keep_on_stop": _read_when_needed,
+        }
         self._identities = IdentityStore(directory)
         self._snapshots = SnapshotStore(directory)
         self._notify = systemd.Notifier()
@@ -102,8 +117,9 @@ class _Daemon:
         self._started_at = time.monotonic()
         self._health = Health()
         self._overview = Overview(config, self._health)
-        self._front = Front(config, directory, self._overview)
+        self._front = Front(config, directory, self._overview, self._reload)
         self._overview.reports = self._front.reports
+        self._endpoint: EndpointReport | None = None
         self._flapping: dict[str, frozenset[str]] = {}
 
     async def run(self) -> int:
@@ -166,7 +182,38 @@ class _Daemon:
             log.info("task", name=task.get_name(), at=_innermost(task))
 
     def _on_reload_signal(self) -> None:
-        log.warning("configuration not reloaded", next_step="restart plexd to apply a changed configuration")
+        self._reload_task = asyncio.create_task(self._reload_or_log(), name="reload")
+
+    async def _reload_or_log(self) -> None:
+        with contextlib.suppress(ConfigError):  # it has been said
+            await self._reload()
+
+    async def _reload(self) -> Reloaded:
+        """Read the configuration again and apply what can be; any mistake leaves all as it is. Raises ConfigError."""
+        async with self._reloading:
+            if self._overview.phase is Phase.RUNNING:
+                self._notify.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                loaded = await asyncio.to_thread(self._load)
+                reloaded = take_over(self._config, loaded.config, self._live)
+                self._config = self._overview.config = reloaded.config
+                for name, apply in self._live.items():
+                    if any(is_below(key, {name}) for key in reloaded.changed):
+                        apply()
+                await self._front.read_again()
+            except ConfigError as exc:
+                log.error("configuration not reloaded", problems=list(exc.problems), next_step="the old one stays")
+                raise
+            finally:
+                if self._overview.phase is Phase.RUNNING:
+                    self._notify.send("READY=1")
+            for warning in loaded.warnings:
+                log.warning("configuration warning", detail=warning)
+            log.info("configuration reloaded", changed=reloaded.changed, restart_required=reloaded.restart_required)
+            return reloaded
+
+    def _set_up_log(self) -> None:
+        logging.set_up(self._config.log_level, self._config.log_format)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The result of `work`, None when a stop signal came first; `work` is cancelled then."""
@@ -236,20 +283,35 @@ class _Daemon:
         def settings(identity: Identity) -> Settings | None:
             if identity.private_key is None:
                 return None
+            mesh = self._config.mesh
             return Settings(
                 node_id=identity.node_id,
-                interface=config.mesh.interface,
+                interface=mesh.interface,
                 private_key=identity.private_key,
                 mesh_ip=identity.mesh_ip,
-                listen_port=config.mesh.listen_port,
-                mtu=config.mesh.mtu,
-                keepalive=config.mesh.persistent_keepalive,
-                backend=None if config.mesh.backend == "auto" else Backend(config.mesh.backend),
+                listen_port=mesh.listen_port,
+                mtu=mesh.mtu,
+                keepalive=mesh.persistent_keepalive,
+                backend=None if mesh.backend == "auto" else Backend(mesh.backend),
                 control_plane=resolve.control_plane,
             )
 
         def finding() -> Finding | None:
-            return endpoint.finding if endpoint is not None else None
+            return self._endpoint.finding if self._endpoint is not None else None
+
+        def traverse() -> asyncio.Task[None]:
+            """What finds the ways through NATs, as configured now."""
+            self._endpoint = self._endpoint_report(uplink, node, converger, kernel)
+            services: list[Service] = []
+            if self._endpoint is not None:
+                services += [self._endpoint, HostAddresses(kernel, self._endpoint.request)]
+            if self._config.nat_traversal.fallback == "relay":
+                services.append(Fallback(converger))
+            return self._supervise("nat traversal", services)
+
+        def look_again(reason: str) -> None:
+            if self._endpoint is not None:
+                self._endpoint.request(reason)
 
         converger = Converger(kernel, node, settings, health)
         uplink = Uplink(
@@ -295,16 +357,22 @@ class _Daemon:
             _Watch(kernel, converger),
             Repair(kernel, converger, converger.up, drift.cycle_ended),
             Clocks(reconcile.request),
-            *self._front.join(node, uplink, listener),
+            *self._front.join(node, uplink, listener.on_reconnected, reconcile.request),
             Garbage(),
+            traversal := Exchangeable("nat traversal", traverse),
         ]
-        endpoint = self._endpoint_report(uplink, node, converger, kernel)
-        if endpoint is not None:
-            work += [endpoint, HostAddresses(kernel, endpoint.request)]
-            converger.on_created = partial(endpoint.request, "interface created")
-            listener.on_reconnected.append(partial(endpoint.request, "stream connected again"))
-        if config.nat_traversal.fallback == "relay":
-            work.append(Fallback(converger))
+        converger.on_created = partial(look_again, "interface created")
+        listener.on_reconnected.append(partial(look_again, "stream connected again"))
+        for name in ("mesh.mtu", "mesh.persistent_keepalive"):
+            self._live[name] = partial(reconcile.request_pass, "configuration reloaded")
+        self._live["nat_traversal"] = traversal.exchange
+
+        def pace() -> None:
+            heartbeat.interval = self._config.heartbeat.interval.total_seconds()
+            reconcile.interval = listener.poll_interval = self._config.reconcile.interval.total_seconds()
+            reconcile.request("configuration reloaded")  # also ends a wait of the old length
+
+        self._live["heartbeat"] = self._live["reconcile"] = pace
         telemetry = self._overview.telemetry = Telemetry(config, control, node, converger)
         work += telemetry.services
         listener.on_reconnected.append(telemetry.wake)
@@ -424,6 +492,10 @@ async def _cancel(task: asyncio.Task[None], limit: float = STOP_STEP_SECONDS) ->
         log.error("services do not end", task=task.get_name(), limit_seconds=limit)
     elif not task.cancelled():
         task.exception()  # seen, so that asyncio does not complain about it
+
+
+def _read_when_needed() -> None:
+    """A key that nobody holds on to."""
 
 
 def _innermost(task: asyncio.Task[Any]) -> str:

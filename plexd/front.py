@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from plexd.api.admin import Reload, admin_routes
 from plexd.api.node import Overview, node_routes, probe_routes
 from plexd.api.revision import Revision
+from plexd.api.rights import OpenGate
+from plexd.api.routes import Dispatcher, refuse
 from plexd.api.secrets import SecretRead, SecretRoutes, Source
 from plexd.api.state import StateRoutes
+from plexd.api.token import TokenFile, TokenGate
 from plexd.config.models import Config
-from plexd.mesh.desired import Desired
+from plexd.config.paths import split_listen
+from plexd.mesh.desired import DataEntry, Desired
 from plexd.node import Node
 from plexd.reports import Reports
-from plexd.services.listener import Listener
 from plexd.services.local_api import LocalApi
 from plexd.services.reports import ReportSync
+from plexd.services.tcp_listener import TcpListener
+from plexd.serving import HttpServer, Limits
 from plexd.store.files import DataDirectory
 from plexd.store.reports import ReportStore
 from plexd.supervisor import Service
-from plexd.uplink import Uplink
+from plexd.wire.models import SecretResponse
+
+PROBE_LIMITS = Limits(
+    head=5.0, body=5.0, idle=0.0, answer=5.0, stop=1.0, connections=64, head_bytes=8 << 10, makes_room=False
+)
 
 
 class Door(Service, Protocol):
@@ -31,10 +42,18 @@ class Door(Service, Protocol):
     def close(self) -> None: ...
 
 
+class Upstream(Protocol):
+    """The control plane; `uplink.Uplink` is the real one. Both calls try once and raise ControlError."""
+
+    async def fetch_secret(self, key: str) -> SecretResponse: ...
+
+    async def sync_reports(self, entries: Sequence[DataEntry], deleted: Sequence[str]) -> None: ...
+
+
 class _Source:
     """Where secrets come from."""
 
-    def __init__(self, node: Node, uplink: Uplink) -> None:
+    def __init__(self, node: Node, uplink: Upstream) -> None:
         self._node = node
         self.fetch = uplink.fetch_secret
 
@@ -45,10 +64,14 @@ class _Source:
 class Front:
     """Serves from before the registration; `join` says that there is a node to serve for."""
 
-    def __init__(self, config: Config, directory: DataDirectory, overview: Overview) -> None:
+    def __init__(self, config: Config, directory: DataDirectory, overview: Overview, reload: Reload) -> None:
         self.reports = Reports(ReportStore(directory))
         self._config = config
         self._overview = overview
+        self._reload = reload
+        self._request_reconcile: Callable[[str], None] | None = None
+        self._local: LocalApi | None = None
+        self._token: TokenFile | None = None
         self._node: Node | None = None
         self._report_sync: ReportSync | None = None
         self._source: Source | None = None
@@ -62,22 +85,70 @@ class Front:
         return self._secrets.on_read
 
     def doors(self) -> Sequence[Door]:
-        api = self._config.node_api
+        """All listeners that are configured. Raises ListenerError when a token is missing."""
+        doors: list[Door] = []
+        api, health = self._config.node_api, self._config.health
+        probes = probe_routes(self._overview)
+        if health.enabled:
+            server = HttpServer(Dispatcher(probes, OpenGate()).respond, refuse, PROBE_LIMITS)
+            doors.append(TcpListener("health listener", "health.listen", split_listen(health.listen), server))
         if not api.enabled:
-            return ()
-        state = StateRoutes(self._desired, self.reports, self._revision)
-        routes = (*node_routes(self._overview), *probe_routes(self._overview), *state.table(), *self._secrets.table())
-        return (LocalApi(api.socket, routes, api.shutdown_timeout.total_seconds()),)
+            return doors
+        limits = Limits(stop=api.shutdown_timeout.total_seconds())
+        status, *others = node_routes(self._overview)
+        state = (
+            *StateRoutes(self._desired, self.reports, self._revision).table(),
+            *self._secrets.table(),
+        )
+        if api.http.enabled:
+            gate = self._token_gate()
+            server = HttpServer(Dispatcher((status, *state), gate).respond, refuse, limits)
+            address = split_listen(api.http.listen)
+            doors.append(TcpListener("api over tcp", "node_api.http.listen", address, server))
+        admin = admin_routes(self._reconcile, self._reload)
+        self._local = LocalApi(api.socket, (status, *others, *probes, *state, *admin), limits)
+        return [*doors, self._local]
 
-    def join(self, node: Node, uplink: Uplink, listener: Listener) -> Sequence[Service]:
-        """The node is registered; the services that deliver what was left at the door."""
+    def _token_gate(self) -> TokenGate:
+        http = self._config.node_api.http
+        assert http.token_file is not None  # noqa: S101 - the configuration asks for it
+        self._token = TokenFile(http.token_file)
+        host, _ = split_listen(http.listen)
+        own = f"[{host}]" if ":" in host else host
+        return TokenGate(self._token, (own, *http.allowed_hosts), secrets=http.secrets)
+
+    async def read_again(self) -> None:
+        """Group ids and the token, which a reload of the configuration reads as well."""
+        if self._local is not None:
+            self._local.gate.look_up_groups()
+        if self._token is not None:
+            await asyncio.to_thread(self._token.read_again)
+
+    def _reconcile(self) -> bool:
+        if self._request_reconcile is None:
+            return False
+        self._request_reconcile("local api")
+        return True
+
+    def join(
+        self,
+        node: Node,
+        uplink: Upstream,
+        on_reconnected: list[Callable[[], None]],
+        request_reconcile: Callable[[str], None],
+    ) -> Sequence[Service]:
+        """The node is registered; the services that deliver what was left at the door.
+
+        `on_reconnected` is called when the event stream is back.
+        """
         self._node = node
+        self._request_reconcile = request_reconcile
         self._source = _Source(node, uplink)
         node.on_entries.append(self._revision.move)
         self._revision.move()
         debounce = self._config.node_api.debounce.total_seconds()
         self._report_sync = ReportSync(uplink, node, self.reports, debounce)
-        listener.on_reconnected.append(self._report_sync.retry)
+        on_reconnected.append(self._report_sync.retry)
         return (self._report_sync,)
 
     async def flush(self) -> None:

@@ -71,7 +71,11 @@ class Pipelines(Protocol):
 
 
 class Overview:
-    """`phase`, `description`, `membership`, `reports` and `telemetry` are set by the daemon as it gets there."""
+    """What there is to tell.
+
+    `phase`, `description`, `membership`, `reports` and `telemetry` are set by the daemon as it gets there, and `config`
+    anew when it is reloaded.
+    """
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class Overview:
         self.membership: Membership | None = None
         self.reports: Reports | None = None
         self.telemetry: Pipelines | None = None
-        self._config = config
+        self.config = config
         self._health = health
         self._now = now
         self._monotonic = monotonic
@@ -102,14 +106,14 @@ class Overview:
                 "node_id": identity.node_id if identity is not None else None,
                 "mesh_ip": format_ip(identity.mesh_ip) if identity is not None else None,
                 "hostname": description.hostname if description is not None else None,
-                "mode": self._config.mode,
+                "mode": self.config.mode,
                 "version": description.version if description is not None else None,
                 "state": self._state(contact),
                 "started_at": format_time(self._started_at),
                 "uptime": format_duration(int(self._monotonic() - self._started)),
                 "binary_checksum": description.checksum if description is not None else None,
                 "control_plane": {
-                    "url": self._config.api,
+                    "url": self.config.api,
                     "event_stream": contact.stream.value,
                     "reconnects": contact.reconnects,
                     "last_event_at": _time(contact.last_event_at),
@@ -135,7 +139,7 @@ class Overview:
         node, mesh = self.membership.node, self.membership.mesh
         target, observed = await mesh.look()
         sight = Sight(
-            interface=self._config.mesh.interface,
+            interface=self.config.mesh.interface,
             desired=node.desired,
             target=target,
             observed=observed,
@@ -173,7 +177,7 @@ class Overview:
         findings = {finding.condition for finding in self._health.findings()}
         if not self._is_mesh_up or Condition.MESH_DOWN in findings:
             return "mesh_down"
-        interval = self._config.reconcile.interval.total_seconds()
+        interval = self.config.reconcile.interval.total_seconds()
         if self.membership.node.contact.silent_seconds() > SILENT_INTERVALS * interval:
             return "event_delivery_stopped"
         return "subsystem_stopped" if Condition.SUBSYSTEM_STOPPED in findings else None
@@ -192,7 +196,7 @@ class Overview:
         if self.membership is None:
             return None
         _, observed = await self.membership.mesh.look()
-        name = self._config.mesh.interface
+        name = self.config.mesh.interface
         if observed is None or observed.link is None or observed.device is None:
             return {"interface": name, "up": False, "listen_port": None, "peer_count": 0}
         oldest = self._now() - HANDSHAKE_FRESH_SECONDS

@@ -193,6 +193,8 @@ class HttpServer:
                 head = await _next_event(http, reader)
             if not isinstance(head, h11.Request):
                 return False  # the caller is done
+            if _size_of(head) > self._limits.head_bytes:
+                raise h11.RemoteProtocolError("the head is too long", error_status_hint=431)
             method, (path, _, query) = head.method.decode(), head.target.decode().partition("?")
             headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers)
             if http.they_are_waiting_for_100_continue:
@@ -247,6 +249,10 @@ def _has_left(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLRDHUP)
     return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def _size_of(head: h11.Request) -> int:
+    return len(head.target) + sum(len(name) + len(value) for name, value in head.headers)
 
 
 async def _next_event(http: h11.Connection, reader: asyncio.StreamReader) -> object:

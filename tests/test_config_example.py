@@ -29,7 +29,13 @@ def test_example_is_the_default_configuration() -> None:
     loaded = load({"config": str(EXAMPLE)}, {})
     assert loaded.config == Config()
     unset = {key for key, origin in loaded.origins.items() if origin == "default"}
-    assert unset == {"api", "tls.ca_file", "hostname", "token.value"}  # the keys without a default
+    assert unset == {
+        "api",
+        "tls.ca_file",
+        "hostname",
+        "token.value",
+        "node_api.http.token_file",
+    }  # the keys without a default
 
 
 def test_every_key_of_the_example_is_explained() -> None:

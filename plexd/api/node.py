@@ -59,7 +59,11 @@ def probe_routes(overview: Overview) -> tuple[Route, ...]:
             return Response(200, b'{"status":"ready"}')
         return Response(503, json.dumps({"status": "not_ready", "reason": reason}).encode())
 
-    return (Route("GET", "/healthz", Right.NONE, is_alive), Route("GET", "/readyz", Right.NONE, is_ready))
+    return tuple(
+        Route(method, path, Right.NONE, answer)
+        for path, answer in (("/healthz", is_alive), ("/readyz", is_ready))
+        for method in ("GET", "HEAD")
+    )
 
 
 def _telling(tell: Callable[[], Awaitable[bytes]]) -> Callable[[Call], Awaitable[Response]]:

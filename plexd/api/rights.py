@@ -11,6 +11,13 @@ from plexd.serving import Request, Response
 READERS, SECRET_READERS = "plexd", "plexd-secrets"
 
 
+class OpenGate:
+    """For probes: nobody is asked who they are, and nothing that has a right can be asked for."""
+
+    async def check(self, request: Request, right: Right) -> Response | None:  # noqa: ARG002 - any request
+        return None if right is Right.NONE else refuse(403, "access_denied", "this is not done here")
+
+
 class SocketGate:
     """Groups are looked up when it is made and by `look_up_groups`, not for every request."""
 

@@ -74,6 +74,39 @@ Ask the daemon how {what} get to the control plane: whether they are taken, how 
 why, and what each source does. With --json the answer as it came, with all counters.
 """
 PIPELINES = (("metrics-status", "/v1/metrics/status", "metrics"),)  # command, route, what it is about
+STATE = """\
+What programs on this node read and write: metadata and data from the control plane, names of secrets, reports. Without
+a subcommand a summary of all of it, as JSON.
+"""
+STATE_GET = """\
+Print one entry as JSON. Reading a secret asks the control plane for it; only root and the group plexd-secrets may.
+"""
+STATE_REPORT = """\
+Write a report for the control plane, or delete it. The daemon keeps it until it is delivered.
+"""
+STATE_EXAMPLES = """\
+examples:
+  plexd state get metadata region
+  plexd state get secret db-pass --raw
+  plexd state report backup-state --data '{"ok": true}'
+  df --output=pcent / | tail -1 | jq -R . | plexd state report disk --data - --if-match 3
+exit codes: 0 done   1 refused or failed   3 daemon not reachable   4 no such entry
+"""
+RECONCILE = """\
+Have the daemon compare the node with the control plane's state now, instead of at its next interval. Needs root.
+"""
+RELOAD = """\
+Have the daemon read its configuration again. It says which keys changed and which wait for a restart; a configuration
+with a mistake changes nothing. Needs root; `systemctl reload plexd` does the same without an answer.
+"""
+HEALTH = """\
+Ask whether the daemon lives, or with --ready whether the node is ready: prints ok, or the reason why not. Made for
+health checks of containers.
+"""
+HEALTH_EXAMPLES = """\
+exit codes: 0 ok   1 not
+reasons: registration_pending, mesh_down, event_delivery_stopped, subsystem_stopped
+"""
 QUERY_EXAMPLES = """\
 exit codes: 0 answered   1 refused or failed   3 daemon not reachable
 Root may ask, and members of the group plexd.
@@ -190,6 +223,34 @@ def parser() -> Parser:
         )
         delivery.set_defaults(route=route)
 
+    _state_commands(commands)
+    _command(
+        commands,
+        "reconcile",
+        runs="plexd.cli.control:reconcile",
+        summary="compare with the control plane now",
+        description=RECONCILE,
+    )
+    _command(
+        commands,
+        "reload",
+        runs="plexd.cli.control:reload",
+        summary="read the configuration again",
+        description=RELOAD,
+    )
+    health = _command(
+        commands,
+        "health",
+        runs="plexd.cli.control:health",
+        summary="whether the daemon lives, for health checks",
+        description=HEALTH,
+        examples=HEALTH_EXAMPLES,
+    )
+    health.add_argument("--ready", action="store_true", help="whether the node is ready, not only alive")
+    health.add_argument(
+        "--timeout", metavar="D", type=_seconds, default=3.0, help="how long to wait for the answer (default: 3s)"
+    )
+
     config = _group(commands, "config", summary="check and show the configuration", description=CONFIG)
     check = _command(
         config,
@@ -253,6 +314,52 @@ def parser() -> Parser:
         help="answer STUN there as well; give two addresses, by which nodes tell kinds of NAT apart (default: none)",
     )
     return top
+
+
+def _state_commands(commands: argparse._SubParsersAction[Parser]) -> None:
+    state = _command(
+        commands,
+        "state",
+        runs="plexd.cli.state:summary",
+        summary="metadata, data, secrets and reports",
+        description=STATE,
+        examples=STATE_EXAMPLES,
+    )
+    kinds = state.add_subparsers(title="commands", metavar="COMMAND")
+    get = _command(
+        kinds,
+        "get",
+        runs="plexd.cli.state:get",
+        summary="print one entry",
+        description=STATE_GET,
+        examples=STATE_EXAMPLES,
+    )
+    get.add_argument("kind", choices=("metadata", "data", "report", "secret"), help="what kind of entry")
+    get.add_argument("key", metavar="KEY")
+    get.add_argument("--raw", action="store_true", help="print the value of a secret and nothing else")
+    report = _command(
+        kinds,
+        "report",
+        runs="plexd.cli.state:report",
+        summary="write a report, or delete it",
+        description=STATE_REPORT,
+        examples=STATE_EXAMPLES,
+    )
+    report.add_argument("key", metavar="KEY")
+    what = report.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="JSON", help="the payload: JSON, @FILE, or - for standard input")
+    what.add_argument("--delete", action="store_true", help="delete it")
+    report.add_argument("--content-type", metavar="TYPE", help="of the payload (default: application/json)")
+    report.add_argument("--if-match", metavar="N", help="only if this is the version now; 0: if there is none")
+
+
+def _seconds(text: str) -> float:
+    from plexd.wire.durations import parse_duration  # noqa: PLC0415 - only who gives one pays
+
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError
+    return seconds
 
 
 def _global_flags(parser: Parser) -> None:

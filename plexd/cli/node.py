@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def up(args: argparse.Namespace) -> int:
-    return daemon.run(load(vars(args), os.environ, command="up"))
+    return daemon.run(lambda: load(vars(args), os.environ, command="up"))
 
 
 def join(args: argparse.Namespace) -> int:

@@ -1,58 +1,29 @@
 """`plexd status`, `plexd peers`, `plexd log-status` and the like: ask the daemon over its socket and show what it says.
 
-`--json` prints the answer as it came. Spoken with the standard library's HTTP client, which answers twice as fast as
-one that has to be imported first.
+`--json` prints the answer as it came.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
 import json
 import os
 import shutil
-import signal
-import socket
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from plexd.cli.asking import ask, show
 from plexd.config.api_socket import find_socket
-from plexd.errors import FatalError
 from plexd.mesh.age import format_age
 from plexd.wire.times import parse_time
 
-CONNECT_SECONDS = 2.0
-TOTAL_SECONDS = 10.0
 WATCH_SECONDS = 2.0
-GROUP = "plexd"
 MIN_COLUMN = 8  # what a column keeps of its text at least when a terminal is too narrow
 
 Document = dict[str, Any]
-
-
-class NotReachable(FatalError):
-    """Nobody listens where the daemon should."""
-
-    exit_code = 3
-
-
-class NotThere(FatalError):
-    """The daemon knows nothing of the name asked for."""
-
-    exit_code = 4
-
-
-class Denied(FatalError):
-    """The daemon, or the mode of its socket, refuses the caller."""
-
-
-class Failed(FatalError):
-    """The daemon answered that it cannot, or did not answer in time."""
 
 
 def status(args: argparse.Namespace) -> int:
@@ -91,71 +62,6 @@ def pipeline(args: argparse.Namespace) -> int:
     if not found["sources"]:
         print("(none)", file=sys.stderr)
     return 0
-
-
-def show(text: str) -> None:
-    print(text, end="" if text.endswith("\n") else "\n")
-
-
-# the daemon
-
-
-def ask(path: Path, route: str, *, as_json: bool) -> str:
-    """The body of a good answer. With `as_json` the body of a bad one goes to stdout before the error is raised."""
-    with _within(TOTAL_SECONDS):
-        try:
-            with contextlib.closing(_connect(path)) as connection:
-                connection.request("GET", route)
-                response = connection.getresponse()
-                answer, body = response.status, response.read().decode()
-        except TimeoutError as exc:
-            raise Failed(f"the daemon at {path} did not answer in time; see its log") from exc
-        except (OSError, ValueError, http.client.HTTPException) as exc:
-            raise Failed(f"the daemon at {path} gave no usable answer ({exc}); see its log") from exc
-    if 200 <= answer < 300:
-        return body
-    if as_json:
-        show(body)
-    try:
-        sentence = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        sentence = f"the daemon answered with status {answer}"
-    raise (NotThere if answer == 404 else Failed)(sentence)
-
-
-def _connect(path: Path) -> http.client.HTTPConnection:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.settimeout(CONNECT_SECONDS)
-    try:
-        sock.connect(str(path))
-    except PermissionError:
-        sock.close()
-        raise Denied(f"no permission to ask the daemon at {path}: be root, or a member of the group {GROUP}") from None
-    except OSError as exc:
-        sock.close()
-        if isinstance(exc, TimeoutError):
-            raise
-        raise NotReachable(f"daemon not reachable at {path}") from exc
-    sock.settimeout(None)  # the caller's limit is for the whole
-    connection = http.client.HTTPConnection("localhost")
-    connection.sock = sock
-    return connection
-
-
-@contextlib.contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """TimeoutError after that time, however the work is divided; for the main thread."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # text

@@ -1,7 +1,7 @@
-"""Where the daemon's API socket should be, for who asks it.
+"""Where the daemon's API socket and its health listener should be, for who asks it.
 
-Asking takes a fraction of the time that the models and pydantic take to load, so this does without them: one key, read
-and judged as all are.
+Asking takes a fraction of the time that the models and pydantic take to load, so this does without them: a few keys,
+read as all are.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plexd.config.layers import Layers, named_file
-from plexd.config.paths import DEFAULT_SOCKET, socket_path
+from plexd.config.paths import DEFAULT_SOCKET, socket_path, split_listen
 from plexd.errors import ConfigError
 
 KEY = "node_api.socket"
+ENABLED, LISTEN = "health.enabled", "health.listen"
+DEFAULT_HEALTH = ("127.0.0.1", 9101)
 
 
 def find_socket(flags: Mapping[str, str], environ: Mapping[str, str]) -> Path:
@@ -35,3 +37,18 @@ def find_socket(flags: Mapping[str, str], environ: Mapping[str, str]) -> Path:
         return socket_path(str(given.value))
     except ValueError as exc:
         raise ConfigError(f"{given.origin}: {KEY}: {exc}") from None
+
+
+def find_health(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """Host and port of the health listener, None without one; what is given for it and cannot be is passed over."""
+    layers = Layers({ENABLED: bool, LISTEN: str})
+    with contextlib.suppress(ConfigError):
+        layers.read_file(named_file(flags, environ))
+    layers.read_environment(environ)
+    enabled, listen = layers.given.get(ENABLED), layers.given.get(LISTEN)
+    if enabled is None or enabled.value is not True:
+        return None
+    try:
+        return split_listen(str(listen.value)) if listen is not None else DEFAULT_HEALTH
+    except ValueError:
+        return None

@@ -23,6 +23,8 @@ VARIABLES = {
     "PLEXD_BOOTSTRAP_TOKEN_FILE": "token.file",
     "PLEXD_NODE_API_ENABLED": "node_api.enabled",
     "PLEXD_NODE_API_SOCKET": "node_api.socket",
+    "PLEXD_NODE_API_HTTP_ENABLED": "node_api.http.enabled",
+    "PLEXD_NODE_API_HTTP_LISTEN": "node_api.http.listen",
 }
 FLAGS = {"node_api.socket": "--socket"}  # those not named like their key
 GENERIC = "PLEXD__"
@@ -121,6 +123,8 @@ class Layers:
         key = path
         while key and key not in self.given:
             key = key.rpartition(".")[0]
+        if not key:  # a check of a whole section, or of a default
+            key = next((given for given in self.given if given.startswith(f"{path}.")), "")
         if not key:
             line = self._lines.get(path.rpartition(".")[0])
             return f"{self.file}:{line}" if line is not None else ""

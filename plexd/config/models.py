@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+)
 from pydantic_core.core_schema import ValidationInfo
 
-from plexd.config.paths import DEFAULT_SOCKET, absolute_path, socket_path
+from plexd.config.paths import DEFAULT_SOCKET, absolute_path, socket_path, split_listen
 from plexd.errors import ConfigError
 from plexd.mesh.address import Endpoint, parse_endpoint
 from plexd.wire.durations import format_duration, parse_duration
@@ -232,11 +240,48 @@ class NatTraversal(Subject):
         return value
 
 
+def _listen(value: str) -> str:
+    split_listen(value)
+    return value
+
+
+Listen = Annotated[str, AfterValidator(_listen)]
+
+
+class Http(Subject):
+    """`enabled` stands last: its check needs the others."""
+
+    listen: Listen = "127.0.0.1:9100"
+    allow_remote: bool = False
+    token_file: AbsolutePath | None = None
+    secrets: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    enabled: bool = False
+
+    @field_validator("enabled")
+    @classmethod
+    def _is_guarded(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("token_file", ...) is None:
+            raise ValueError("needs node_api.http.token_file, the file with the token that callers show")
+        if value and not info.data.get("allow_remote", True):
+            host, _ = split_listen(info.data.get("listen", "127.0.0.1:9100"))
+            if not _is_loopback(host):
+                raise ValueError("needs node_api.http.allow_remote, or an address on 127.0.0.1 to listen on")
+        return value
+
+
+class Health(Subject):
+    enabled: bool = False
+    listen: Listen = "127.0.0.1:9101"
+
+
 class NodeApi(Subject):
     enabled: bool = True
     socket: Annotated[Path, BeforeValidator(socket_path)] = DEFAULT_SOCKET
     debounce: Annotated[Duration, AfterValidator(_is_a_debounce)] = timedelta(seconds=5)
     shutdown_timeout: Annotated[Duration, AfterValidator(_is_positive)] = timedelta(seconds=5)
+
+    http: Http = Http()
 
 
 class Pipeline(Subject):
@@ -304,6 +349,7 @@ class Config(Subject):
     nat_traversal: NatTraversal = NatTraversal()
     node_api: NodeApi = NodeApi()
     observe: Observe = Observe()
+    health: Health = Health()
 
     @field_validator("api")
     @classmethod
@@ -336,6 +382,14 @@ class Config(Subject):
     @classmethod
     def _is_a_host_name(cls, value: str | None) -> str | None:
         return None if value is None else check_hostname(value)
+
+    @field_validator("health")
+    @classmethod
+    def _is_elsewhere(cls, value: Health, info: ValidationInfo) -> Health:
+        api = info.data.get("node_api", NodeApi())
+        if value.enabled and api.enabled and api.http.enabled and api.http.listen == value.listen:
+            raise ValueError("must not listen where node_api.http listens")
+        return value
 
 
 def check_api(url: str, *, plain_allowed: bool) -> str:

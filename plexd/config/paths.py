@@ -1,9 +1,11 @@
-"""Paths as they may be configured."""
+"""Paths and addresses as they may be configured."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from plexd.mesh.address import HostPort, format_ip, parse_endpoint
 
 DEFAULT_SOCKET = Path("/var/run/plexd/api.sock")
 MAX_SOCKET_BYTES = 107  # what fits into a sockaddr_un with its final zero byte
@@ -25,3 +27,12 @@ def socket_path(value: str | Path) -> Path:
     if len(os.fsencode(path)) > MAX_SOCKET_BYTES:
         raise ValueError(f"must have at most {MAX_SOCKET_BYTES} bytes")
     return path
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """Host and port to listen on. ValueError like `absolute_path` unless it is `host:port`."""
+    try:
+        parsed = parse_endpoint(text)
+    except ValueError:
+        raise ValueError("must be host:port, ip:port or [ipv6]:port") from None
+    return (parsed.host if isinstance(parsed, HostPort) else format_ip(parsed.packed)), parsed.port

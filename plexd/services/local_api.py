@@ -19,18 +19,15 @@ REOPEN_SECONDS = 60.0
 
 
 class LocalApi:
-    """Serves the socket at `path`; `open` makes it, `run` serves it and removes it at the end.
-
-    `stop_seconds` is what running requests get to finish.
-    """
+    """Serves the socket at `path`; `open` makes it, `run` serves it and removes it at the end."""
 
     name = "local api"
 
-    def __init__(self, path: Path, routes: Iterable[Route], stop_seconds: float) -> None:
+    def __init__(self, path: Path, routes: Iterable[Route], limits: Limits) -> None:
         self._path = path
         self._file: SocketFile | None = None
         self.gate = SocketGate()
-        self._server = HttpServer(Dispatcher(routes, self.gate).respond, refuse, Limits(stop=stop_seconds))
+        self._server = HttpServer(Dispatcher(routes, self.gate).respond, refuse, limits)
 
     def open(self) -> None:
         """Make the socket; callers wait until `run`. Raises ListenerError, also when another daemon has it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.world import MARKS, PATIENCE, World, wait_until
+from tests.faults.world import MARKS, PATIENCE, PLEXD, World, wait_until
 
 pytestmark = MARKS
 
@@ -121,6 +122,37 @@ def curl_or_none(world: World, route: str) -> Any:
         return curl(world, "GET", route)[1]
     except ValueError:
         return None
+
+
+def test_configuration_is_read_again_by_signal_and_by_command(world: World) -> None:
+    config = world.directory / "config.yaml"
+    before = config.read_text()
+    plexd = [*PLEXD, "reload", "--socket", str(world.directory / "api.sock")]
+    pids = world.pids()
+    try:
+        config.write_text(
+            before.replace("interval: 1s", "interval: 2s").replace("log_level: debug", "log_level: info")
+            + "systemd:\n  unit: other.service\nnat_traversal:\n  enabled: false\n"
+        )
+        said = subprocess.run(plexd, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert said == [
+            "changed: log_level, reconcile.interval, nat_traversal.enabled",
+            "restart required: systemd.unit",
+        ]
+        config.write_text("api: [\n")
+        os.kill(world.agent_pid, signal.SIGHUP)
+        wait_until("the mistake is told", lambda: world.said("configuration not reloaded"))
+        refused = subprocess.run(plexd, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert "is not valid YAML" in refused.stderr
+    finally:
+        config.write_text(before)
+    count = len(world.said("configuration reloaded"))
+    os.kill(world.agent_pid, signal.SIGHUP)
+    wait_until("the old configuration is back", lambda: len(world.said("configuration reloaded")) > count)
+    world.wait_for_ack(world.emit_action())
+    assert world.mesh_is_whole()
+    assert world.pids() == pids
 
 
 def test_stop_sends_what_is_due_and_ends_those_who_wait(world: World) -> None:

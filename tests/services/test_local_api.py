@@ -20,6 +20,7 @@ from plexd.api import rights
 from plexd.api.node import node_routes, probe_routes
 from plexd.errors import ListenerError
 from plexd.services.local_api import LocalApi
+from plexd.serving import Limits
 
 GROUP, OTHER_GROUP, USER = 47011, 47012, 47013  # nobody on this host has them
 STATUS = b'{"node_id": "n_41c9",  "uptime": "2h16m4s"}'
@@ -74,7 +75,7 @@ def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_api(path: Path, told: Told) -> LocalApi:
-    return LocalApi(path, (*node_routes(told), *probe_routes(told)), 5.0)
+    return LocalApi(path, (*node_routes(told), *probe_routes(told)), Limits())
 
 
 Scene = Callable[[httpx.AsyncClient], Awaitable[None]]
