@@ -1,0 +1,295 @@
+"""The door to nftables: the table `inet plexd`, always whole, through the program `nft`.
+
+A program of its own, not libnftables in this process: the library ends its process when something surprises it, and
+to replace one table it reads everybody's. What that costs is mostly the end of `nft`, which the kernel holds up until
+the rules of before are freed (10 to 20 ms); so a change counts as done when the kernel announces it, about 3 ms after
+the start, and the rest goes on behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import json
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import BinaryIO, Self
+
+from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyRejected
+from plexd.linux.netlink import Message, NetlinkSocket, attribute, attributes
+from plexd.linux.wireguard.program import SEARCH_PATH
+from plexd.mesh.firewall import FAMILY, TABLE, Json
+
+TIMEOUT_SECONDS = 10.0
+MAX_MESSAGE = 300  # characters of what nft says
+
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7
+NFNL_SUBSYS_NFTABLES = 10
+NFPROTO_UNSPEC, NFPROTO_INET = 0, 1
+NFT_MSG_GETTABLE, NFT_MSG_NEWGEN, NFT_MSG_GETGEN = (NFNL_SUBSYS_NFTABLES << 8 | kind for kind in (1, 15, 16))
+NFTA_TABLE_NAME, NFTA_TABLE_HANDLE = 1, 4
+NFTA_GEN_ID = 1
+_NFGENMSG = struct.Struct(">BBH")  # family, version, resource
+
+SO_ATTACH_FILTER = 26
+_INSTRUCTION = struct.Struct("=HBBI")  # classic BPF: code, jump if true, jump if false, operand
+_NLMSG_TYPE = 4  # its place in the header
+# 10 000 rules are announced one by one; only the one message that ends a transaction is let through
+_ONLY_NEWGEN = (
+    (0x28, 0, 0, _NLMSG_TYPE),  # load a half word, which takes it for big-endian
+    (0x15, 0, 1, socket.htons(NFT_MSG_NEWGEN)),  # jump if equal
+    (0x06, 0, 0, 0x40000),  # pass it
+    (0x06, 0, 0, 0),
+)
+_BURST = 64  # read in one go before others have their turn
+
+
+class Nftables:
+    """Every method but `generation` and `close` raises FirewallUnavailable, NotPermitted or another KernelError."""
+
+    def __init__(self, program: str = "nft") -> None:
+        self._program = program
+        self._asking: NetlinkSocket | None = None
+        self._ending: set[asyncio.Future[None]] = set()
+
+    async def apply(self, document: Json) -> None:
+        """One transaction, all of it or nothing. PolicyRejected says what the kernel had against it."""
+        loop = asyncio.get_running_loop()
+        announced: asyncio.Future[None] = loop.create_future()
+        work = loop.run_in_executor(None, self._apply, document, lambda: loop.call_soon_threadsafe(_settle, announced))
+        self._ending.add(work)
+        work.add_done_callback(self._ended)
+        await asyncio.wait({work, announced}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+
+    def _ended(self, work: asyncio.Future[None]) -> None:
+        self._ending.discard(work)
+        if not work.cancelled():
+            work.exception()  # has been raised, or came after the change was done
+
+    async def read_table(self) -> Json | None:
+        """What `nft -j list table` says; None when there is no such table."""
+        return await asyncio.to_thread(self._read_table)
+
+    async def delete_table(self) -> None:
+        """Deleting what is not there succeeds."""
+        table: Json = {"table": {"family": FAMILY, "name": TABLE}}
+        if await asyncio.to_thread(self._is_there):
+            await self.apply({"nftables": [{"add": table}, {"delete": table}]})
+
+    def generation(self) -> int:
+        """The number of the rule set as it stands, of all tables; another one means that something was changed.
+
+        It costs some microseconds and never waits. KernelError as above.
+        """
+        with _translated():
+            if self._asking is None:
+                self._asking = NetlinkSocket(NETLINK_NETFILTER)  # kept open: to close one waits as nft does
+            return _generation(self._asking)
+
+    async def close(self) -> None:
+        """Waits for what is still ending."""
+        if self._ending:
+            await asyncio.wait(self._ending)
+        if self._asking is not None:
+            asking, self._asking = self._asking, None
+            await asyncio.to_thread(asking.__exit__)
+
+    # in a thread
+
+    def _apply(self, document: Json, done: Callable[[], object]) -> None:
+        with _translated(), NetlinkSocket(NETLINK_NETFILTER) as asking, _open_announcements() as announcements:
+            before = _table_handle(asking)
+            with _Run(self._find(), ("-j", "-f", "-"), json.dumps(document).encode()) as run:
+                while not run.wait(announcements):
+                    # the transaction makes a new table, which has a handle that none before had
+                    if _drain(announcements) and _table_handle(asking) != before:
+                        done()
+                        run.wait()
+                if run.status != 0:
+                    raise PolicyRejected(run.complaint())
+
+    def _read_table(self) -> Json | None:
+        with _translated(), NetlinkSocket(NETLINK_NETFILTER) as asking:
+            if _table_handle(asking) is None:
+                return None
+            with _Run(self._find(), ("-j", "list", "table", FAMILY, TABLE)) as run:
+                run.wait()
+                if run.status == 0:
+                    table: Json = json.loads(run.output())
+                    return table
+                if _table_handle(asking) is None:
+                    return None
+                raise KernelError(f"nft cannot list the table: {run.complaint()}")
+
+    def _is_there(self) -> bool:
+        with _translated(), NetlinkSocket(NETLINK_NETFILTER) as asking:
+            return _table_handle(asking) is not None
+
+    def _find(self) -> str:
+        path = shutil.which(self._program, path=SEARCH_PATH)
+        if path is None:
+            raise FirewallUnavailable(f"{self._program} not found: install the package nftables")
+        return path
+
+
+async def watch(noticed: asyncio.Event) -> None:
+    """Set `noticed` after every change of the rule set, ours included, and at once for a start. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    with _open_announcements() as sock:
+        noticed.set()
+        while True:
+            for _ in range(_BURST):
+                try:
+                    await loop.sock_recv(sock, 1)
+                except OSError as exc:
+                    if exc.errno != errno.ENOBUFS:  # some were lost, so there were some
+                        raise
+                noticed.set()
+            await asyncio.sleep(0)
+
+
+def _settle(announced: asyncio.Future[None]) -> None:
+    if not announced.done():
+        announced.set_result(None)
+
+
+class _Run:
+    """One run of nft. Files in memory instead of pipes: nobody has to feed it or to read along."""
+
+    def __init__(self, path: str, arguments: Sequence[str], stdin: bytes = b"") -> None:
+        self.status = 0
+        self._deadline = time.monotonic() + TIMEOUT_SECONDS
+        with ExitStack() as stack:
+            given, self._output, self._errors = (stack.enter_context(_memory(name)) for name in ("in", "out", "err"))
+            given.write(stdin)
+            given.seek(0)
+            self._process = subprocess.Popen(
+                (path, *arguments),
+                stdin=given,
+                stdout=self._output,
+                stderr=self._errors,
+                env={"PATH": SEARCH_PATH, "LC_ALL": "C"},
+                start_new_session=True,  # what ends us must not end a change half-way reported
+            )
+            self._pidfd = os.pidfd_open(self._process.pid)
+            stack.callback(os.close, self._pidfd)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._stack.close()
+
+    def wait(self, also: socket.socket | None = None) -> bool:
+        """Until it has ended, or (False) something came in on `also`. KernelError when neither happens in time."""
+        watched = [self._pidfd] if also is None else [self._pidfd, also.fileno()]
+        ready = _wait_readable(watched, self._deadline - time.monotonic())
+        if not ready:
+            raise KernelError(f"nft did not end within {TIMEOUT_SECONDS:.0f} s")
+        if self._pidfd not in ready:
+            return False
+        self.status = self._process.wait()
+        return True
+
+    def output(self) -> bytes:
+        self._output.seek(0)
+        return self._output.read()
+
+    def complaint(self) -> str:
+        """What it said, in one line."""
+        self._errors.seek(0)
+        said = " ".join(self._errors.read(4 * MAX_MESSAGE).decode(errors="replace").split())
+        return said[:MAX_MESSAGE] or f"nft ended with status {self.status}"
+
+
+def _memory(name: str) -> BinaryIO:
+    return os.fdopen(os.memfd_create(f"plexd-nft-{name}"), "w+b")
+
+
+def _wait_readable(fds: Sequence[int], seconds: float) -> list[int]:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(max(seconds, 0) * 1000)]
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What the kernel answers to questions becomes an error that says what to do."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in {errno.EPERM, errno.EACCES}:
+            raise NotPermitted("nftables needs the capability NET_ADMIN") from exc
+        # no netfilter sockets at all, or nobody behind them who knows nf_tables
+        if exc.errno in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}:
+            raise FirewallUnavailable("this kernel has no nf_tables: load the module nf_tables") from exc
+        raise KernelError(f"nftables: {os.strerror(exc.errno) if exc.errno else exc}") from exc
+
+
+def _open_announcements() -> socket.socket:
+    """A socket that hears the end of every transaction, and nothing else. It does not block."""
+    sock = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
+    )
+    try:
+        code = b"".join(_INSTRUCTION.pack(*instruction) for instruction in _ONLY_NEWGEN)
+        buffer = ctypes.create_string_buffer(code, len(code))
+        program = struct.pack("@HP", len(_ONLY_NEWGEN), ctypes.addressof(buffer))
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        sock.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _drain(announcements: socket.socket) -> bool:
+    """Whether there were any."""
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            try:
+                announcements.recv(1)
+            except OSError as exc:
+                if exc.errno != errno.ENOBUFS:
+                    raise
+            count += 1
+    return count > 0
+
+
+def _table_handle(asking: NetlinkSocket) -> bytes | None:
+    """What the kernel calls our table, never used twice; None while there is none."""
+    payload = _NFGENMSG.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, TABLE.encode() + b"\0")
+    try:
+        answer = asking.get(Message(NFT_MSG_GETTABLE, 0, payload))[0]
+    except FileNotFoundError:
+        return None
+    return _value(answer, NFTA_TABLE_HANDLE)
+
+
+def _generation(asking: NetlinkSocket) -> int:
+    answer = asking.get(Message(NFT_MSG_GETGEN, 0, _NFGENMSG.pack(NFPROTO_UNSPEC, 0, 0)))[0]
+    return int.from_bytes(_value(answer, NFTA_GEN_ID), "big")
+
+
+def _value(answer: bytes, wanted: int) -> bytes:
+    for kind, start, end in attributes(answer, _NFGENMSG.size, len(answer)):
+        if kind == wanted:
+            return answer[start:end]
+    raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
