@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plexd.api.admin import Reload, admin_routes
-from plexd.api.node import Overview, node_routes, probe_routes
+from plexd.api.node import Overview, document_route, node_routes, probe_routes
 from plexd.api.revision import Revision
 from plexd.api.rights import OpenGate
-from plexd.api.routes import Dispatcher, refuse
+from plexd.api.routes import Dispatcher, Route, refuse
 from plexd.api.secrets import SecretRead, SecretRoutes, Source
 from plexd.api.state import StateRoutes
 from plexd.api.token import TokenFile, TokenGate
@@ -28,6 +28,7 @@ from plexd.store.reports import ReportStore
 from plexd.supervisor import Service
 from plexd.wire.models import SecretResponse
 
+OVER_TCP = ("/v1/state", "/v1/status")
 PROBE_LIMITS = Limits(
     head=5.0, body=5.0, idle=0.0, answer=5.0, stop=1.0, connections=64, head_bytes=8 << 10, makes_room=False
 )
@@ -88,26 +89,32 @@ class Front:
         """All listeners that are configured. Raises ListenerError when a token is missing."""
         doors: list[Door] = []
         api, health = self._config.node_api, self._config.health
-        probes = probe_routes(self._overview)
         if health.enabled:
+            probes = probe_routes(self._overview)
             server = HttpServer(Dispatcher(probes, OpenGate()).respond, refuse, PROBE_LIMITS)
             doors.append(TcpListener("health listener", "health.listen", split_listen(health.listen), server))
         if not api.enabled:
             return doors
         limits = Limits(stop=api.shutdown_timeout.total_seconds())
-        status, *others = node_routes(self._overview)
-        state = (
-            *StateRoutes(self._desired, self.reports, self._revision).table(),
-            *self._secrets.table(),
-        )
         if api.http.enabled:
             gate = self._token_gate()
-            server = HttpServer(Dispatcher((status, *state), gate).respond, refuse, limits)
+            shared = [route for route in self.routes() if route.path.startswith(OVER_TCP)]
+            server = HttpServer(Dispatcher(shared, gate).respond, refuse, limits)
             address = split_listen(api.http.listen)
             doors.append(TcpListener("api over tcp", "node_api.http.listen", address, server))
-        admin = admin_routes(self._reconcile, self._reload)
-        self._local = LocalApi(api.socket, (status, *others, *probes, *state, *admin), limits)
+        self._local = LocalApi(api.socket, self.routes(), limits)
         return [*doors, self._local]
+
+    def routes(self) -> tuple[Route, ...]:
+        """All there are on the API socket."""
+        return (
+            *node_routes(self._overview),
+            *probe_routes(self._overview),
+            *StateRoutes(self._desired, self.reports, self._revision).table(),
+            *self._secrets.table(),
+            *admin_routes(self._reconcile, self._reload),
+            document_route(self.routes),
+        )
 
     def _token_gate(self) -> TokenGate:
         http = self._config.node_api.http

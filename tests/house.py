@@ -12,6 +12,7 @@ from typing import Any, Self
 from unittest import mock
 
 from plexd.api import rights
+from plexd.api.routes import Dispatcher, Right, refuse
 from plexd.config.models import Config
 from plexd.config.reload import Reloaded
 from plexd.errors import ConfigError, NotFound
@@ -20,10 +21,11 @@ from plexd.mesh.desired import DataEntry
 from plexd.node import Node
 from plexd.services.local_api import LocalApi
 from plexd.services.tcp_listener import TcpListener
+from plexd.serving import HttpServer, Limits
 from plexd.store.files import DataDirectory
 from plexd.supervisor import Supervisor
 from plexd.wire.models import SecretResponse
-from tests.api.asking import DESIRED
+from tests.api.asking import DESIRED, Guard
 from tests.api.test_secrets import NSK, sealed
 from tests.services.stage import make_identity, make_node
 
@@ -82,8 +84,10 @@ class House:
         groups: dict[str, int | None] | None = None,
         *,
         is_registered: bool = True,
+        is_open: bool = False,
         **settings: Any,
     ) -> None:
+        """`is_open`: everything is also served over TCP, to anybody, at the port of "everything"."""
         directory.chmod(0o755)
         self.directory = directory
         self.socket = directory / "api.sock"
@@ -93,6 +97,7 @@ class House:
             {**settings, "node_api": {"socket": str(self.socket), **settings.get("node_api", {})}}
         )
         self._is_registered = is_registered
+        self._is_open = is_open
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -139,7 +144,10 @@ class House:
         host.start()
         try:
             self.front = front = Front(self._config, directory, self.told, self.told.reload)
-            self.doors = front.doors()
+            self.doors = [*front.doors()]
+            if self._is_open:
+                server = HttpServer(Dispatcher(front.routes(), Guard(*Right)).respond, refuse, Limits())
+                self.doors.append(TcpListener("everything", "", ("127.0.0.1", 0), server))
             for door in self.doors:
                 door.open()
             self.ports = {door.name: door.port for door in self.doors if isinstance(door, TcpListener)}

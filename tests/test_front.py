@@ -26,7 +26,7 @@ needs_users = pytest.mark.skipif(
 REPORT = json.dumps({"content_type": "application/json", "payload": 1})
 READ = (
     "/v1/status", "/v1/peers", "/v1/health", "/v1/state", "/v1/state/metadata", "/v1/state/metadata/region",
-    "/v1/state/data", "/v1/state/data/proxy", "/v1/state/report",
+    "/v1/state/data", "/v1/state/data/proxy", "/v1/state/report", "/v1/openapi.json",
 )  # fmt: skip
 SECRET = ("/v1/state/secrets", "/v1/state/secrets/db-pass")
 ADMIN = {"/v1/reconcile": 202, "/v1/config/reload": 200}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from plexd.api.routes import Call, Right, Route, refuse
+from plexd.api.routes import Call, Right, Route, answer, refuse
 from plexd.serving import Response
 
 
@@ -64,6 +64,17 @@ def probe_routes(overview: Overview) -> tuple[Route, ...]:
         for path, answer in (("/healthz", is_alive), ("/readyz", is_ready))
         for method in ("GET", "HEAD")
     )
+
+
+def document_route(routes: Callable[[], Iterable[Route]]) -> Route:
+    """The API in words for programs: `routes` are those it describes."""
+
+    async def describe_all(_: Call) -> Response:
+        from plexd.api.openapi import describe  # noqa: PLC0415 - only who asks pays
+
+        return answer(describe(routes()))
+
+    return Route("GET", "/v1/openapi.json", Right.READ, describe_all)
 
 
 def _telling(tell: Callable[[], Awaitable[bytes]]) -> Callable[[Call], Awaitable[Response]]:
