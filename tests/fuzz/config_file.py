@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from plexd.config.document import read_document
+import yaml
+
+from plexd.config.document import Value, read_document
 from plexd.config.keys import KEYS
 from plexd.config.load import Loaded, load
 from plexd.config.show import as_yaml, redacted
@@ -25,6 +29,8 @@ def check(data: bytes) -> None:
         assert problem.line >= 1
     assert document.values.keys() <= KEYS.keys()
     assert document.values.keys() <= document.lines.keys()
+    if not document.problems and b"<<" not in data:
+        check_values(data, document.values)
     if "tls.ca_file" in document.values:
         return  # it would be opened, whatever it is
     try:
@@ -35,6 +41,26 @@ def check(data: bytes) -> None:
     assert not document.problems
     shown = as_yaml(loaded.config, loaded.origins)
     assert redacted(loaded_from(shown.encode()).config) == redacted(loaded.config)
+
+
+def check_values(data: bytes, values: Mapping[str, Value]) -> None:
+    """What PyYAML constructs is the same, and nothing stands there twice."""
+    root = yaml.compose(data, Loader=yaml.SafeLoader)
+    if isinstance(root, yaml.MappingNode):
+        assert len({name.value for name, _ in root.value}) == len(root.value)
+    plain = dict(leaves(yaml.safe_load(data) or {}))
+    assert plain.keys() == values.keys()
+    for key, value in plain.items():
+        assert str(values[key]) == str(tuple(value) if isinstance(value, list) else value)
+
+
+def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        key = prefix + name
+        if key in KEYS and value is not None:
+            yield key, value
+        elif value is not None:
+            yield from leaves(value, f"{key}.")
 
 
 def check_sentences(sentences: tuple[str, ...]) -> None:

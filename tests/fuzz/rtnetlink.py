@@ -80,8 +80,10 @@ def check_route(payload: bytes) -> None:
     for route in found.ours:
         assert 0 <= route.prefix.length <= bits(route.prefix.packed)
         assert route.source is None or bits(route.source) == bits(route.prefix.packed)
-        written = routes.add_request(route, OURS, replace=False)
-        assert routes.read_route(bytes(written.payload), OURS) == route
+        for source in (route.source, route.prefix.packed, None):
+            with_source = route._replace(source=source)
+            written = routes.add_request(with_source, OURS, replace=False)
+            assert routes.read_route(bytes(written.payload), OURS) == with_source
 
 
 def followed() -> Network:

@@ -7,6 +7,7 @@ believed. Seeds are sealed with that key: what changes them and still passes is 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any, NamedTuple, NoReturn
@@ -37,16 +38,19 @@ class Meaning(NamedTuple):
 
 def check(data: bytes) -> None:
     text = data.decode("utf-8", "replace")  # the event stream gives nothing else
-    members = members_of(text)
+    try:
+        members = members_of(text)
+    except RecursionError:
+        return
     try:
         envelope = parse_envelope(text)
     except WireError as exc:
         check_refusal(text, str(exc), members)
         return
-    if members is None:  # nested more deeply than json goes from here
-        return
+    assert members is not None
     for name in ("event_type", "event_id", "issued_at", "nonce"):
         assert getattr(envelope, name) == members.get(name, "")
+    assert envelope.signature == signature_in(members.get("signature", ""))
     signed = canonical_bytes(
         envelope.event_type, envelope.event_id, envelope.issued_at, envelope.nonce, envelope.payload
     )
@@ -93,7 +97,7 @@ def members_of(text: str) -> dict[str, Any] | None:
     """The members of one JSON object without a name twice, each surrogate without its other half replaced."""
     try:
         found = json.loads(text, object_pairs_hook=Members, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     if not isinstance(found, Members) or len(dict(found)) != len(found):
         return None
@@ -101,6 +105,12 @@ def members_of(text: str) -> dict[str, Any] | None:
         name: re.sub("[\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else value or ""
         for name, value in found
     }
+
+
+def signature_in(text: str) -> bytes | None:
+    """Empty when there is none, None when it is no Ed25519 signature in base64."""
+    is_base64 = re.fullmatch(r"[A-Za-z0-9+/]{86}==", text, re.ASCII)
+    return base64.b64decode(text) if is_base64 or not text else None
 
 
 def _refuse(text: str) -> NoReturn:

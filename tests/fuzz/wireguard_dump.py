@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from dataclasses import replace
 
 from plexd.linux.netlink import attribute, split
 from plexd.linux.wireguard import messages
@@ -14,7 +15,7 @@ from plexd.mesh.address import Prefix
 from plexd.mesh.changes import PutPeer
 from plexd.mesh.keys import KEY_BYTES, PresharedKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer
-from tests.linux.devices import dump_allowed_ip, dump_message, dump_peer
+from tests.linux.devices import dump_allowed_ip, dump_message, dump_peer, nested
 
 REFUSALS = (ValueError, struct.error)
 WORDS = (
@@ -46,6 +47,7 @@ def check(data: bytes) -> None:
     peers = [peer._replace(last_handshake=plain(peer.last_handshake)) for peer in device.peers.values()]
     device = Device(device.private_key, device.listen_port, device.fwmark, {peer.public_key: peer for peer in peers})
     assert messages.read_dump([dump_of(device)]) == device
+    assert messages.read_dump(cut(device)) == device
     # what is there is what a change could have put there
     changes = [put(peer) for peer in peers]
     written = messages.read_dump(messages.change_peers("plexd0", changes))
@@ -64,6 +66,18 @@ def dump_of(device: Device) -> bytes:
         attribute(messages.DEVICE_LISTEN_PORT, struct.pack("=H", device.listen_port)),
         attribute(messages.DEVICE_FWMARK, struct.pack("=I", device.fwmark)),
     )
+
+
+def cut(device: Device) -> list[bytes]:
+    """In messages as the kernel ends them when they are full: amid the allowed IPs of a peer, which then goes on."""
+    sent = [dump_of(replace(device, peers={}))]
+    for peer in device.peers.values():
+        middle = len(peer.allowed_ips) // 2
+        sent.append(dump_message([dump_peer(peer._replace(allowed_ips=peer.allowed_ips[:middle]))]))
+        rest = [dump_allowed_ip(prefix, None) for prefix in peer.allowed_ips[middle:]]
+        key = attribute(messages.PEER_PUBLIC_KEY, peer.public_key)
+        sent.append(dump_message([nested(0, [key, nested(messages.PEER_ALLOWED_IPS, rest)])]))
+    return sent
 
 
 def put(peer: DevicePeer) -> PutPeer:
