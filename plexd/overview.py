@@ -18,8 +18,9 @@ from plexd.config.models import Config
 from plexd.contact import Contact
 from plexd.health import MEANINGS, Condition, Finding, Health
 from plexd.mesh import nat as nats
-from plexd.mesh.address import Endpoint, format_ip
-from plexd.mesh.connectivity import PeerView, Sight, describe_peers
+from plexd.mesh.address import Endpoint, format_ip, parse_ip
+from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, meaning
+from plexd.mesh.desired import Candidates
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
 from plexd.mesh.target import Target
 from plexd.node import Node
@@ -136,9 +137,38 @@ class Overview:
     async def peers(self) -> bytes:
         if self.membership is None:
             return _encode([])
-        node, mesh = self.membership.node, self.membership.mesh
+        sight = await self._sight(self.membership)
+        # ten thousand peers take a tenth of a second
+        return await asyncio.to_thread(lambda: _encode([_peer(view) for view in describe_peers(sight)]))
+
+    async def peer(self, name: str) -> bytes | None:
+        """One peer, by its id or mesh address, and what of this node matters to it; None: there is no such peer."""
+        if self.membership is None:
+            return None
+        sight = await self._sight(self.membership)
+        views = await asyncio.to_thread(describe_peers, sight)
+        view = next((view for view in views if view.id == name or _is_at(view, name)), None)
+        if view is None:
+            return None
+        node, observed = self.membership.node, sight.observed
+        candidates = node.desired.candidates.get(view.id, Candidates())
+        about = {
+            "nat": self._nat(),
+            "mtu": observed.link.mtu if observed is not None and observed.link is not None else None,
+            "policy": None if self.config.policy.enabled else "not enforced",
+            "state_fetched_at": _time(node.fetched_at or None),
+            "generation": node.generation,
+        }
+        offers = [
+            {"endpoint": text, "source": SOURCES[source], "resolved": _text(meaning(text, sight.resolved))}
+            for source, text in reversed(candidates.offers)
+        ]
+        return _encode({**_peer(view), "candidates": offers, "node": about})
+
+    async def _sight(self, membership: Membership) -> Sight:
+        node, mesh = membership.node, membership.mesh
         target, observed = await mesh.look()
-        sight = Sight(
+        return Sight(
             interface=self.config.mesh.interface,
             desired=node.desired,
             target=target,
@@ -148,8 +178,6 @@ class Overview:
             is_refused=not node.accepted.is_set(),
             now=self._now(),
         )
-        # ten thousand peers take a tenth of a second
-        return await asyncio.to_thread(lambda: _encode([_peer(view) for view in describe_peers(sight)]))
 
     def pipeline(self, name: str) -> bytes | None:
         """How `metrics`, `logs` or `audit` are delivered; None before the node is registered."""
@@ -254,6 +282,17 @@ def _peer(view: PeerView) -> Document:
         "connected": view.obstacle is None,
         "obstacle": view.obstacle._asdict() if view.obstacle is not None else None,
     }
+
+
+def _is_at(view: PeerView, address: str) -> bool:
+    try:
+        return view.mesh_ip is not None and view.mesh_ip == parse_ip(address)
+    except ValueError:
+        return False
+
+
+def _text(endpoint: Endpoint | None) -> str | None:
+    return str(endpoint) if endpoint is not None else None
 
 
 def _time(unix: float | None) -> str | None:

@@ -48,6 +48,9 @@ class Told:
     async def peers(self) -> bytes:
         return b"[]"
 
+    async def peer(self, name: str) -> bytes | None:
+        return json.dumps({"id": name}).encode() if name == "n_9c20" else None
+
     async def health(self) -> bytes:
         return b'{"status":"healthy"}'
 

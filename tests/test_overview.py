@@ -16,6 +16,7 @@ from plexd.errors import KernelError
 from plexd.health import MEANINGS, Condition, Health
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Rejection
+from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
 from plexd.node import Node
 from plexd.overview import Membership, Overview, Phase
@@ -244,6 +245,27 @@ def test_peers_have_the_contracts_members_and_say_which_way_and_why_not() -> Non
         assert "for 1m12s" in second["obstacle"]["text"]
         assert (rejected["id"], rejected["mesh_ip"], rejected["obstacle"]["code"]) == ("n_9", None, "rejected")
         assert set(rejected) == set(first)
+
+    asyncio.run(main())
+
+
+def test_one_peer_is_told_by_id_and_by_address_with_all_its_endpoints() -> None:
+    async def main() -> None:
+        stage = Stage()
+        assert await stage.overview.peer("n_2") is None
+        await stage.join(make_node(peer(2, endpoint="192.0.2.2:51820"), health=stage.health))
+        stage.node.fold(EndpointOffered("n_2", "gate.example:51820", EndpointSource.REPORT))
+        found = json.loads(await stage.overview.peer("n_2") or b"")
+        assert json.loads(await stage.overview.peer("10.100.0.2") or b"") == found
+        (listed,) = await stage.peers()
+        assert {name: found[name] for name in listed} == listed
+        assert found["candidates"] == [
+            {"endpoint": "gate.example:51820", "source": "report", "resolved": None},
+            {"endpoint": "192.0.2.2:51820", "source": "state", "resolved": "192.0.2.2:51820"},
+        ]
+        assert (found["node"]["mtu"], found["node"]["generation"]) == (1420, 1)
+        for unknown in ("n_3", "10.100.0.3", "", "10.100.0", "\udcff"):
+            assert await stage.overview.peer(unknown) is None
 
     asyncio.run(main())
 

@@ -17,6 +17,9 @@ class Overview(Protocol):
 
     async def peers(self) -> bytes: ...
 
+    async def peer(self, name: str) -> bytes | None:
+        """One of them, by id or mesh address, with all that is known; None: there is no such peer."""
+
     async def health(self) -> bytes: ...
 
     def pipeline(self, name: str) -> bytes | None:
@@ -30,11 +33,22 @@ def node_routes(overview: Overview) -> tuple[Route, ...]:
     return (
         Route("GET", "/v1/status", Right.READ, _telling(overview.status)),
         Route("GET", "/v1/peers", Right.READ, _telling(overview.peers)),
+        Route("GET", "/v1/peers/{key}", Right.READ, _one_peer(overview)),
         Route("GET", "/v1/health", Right.READ, _telling(overview.health)),
         Route("GET", "/v1/metrics/status", Right.READ, _pipeline(overview, "metrics")),
         Route("GET", "/v1/log-status", Right.READ, _pipeline(overview, "logs")),
         Route("GET", "/v1/audit/status", Right.READ, _pipeline(overview, "audit")),
     )
+
+
+def _one_peer(overview: Overview) -> Callable[[Call], Awaitable[Response]]:
+    async def answer(call: Call) -> Response:
+        body = await overview.peer(call.key)
+        if body is None:
+            return refuse(404, "not_found", "there is no such peer")
+        return Response(200, body)
+
+    return answer
 
 
 def _pipeline(overview: Overview, name: str) -> Callable[[Call], Awaitable[Response]]:

@@ -112,6 +112,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/status"): Operation("How this node is", {"type": "object"}),
     ("GET", "/v1/peers"): Operation("Who it is connected with, and why not", _list({"type": "object"})),
+    ("GET", "/v1/peers/{key}"): Operation("One of them, by id or mesh address", {"type": "object"}, others=(404,)),
     ("GET", "/v1/health"): Operation("Which conditions hold", {"type": "object"}),
     ("POST", "/v1/reconcile"): Operation(
         "Compare with the control plane now", _object(status=TEXT), status=202, others=(503,)

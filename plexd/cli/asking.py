@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from plexd.errors import FatalError
 
@@ -64,6 +65,14 @@ def ask(
     except (ValueError, KeyError, TypeError):
         sentence = f"the daemon answered with status {answer}"
     raise (NotThere if answer == 404 else Failed)(sentence)
+
+
+def decode(body: str) -> Any:
+    """The document of an answer. Raises Failed when it is none."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise Failed("the daemon gave no usable answer; see its log") from None
 
 
 def exchange(

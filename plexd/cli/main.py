@@ -92,6 +92,22 @@ examples:
   df --output=pcent / | tail -1 | jq -R . | plexd state report disk --data - --if-match 3
 exit codes: 0 done   1 refused or failed   3 daemon not reachable   4 no such entry
 """
+WHY = """\
+Say everything about one peer, by its id, mesh address or host name: whether it is connected, which way, what endpoints
+it was ever said to have, handshake and traffic. The last lines name the reason and what to do.
+"""
+WHY_EXAMPLES = """\
+exit codes: 0 connected   1 not connected   3 daemon not reachable   4 no such peer
+"""
+COMPLETION = """\
+Print a script that has the shell complete plexd's command line.
+"""
+COMPLETION_EXAMPLES = """\
+examples:
+  plexd completion bash > /etc/bash_completion.d/plexd
+  plexd completion zsh > /usr/local/share/zsh/site-functions/_plexd
+  plexd completion fish > ~/.config/fish/completions/plexd.fish
+"""
 RECONCILE = """\
 Have the daemon compare the node with the control plane's state now, instead of at its next interval. Needs root.
 """
@@ -223,6 +239,15 @@ def parser() -> Parser:
         )
         delivery.set_defaults(route=route)
 
+    why = _command(
+        commands,
+        "why",
+        runs="plexd.cli.why:why",
+        summary="why a peer is connected or not",
+        description=WHY,
+        examples=WHY_EXAMPLES,
+    )
+    why.add_argument("peer", metavar="PEER", help="its id, mesh address or host name")
     _state_commands(commands)
     _command(
         commands,
@@ -313,6 +338,15 @@ def parser() -> Parser:
         default=argparse.SUPPRESS,
         help="answer STUN there as well; give two addresses, by which nodes tell kinds of NAT apart (default: none)",
     )
+    completion = _command(
+        commands,
+        "completion",
+        runs="plexd.cli.completion:completion",
+        summary="have the shell complete plexd",
+        description=COMPLETION,
+        examples=COMPLETION_EXAMPLES,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
 
 

@@ -6,36 +6,72 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from plexd.cli.asking import ask, show
+from plexd.cli.asking import ask, decode, show
 from plexd.config.api_socket import find_socket
+from plexd.errors import FatalError
 from plexd.mesh.age import format_age
 from plexd.wire.times import parse_time
 
 WATCH_SECONDS = 2.0
 MIN_COLUMN = 8  # what a column keeps of its text at least when a terminal is too narrow
 
+GREEN, YELLOW, RED = "32", "33", "31"
+COLOURS = {"connected": GREEN, "degraded": RED}  # of states; the others are on the way
+
 Document = dict[str, Any]
 
 
 def status(args: argparse.Namespace) -> int:
     path = find_socket(vars(args), os.environ)
+    if not args.watch:
+        show(_status(path, args))
+        return 0
+    if sys.stdout.isatty() and "json" not in args:
+        return _live(lambda: _status(path, args))
     while True:
-        body = ask(path, "/v1/status", as_json="json" in args)
-        show(body if "json" in args else "\n".join(status_lines(json.loads(body), time.time())))
-        if not args.watch:
-            return 0
+        show(_status(path, args))
         sys.stdout.flush()
         time.sleep(WATCH_SECONDS)
         print()
+
+
+def _status(path: Path, args: argparse.Namespace) -> str:
+    body = ask(path, "/v1/status", as_json="json" in args)
+    if "json" in args:
+        return body
+    return "\n".join(status_lines(decode(body), time.time(), terminal_width(), has_colours()))
+
+
+def _live(tell: Callable[[], str]) -> int:
+    """Draw what is told over what was drawn before, until Ctrl-C; the screen is as it was afterwards.
+
+    A daemon that is away for a moment is told as well: it is what one watches for.
+    """
+    sys.stdout.write("\033[?1049h\033[?25l")
+    try:
+        while True:
+            try:
+                lines = tell().splitlines()
+            except FatalError as exc:
+                lines = [f"plexd: {exc}"]
+            columns, rows = shutil.get_terminal_size()
+            head = f"plexd status at {time.strftime('%H:%M:%S')}, every {WATCH_SECONDS:.0f} s until Ctrl-C"
+            drawn = [head[:columns], "", *lines][: rows - 1]
+            sys.stdout.write("\033[H" + "".join(f"{line}\033[K\n" for line in drawn) + "\033[J")
+            sys.stdout.flush()
+            time.sleep(WATCH_SECONDS)
+    finally:
+        sys.stdout.write("\033[?25h\033[?1049l")
+        sys.stdout.flush()
 
 
 def peers(args: argparse.Namespace) -> int:
@@ -43,9 +79,8 @@ def peers(args: argparse.Namespace) -> int:
     if "json" in args:
         show(body)
         return 0
-    found = json.loads(body)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    show("\n".join(peer_lines(found, time.time(), width)))
+    found = decode(body)
+    show("\n".join(peer_lines(found, time.time(), terminal_width())))
     if not found:
         print("(none)", file=sys.stderr)
     return 0
@@ -57,7 +92,7 @@ def pipeline(args: argparse.Namespace) -> int:
     if "json" in args:
         show(body)
         return 0
-    found = json.loads(body)
+    found = decode(body)
     show("\n".join(pipeline_lines(found, time.time())))
     if not found["sources"]:
         print("(none)", file=sys.stderr)
@@ -67,8 +102,17 @@ def pipeline(args: argparse.Namespace) -> int:
 # text
 
 
-def status_lines(node: Document, now: float) -> list[str]:
-    """`now` is in Unix seconds."""
+def terminal_width() -> int | None:
+    """Columns of the terminal that is written to; None: it is none, and nothing has to fit."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def has_colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def status_lines(node: Document, now: float, width: int | None = None, colours: bool = False) -> list[str]:
+    """`now` is in Unix seconds; in a terminal of `width` columns long lines are wrapped."""
     version = node["version"] or "-"
     if node["binary_checksum"]:
         version += f" ({node['binary_checksum'][:15]}…)"
@@ -78,7 +122,7 @@ def status_lines(node: Document, now: float) -> list[str]:
         ("Conditions", ", ".join(finding["code"] for finding in node["conditions"]) or "-"),
         ("Mode", node["mode"]),
         ("Version", version),
-        ("Uptime", _since(node["started_at"], now)),
+        ("Uptime", since(node["started_at"], now)),
         ("Mesh", _mesh(node)),
         ("NAT", f"{node['nat']['public_endpoint']} ({node['nat']['type']})" if node["nat"] else "-"),
         ("Control plane", _control_plane(node["control_plane"], now)),
@@ -96,11 +140,23 @@ def status_lines(node: Document, now: float) -> list[str]:
         ),
         ("Hooks", f"{hooks['total']}, {hooks['not_ok']} not ok" if hooks["enabled"] else "off"),
     ]
-    lines = [f"{name + ':':<17}{value}" for name, value in rows]
+    lines = [line for name, value in rows for line in fit(f"{name + ':':<17}{value}", width, " " * 17)]
     for finding in node["conditions"]:
-        lines += ["", f"{finding['code']} for {_since(finding['since'], now)}: {finding['text']}"]
-        lines += [f"  {finding['remedy']}"]
+        lines += ["", *fit(f"{finding['code']} for {since(finding['since'], now)}: {finding['text']}", width)]
+        lines += fit(f"  {finding['remedy']}", width)
+    if colours:
+        colour = COLOURS.get(node["state"], YELLOW)
+        lines = [
+            f"{line[:17]}\033[{colour}m{line[17:]}\033[0m" if line.startswith("State:") else line for line in lines
+        ]
     return lines
+
+
+def fit(line: str, width: int | None, indent: str = "  ") -> list[str]:
+    """The line, wrapped where a terminal is too narrow for it."""
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _mesh(node: Document) -> str:
@@ -117,12 +173,12 @@ def _control_plane(contact: Document, now: float) -> str:
     parts = [contact["url"] or "-", f"stream {contact['event_stream']}", _count(contact["reconnects"], "reconnect")]
     if contact["last_heartbeat_at"]:
         verdict = "ok" if contact["last_heartbeat_ok"] else "failed"
-        parts.append(f"heartbeat {verdict} {_since(contact['last_heartbeat_at'], now)} ago")
+        parts.append(f"heartbeat {verdict} {since(contact['last_heartbeat_at'], now)} ago")
     return ", ".join(parts)
 
 
 def _reconcile(contact: Document, now: float) -> str:
-    text = f"{_since(contact['last_reconcile_at'], now)} ago" if contact["last_reconcile_at"] else "never"
+    text = f"{since(contact['last_reconcile_at'], now)} ago" if contact["last_reconcile_at"] else "never"
     return f"{text}, since then: {contact['last_reconcile_error']}" if contact["last_reconcile_error"] else text
 
 
@@ -134,7 +190,7 @@ def peer_lines(found: Sequence[Document], now: float, width: int | None) -> list
             peer["id"],
             peer["mesh_ip"] or "-",
             peer["endpoint"] or "-",
-            _since(peer["last_handshake_at"], now) if peer["last_handshake_at"] else "never",
+            since(peer["last_handshake_at"], now) if peer["last_handshake_at"] else "never",
             format_bytes(peer["rx_bytes"]),
             format_bytes(peer["tx_bytes"]),
         )
@@ -165,7 +221,7 @@ def pipeline_lines(found: Document, now: float) -> list[str]:
         ("Buffered", f"{found['buffered']}/{found['capacity']}"),
         ("Sent", str(counters["sent"])),
         ("Dropped", dropped or "0"),
-        ("Last delivery", f"{_since(last, now)} ago" if last else "never"),
+        ("Last delivery", f"{since(last, now)} ago" if last else "never"),
         ("Last error", found["last_error"] or "-"),
     ]
     lines = [f"{name + ':':<15}{value}" for name, value in rows]
@@ -175,7 +231,7 @@ def pipeline_lines(found: Document, now: float) -> list[str]:
             source["name"],
             source["state"],
             str(source["entries"]),
-            _since(source["last_entry_at"], now) if source["last_entry_at"] else "never",
+            since(source["last_entry_at"], now) if source["last_entry_at"] else "never",
             source["detail"] or "-",
         )
         for source in found["sources"]
@@ -222,5 +278,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _since(time_stamp: str, now: float) -> str:
+def since(time_stamp: str, now: float) -> str:
     return format_age(now - (parse_time(time_stamp) or now))

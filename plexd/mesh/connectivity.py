@@ -190,10 +190,10 @@ def _no_endpoint(candidates: Candidates, resolved: Mapping[str, Endpoint], port:
             "no endpoint of it is known: it has to reach this node first",
             f"see that it reports an endpoint, or that UDP port {port} of this node can be reached",
         )
-    meaning = _meaning(text, resolved)
-    if meaning is None and _is_name(text):
+    address = meaning(text, resolved)
+    if address is None and _is_name(text):
         return Obstacle("endpoint_unresolved", f"its endpoint {text} does not resolve", "check the name and the DNS")
-    if meaning is None:
+    if address is None:
         return Obstacle("endpoint_unusable", f"its endpoint {text!r} is not host:port", "correct it at the peer")
     return Obstacle("endpoint_unusable", f"its endpoint {text} is not in use yet, or cannot be a peer's", STATUS)
 
@@ -212,12 +212,13 @@ class Paths:
 
 def _source(endpoint: Endpoint, candidates: Candidates, resolved: Mapping[str, Endpoint]) -> str:
     for source, text in reversed(candidates.offers):
-        if text and _meaning(text, resolved) == endpoint:
+        if text and meaning(text, resolved) == endpoint:
             return SOURCES[source]
     return ROAMED
 
 
-def _meaning(text: str, resolved: Mapping[str, Endpoint]) -> Endpoint | None:
+def meaning(text: str, resolved: Mapping[str, Endpoint]) -> Endpoint | None:
+    """Where an endpoint text leads, as far as that is known; `resolved` maps names to addresses."""
     try:
         parsed = parse_endpoint(text)
     except ValueError:

@@ -368,6 +368,44 @@ def test_watching_asks_again_until_interrupted(daemon: Daemon) -> None:
     assert stdout.count("Node: ") >= 1
 
 
+def test_watching_in_a_terminal_draws_one_screen_and_leaves_none_behind(daemon: Daemon) -> None:
+    daemon.body = json.dumps(STATUS).encode()
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [PLEXD, "status", "--watch", "--socket", str(daemon.path)], stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        heard = b""
+        deadline = time.monotonic() + 60
+        while heard.count(b"\033[H") < 2:
+            assert time.monotonic() < deadline
+            if select.select([ours], [], [], 1)[0]:
+                heard += os.read(ours, 65536)
+        daemon.body = b""  # no answer that makes sense
+        while b"plexd: " not in heard:
+            assert time.monotonic() < deadline
+            if select.select([ours], [], [], 1)[0]:
+                heard += os.read(ours, 65536)
+        process.send_signal(2)
+        assert process.wait(60) == 130
+        while select.select([ours], [], [], 0)[0]:
+            try:
+                heard += os.read(ours, 65536)
+            except OSError:
+                break
+    os.close(ours)
+    assert heard.startswith(b"\033[?1049h")
+    assert heard.rstrip().endswith(b"\033[?1049l")
+    assert b"State:           \033[32mconnected\033[0m" in heard
+
+
+def test_status_fits_into_a_narrow_terminal() -> None:
+    assert max(map(len, status_lines(STATUS, NOW, 80))) <= 80
+    assert len(status_lines(STATUS, NOW, 80)) > len(status_lines(STATUS, NOW))
+    text = "\n".join(status_lines(STATUS, NOW, 80, colours=True))
+    assert "\033[32mconnected\033[0m" in text
+
+
 # where the socket is
 
 

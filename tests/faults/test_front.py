@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.world import MARKS, PATIENCE, PLEXD, World, wait_until
+from tests.faults.world import MARKS, PATIENCE, PLEXD, Peer, World, wait_until
 
 pytestmark = MARKS
 
@@ -122,6 +122,39 @@ def curl_or_none(world: World, route: str) -> Any:
         return curl(world, "GET", route)[1]
     except ValueError:
         return None
+
+
+def why(world: World, name: str) -> tuple[int, str]:
+    """Exit code, and the code of the obstacle."""
+    socket = str(world.directory / "api.sock")
+    done = subprocess.run(
+        [*PLEXD, "why", name, "--json", "--socket", socket], capture_output=True, text=True, check=False
+    )
+    return done.returncode, (json.loads(done.stdout).get("obstacle") or {}).get("code", "")
+
+
+FAULTY: dict[str, dict[str, Any]] = {
+    "no_handshake": {},
+    "no_endpoint": {"endpoint": ""},
+    "endpoint_unresolved": {"endpoint": "nowhere.invalid:51820"},
+    "prefix_lost": {"mesh_ip": "10.101.0.2", "allowed_ips": ["10.101.0.2/32"]},
+    "rejected": {"public_key": "x"},
+}
+
+
+@pytest.mark.parametrize("reason", FAULTY)
+def test_why_names_the_fault_that_was_injected(world: World, reason: str) -> None:
+    healthy, faulty = world.peers[0], Peer(77)
+    wire = [healthy.wire, faulty.wire | FAULTY[reason]]
+    world.plane.ask("PATCH", f"/nodes/{world.node_id}/state", {"members": {"peers": wire}})
+    try:
+        wait_until(f"the reason is {reason}", lambda: why(world, "n_77") == (1, reason))
+        if reason == "no_handshake":
+            assert why(world, "10.101.0.77") == (1, reason)
+            assert why(world, "10.101.0.78")[0] == 4
+    finally:
+        world.set_peers(*world.peers)
+    wait_until("the mesh is whole", world.mesh_is_whole)
 
 
 def test_configuration_is_read_again_by_signal_and_by_command(world: World) -> None:

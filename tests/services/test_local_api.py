@@ -45,6 +45,9 @@ class Told:
     async def peers(self) -> bytes:
         return PEERS
 
+    async def peer(self, name: str) -> bytes | None:
+        return None
+
     async def health(self) -> bytes:
         return HEALTH
 

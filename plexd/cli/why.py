@@ -1,0 +1,89 @@
+"""`plexd why`: one answer about one peer, with the reason and what to do at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from plexd.cli.asking import NotThere, ask, decode, show
+from plexd.cli.query import fit, format_bytes, since, terminal_width
+from plexd.config.api_socket import find_socket
+
+Document = dict[str, Any]
+
+TITLE_WIDTH = 14
+
+
+def why(args: argparse.Namespace) -> int:
+    body = _find(find_socket(vars(args), os.environ), args.peer, as_json="json" in args)
+    peer = decode(body)
+    show(body if "json" in args else "\n".join(why_lines(peer, time.time(), terminal_width())))
+    return 0 if peer["connected"] else 1
+
+
+def _find(path: Path, name: str, *, as_json: bool) -> str:
+    """The daemon knows peers by id and mesh address; a host name is looked up here."""
+    try:
+        return ask(path, _route(name), as_json=False)
+    except NotThere as unknown:
+        for address in _addresses(name):
+            try:
+                return ask(path, _route(address), as_json=False)
+            except NotThere:
+                continue
+        if as_json:
+            ask(path, _route(name), as_json=True)  # its answer is the document to print
+        raise NotThere(f"{unknown}: no id, no mesh address, and no host name of one") from None
+
+
+def _route(name: str) -> str:
+    return f"/v1/peers/{quote(os.fsencode(name), safe='')}"
+
+
+def _addresses(name: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return []
+    return [str(address[0]) for *_, address in found]
+
+
+def why_lines(peer: Document, now: float, width: int | None) -> Iterator[str]:
+    """`now` is in Unix seconds; in a terminal lines are wrapped at `width`."""
+    for title, text in _rows(peer, now):
+        yield from fit(f"{title + ':' if title else '':<{TITLE_WIDTH}}{text}", width, " " * TITLE_WIDTH)
+    yield ""
+    obstacle = peer["obstacle"]
+    if obstacle is None:
+        yield "connected"
+    else:
+        yield from fit(f"{obstacle['code']}: {obstacle['text']}", width)
+        yield from fit(f"  {obstacle['remedy']}", width)
+
+
+def _rows(peer: Document, now: float) -> Iterator[tuple[str, str]]:
+    node = peer["node"]
+    yield "Peer", f"{peer['id']} ({peer['mesh_ip'] or 'no mesh address'})"
+    yield "Connected", "yes" if peer["connected"] else "no"
+    if peer["endpoint"]:
+        yield "Path", f"{peer['path']} to {peer['endpoint']} ({peer['endpoint_source']})"
+    else:
+        yield "Path", "none"
+    handshake = f"{since(peer['last_handshake_at'], now)} ago" if peer["last_handshake_at"] else "never"
+    traffic = f"{format_bytes(peer['tx_bytes'])} sent, {format_bytes(peer['rx_bytes'])} received"
+    yield "Handshake", f"{handshake}; {traffic}"
+    for number, candidate in enumerate(peer["candidates"]):
+        resolved = "" if candidate["resolved"] in {None, candidate["endpoint"]} else f" = {candidate['resolved']}"
+        yield "" if number else "Endpoints", f"{candidate['endpoint'] or 'none'}{resolved} (from {candidate['source']})"
+    nat = node["nat"]
+    yield "This node", f"{nat['public_endpoint']}, NAT {nat['type']}" if nat else "does not know how peers reach it"
+    yield "MTU", str(node["mtu"]) if node["mtu"] else "-"
+    yield "Policy", node["policy"] or "enforced; see plexd policies"
+    fetched = f"fetched {since(node['state_fetched_at'], now)} ago" if node["state_fetched_at"] else "never fetched"
+    yield "State", f"{fetched}, {node['generation']} events since the start"
