@@ -7,8 +7,9 @@ doubles from 1 s to 60 s; a FatalError ends them all and reaches the caller.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from plexd.backoff import Backoff
@@ -38,13 +39,16 @@ class Supervisor:
     def __init__(self, on_flapping: Callable[[frozenset[str]], None]) -> None:
         self._on_flapping = on_flapping
         self._flapping: frozenset[str] = frozenset()
+        self._runs: set[asyncio.Task[None]] = set()
+        self._wanted = asyncio.Event()
+        self._wanted.set()
 
     async def run(self, services: Sequence[Service]) -> None:
         """Run all of them until cancelled. Raises the first FatalError of any."""
         try:
             async with asyncio.TaskGroup() as group:
                 for service in services:
-                    group.create_task(self._keep_running(service), name=service.name)
+                    group.create_task(self._keep_running(service), name=f"keeper of {service.name}")
         except BaseExceptionGroup as errors:
             fatal, _ = errors.split(FatalError)
             if fatal is None:
@@ -55,19 +59,40 @@ class Supervisor:
                 first = first.exceptions[0]
             raise first from None
 
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Inside, every service has ended and none begins; at the end they all start anew. No service may ask for it.
+
+        It takes as long as the slowest needs to end.
+        """
+        self._wanted.clear()
+        try:
+            for run in self._runs:
+                run.cancel()
+            if self._runs:
+                await asyncio.wait(self._runs)
+            yield
+        finally:
+            self._wanted.set()
+
     async def _keep_running(self, service: Service) -> None:
         loop = asyncio.get_running_loop()
         backoff = Backoff(base=1.0, cap=60.0)
         failures: deque[float] = deque()
         while True:
+            await self._wanted.wait()
+            run = asyncio.create_task(service.run(), name=service.name)
+            self._runs.add(run)
             steady = loop.call_later(STEADY_SECONDS, self._recovered, service.name, backoff, failures)
             try:
-                await service.run()
+                await run
                 log.error("service ended unexpectedly", service=service.name)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
+                if not self._wanted.is_set():
+                    continue
                 # not meant for the service: something it waited for was cancelled
                 log.error("service ended unexpectedly", service=service.name)
             except FatalError:
@@ -76,6 +101,7 @@ class Supervisor:
                 log.exception("service failed", service=service.name)
             finally:
                 steady.cancel()
+                self._runs.discard(run)
             failures.append(loop.time())
             while failures[0] < loop.time() - FAILURE_WINDOW_SECONDS:
                 failures.popleft()

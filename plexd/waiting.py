@@ -1,8 +1,12 @@
-"""Waiting for events, but not for ever."""
+"""Waiting for events, but not for ever; and for what must not be left half done."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:
@@ -24,3 +28,18 @@ async def any_set_within(seconds: float | None, *events: asyncio.Event) -> bool:
         for wait in waits:
             wait.cancel()
     return bool(done)
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which a cancellation does not reach: that is passed on once the work is over."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

@@ -214,3 +214,93 @@ def test_flapping_is_over_after_five_steady_minutes() -> None:
 def test_each_flapping_service_is_named() -> None:
     told = supervise(1200, Scripted(fail, "a"), Scripted(fail, "b"), Scripted(live, "c"))
     assert told[-1][1] == {"a", "b"}
+
+
+# pausing
+
+
+def pause(service: Scripted, *, at: float, seconds: float, until: float = 100.0) -> list[bool]:
+    """Pause once; whether the service was running before, inside and after it."""
+    running: list[bool] = []
+    inside = 0
+
+    async def counted() -> None:
+        nonlocal inside
+        inside += 1
+        try:
+            await script()
+        finally:
+            inside -= 1
+
+    script, service._script = service._script, counted
+
+    async def main() -> None:
+        supervisor = Supervisor(lambda names: None)
+        task = asyncio.create_task(supervisor.run([service]))
+        await asyncio.sleep(at)
+        running.append(bool(inside))
+        async with supervisor.paused():
+            running.append(bool(inside))
+            await asyncio.sleep(seconds)
+            running.append(bool(inside))
+        await asyncio.sleep(0.001)
+        running.append(bool(inside))
+        await asyncio.sleep(until - at - seconds)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    run_virtual(main())
+    return running
+
+
+def test_paused_service_has_ended_and_starts_anew_afterwards() -> None:
+    service = Scripted(live)
+    assert pause(service, at=10, seconds=20) == [True, False, False, True]
+    assert service.starts == [0, 30]
+
+
+def test_pause_is_no_failure() -> None:
+    with capture_logs() as records:
+        pause(Scripted(live), at=10, seconds=20)
+    assert records == []
+
+
+def test_pause_waits_for_a_service_that_has_something_to_finish() -> None:
+    async def finish_first() -> None:
+        try:
+            await live()
+        finally:
+            await asyncio.sleep(5)
+
+    service = Scripted(finish_first)
+    assert pause(service, at=10, seconds=20) == [True, False, False, True]
+    assert service.starts == [0, 35]
+
+
+def test_failed_service_is_not_started_again_during_a_pause() -> None:
+    """Its delay is over before the pause is."""
+    failures = iter([fail])
+
+    async def script() -> None:
+        await next(failures, live)()
+
+    service = Scripted(script)
+    assert pause(service, at=0.5, seconds=20) == [False, False, False, True]
+    assert service.starts == [0, 20.5]
+
+
+def test_stop_during_a_pause_is_a_stop() -> None:
+    service = Scripted(live)
+
+    async def main() -> None:
+        supervisor = Supervisor(lambda names: None)
+        task = asyncio.create_task(supervisor.run([service]))
+        await asyncio.sleep(1)
+        async with supervisor.paused():
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled()
+
+    run_virtual(main())
+    assert service.starts == [0]

@@ -8,6 +8,7 @@ from typing import Protocol
 from plexd.log import get_logger
 from plexd.mesh.desired import Desired, SigningKeys
 from plexd.node import Node
+from plexd.waiting import to_its_end
 
 log = get_logger("store")
 
@@ -29,6 +30,8 @@ class KeyStore(Protocol):
 
 
 class Persist:
+    """`writing` is held while files are written: two writers could let the older content win."""
+
     name = "persist"
 
     def __init__(self, node: Node, snapshots: SnapshotStore, keys: KeyStore) -> None:
@@ -37,7 +40,7 @@ class Persist:
         self._keys = keys
         self._saved_keys = node.desired.signing_keys
         self._failed = False
-        self._writing = asyncio.Lock()  # two writers could let the older snapshot win
+        self.writing = asyncio.Lock()
 
     async def run(self) -> None:
         while True:
@@ -49,7 +52,8 @@ class Persist:
     async def save_signing_keys(self, keys: SigningKeys) -> None:
         """Before a new set counts it is on disk; a disk that refuses delays nothing, `flush` tries again."""
         try:
-            await asyncio.to_thread(self._keys.save_signing_keys, keys)
+            async with self.writing:
+                await to_its_end(asyncio.to_thread(self._keys.save_signing_keys, keys))
         except OSError as exc:
             log.error("signing keys not saved", error=str(exc), next_step="they are in force, saving is tried again")
         else:
@@ -65,7 +69,7 @@ class Persist:
 
     async def flush(self) -> bool:
         """Write what is unsaved now; whether it worked. What could not be written stays unsaved."""
-        async with self._writing:
+        async with self.writing:
             return await self._flush()
 
     async def _flush(self) -> bool:
@@ -73,9 +77,9 @@ class Persist:
             return True
         self._node.unsaved.clear()
         # a snapshot is a value: what happens on the loop meanwhile makes another one and sets `unsaved` again
-        desired, fetched_at = self._node.desired, self._node.fetched_at
+        node_id, desired, fetched_at = self._node.identity.node_id, self._node.desired, self._node.fetched_at
         try:
-            await asyncio.to_thread(self._save, desired, fetched_at)
+            await asyncio.to_thread(self._save, node_id, desired, fetched_at)
         except OSError as exc:
             self._node.unsaved.set()
             if not self._failed:
@@ -85,8 +89,8 @@ class Persist:
         self._failed = False
         return True
 
-    def _save(self, desired: Desired, fetched_at: float) -> None:
+    def _save(self, node_id: str, desired: Desired, fetched_at: float) -> None:
         if desired.signing_keys is not None and desired.signing_keys != self._saved_keys:
             self._keys.save_signing_keys(desired.signing_keys)
             self._saved_keys = desired.signing_keys
-        self._snapshots.save(self._node.identity.node_id, desired, fetched_at)
+        self._snapshots.save(node_id, desired, fetched_at)

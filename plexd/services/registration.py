@@ -29,6 +29,7 @@ from plexd.mesh.keys import PublicKey
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken
+from plexd.waiting import to_its_end
 from plexd.wire.mapping import Registered
 
 log = get_logger("registration")
@@ -65,7 +66,7 @@ class Registrar:
         identity = Identity(answer.node_id, answer.mesh_ip, answer.node_key, key)
         try:
             # the token is spent: a stop signal must not lose what it bought
-            await _to_its_end(asyncio.create_task(asyncio.to_thread(self._save, identity, answer, token)))
+            await to_its_end(asyncio.to_thread(self._save, identity, answer, token))
         except OSError as exc:
             raise LocalStateError(
                 f"registered as {identity.node_id}, but the identity cannot be saved: {exc}; the token may be used up: "
@@ -84,15 +85,6 @@ class Registrar:
                 token.file.unlink()
             except OSError as exc:
                 log.warning("used token file not removed", path=str(token.file), error=exc.strerror)
-
-
-async def _to_its_end(task: asyncio.Task[None]) -> None:
-    """Wait for the task even when cancelled, and pass the cancellation on only then."""
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 def _refusal(exc: ControlError) -> str:

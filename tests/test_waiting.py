@@ -1,0 +1,55 @@
+"""What must not be left half done is not, however often it is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from plexd.waiting import to_its_end
+from tests.virtual_time import run_virtual
+
+
+def test_work_gives_its_result() -> None:
+    async def work() -> int:
+        await asyncio.sleep(1)
+        return 7
+
+    assert run_virtual(to_its_end(work())) == 7
+
+
+@pytest.mark.parametrize("cancellations", [1, 3])
+def test_cancellation_waits_for_the_work_and_is_passed_on(cancellations: int) -> None:
+    done: list[float] = []
+
+    async def work() -> None:
+        await asyncio.sleep(10)
+        done.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        task = asyncio.create_task(to_its_end(work()))
+        for _ in range(cancellations):
+            await asyncio.sleep(1)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main())
+    assert done == [10]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_failed_work_says_so_cancelled_or_not(cancelled: bool) -> None:
+    async def work() -> None:
+        await asyncio.sleep(10)
+        raise OSError("disk full")
+
+    async def main() -> None:
+        task = asyncio.create_task(to_its_end(work()))
+        await asyncio.sleep(1)
+        if cancelled:
+            task.cancel()
+        with pytest.raises(OSError, match="disk full"):
+            await task
+
+    run_virtual(main())
