@@ -24,7 +24,7 @@ from plexd.config.models import Config
 from plexd.config.reload import Reloaded, is_below, take_over
 from plexd.control import ControlPlane
 from plexd.converge import Converger
-from plexd.enrolment import describe, load_or_register, make_control_plane
+from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.errors import ConfigError, ControlError, KernelError
 from plexd.front import Front
 from plexd.health import Condition, Health
@@ -39,6 +39,7 @@ from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.overview import Membership, Overview, Phase
+from plexd.renewal import Renewal
 from plexd.services.addresses import HostAddresses
 from plexd.services.capabilities import Capabilities
 from plexd.services.clocks import Clocks
@@ -51,7 +52,9 @@ from plexd.services.heartbeat import Heartbeat
 from plexd.services.listener import Listener
 from plexd.services.persist import Persist
 from plexd.services.reconcile import Reconcile
+from plexd.services.recovery import Recovery
 from plexd.services.refusals import Refusals
+from plexd.services.registration import Registrar
 from plexd.services.repair import Repair
 from plexd.services.resolve import Resolve
 from plexd.services.rotation import Rotation
@@ -111,6 +114,7 @@ class _Daemon:
         }
         self._identities = IdentityStore(directory)
         self._snapshots = SnapshotStore(directory)
+        self._tokens = TokenSearch(lambda: self._config.token, os.environ)
         self._notify = systemd.Notifier()
         self._stopping = asyncio.Event()
         self._signals = 0
@@ -121,6 +125,7 @@ class _Daemon:
         self._overview.reports = self._front.reports
         self._endpoint: EndpointReport | None = None
         self._flapping: dict[str, frozenset[str]] = {}
+        self._work = self._supervisor("services")
 
     async def run(self) -> int:
         self._handle_signals()
@@ -129,12 +134,13 @@ class _Daemon:
             description = await asyncio.to_thread(describe, self._config)
             self._overview.description = description
             control = make_control_plane(self._config)
+            registrar = make_registrar(lambda: self._config, control, description, self._identities, self._snapshots)
             try:
-                identity = await self._identity(control, description)
+                identity = await self._identity(registrar)
                 if identity is None:
                     log.info("stopped before the node was registered")
                     return 0
-                return await self._serve(identity, control, description)
+                return await self._serve(identity, control, description, registrar)
             finally:
                 await control.close()
 
@@ -231,14 +237,12 @@ class _Daemon:
 
     # start
 
-    async def _identity(self, control: ControlPlane, description: SelfDescription) -> Identity | None:
+    async def _identity(self, registrar: Registrar) -> Identity | None:
         self._notify.send("STATUS=starting")
         self._overview.phase = Phase.REGISTERING
         extending = asyncio.create_task(self._extend_start(), name="extend start")
         try:
-            return await self._unless_stopped(
-                load_or_register(self._config, self._identities, self._snapshots, control, description)
-            )
+            return await self._unless_stopped(load_or_register(self._config, self._identities, registrar, self._tokens))
         finally:
             extending.cancel()
 
@@ -248,7 +252,9 @@ class _Daemon:
             await asyncio.sleep(10)
             self._notify.send("STATUS=registering", "EXTEND_TIMEOUT_USEC=30000000")
 
-    async def _serve(self, identity: Identity, control: ControlPlane, description: SelfDescription) -> int:
+    async def _serve(
+        self, identity: Identity, control: ControlPlane, description: SelfDescription, registrar: Registrar
+    ) -> int:
         config = self._config
         register_secret(identity.node_key.get_secret_value())
         if identity.private_key is not None:
@@ -264,7 +270,9 @@ class _Daemon:
         )
         kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
         try:
-            work, vital, persist, drift, telemetry = self._compose(node, health, control, description, kernel)
+            work, vital, persist, drift, telemetry = self._compose(
+                node, health, control, description, kernel, registrar
+            )
             try:
                 await self._run_services(work, vital, health)
             finally:
@@ -274,7 +282,13 @@ class _Daemon:
             await kernel.close()
 
     def _compose(
-        self, node: Node, health: Health, control: ControlPlane, description: SelfDescription, kernel: Kernel
+        self,
+        node: Node,
+        health: Health,
+        control: ControlPlane,
+        description: SelfDescription,
+        kernel: Kernel,
+        registrar: Registrar,
     ) -> tuple[list[Service], list[Service], Persist, DriftReports, Telemetry]:
         """The services that end first at a stop, those that go on until its end, and the three asked to save."""
         config = self._config
@@ -347,6 +361,18 @@ class _Daemon:
         heartbeat = Heartbeat(
             uplink.beat, node, config.heartbeat.interval.total_seconds(), reconcile.request, rotation.request
         )
+        rotation.on_rotated.append(heartbeat.request)
+        renewal = Renewal(
+            node,
+            self._identities,
+            self._snapshots,
+            registrar,
+            self._tokens,
+            self._work.paused,
+            persist.writing,
+            converger.converge,
+        )
+        self._recovery = Recovery(node, renewal, heartbeat.probe, heartbeat.interval)
         work: list[Service] = [
             reconcile,
             listener,
@@ -407,15 +433,16 @@ class _Daemon:
             self._notify.send(f"STATUS={status}")
 
         health.on_change.append(show)
-        working = self._supervise("services", work)
+        working = asyncio.create_task(self._work.run(work), name="services")
+        recovering = self._supervise("recovery", [self._recovery])
         self._vital = self._supervise("vital services", vital)
         self._overview.phase = Phase.RUNNING
         stop = asyncio.create_task(self._stopping.wait(), name="stop signal")
         self._notify.send("READY=1", "STATUS=running")
         log.info("plexd started", interface=self._config.mesh.interface, api=self._config.api)
         try:
-            await asyncio.wait({working, self._vital, stop}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (working, self._vital):
+            await asyncio.wait({working, recovering, self._vital, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (working, recovering, self._vital):
                 if task.done():
                     task.result()  # a FatalError of a service ends the process
         finally:
@@ -424,15 +451,19 @@ class _Daemon:
             self._notify.send("STOPPING=1", "STATUS=stopping")
             log.info("plexd stops")
             stop.cancel()
+            await _cancel(recovering)
             await _cancel(working)
 
     def _supervise(self, group: str, services: list[Service]) -> asyncio.Task[None]:
+        return asyncio.create_task(self._supervisor(group).run(services), name=group)
+
+    def _supervisor(self, group: str) -> Supervisor:
         def on_flapping(names: frozenset[str]) -> None:
             self._flapping[group] = names
             stopped = sorted(frozenset().union(*self._flapping.values()))
             self._health.set(Condition.SUBSYSTEM_STOPPED, bool(stopped), ", ".join(stopped))
 
-        return asyncio.create_task(Supervisor(on_flapping).run(services), name=group)
+        return Supervisor(on_flapping)
 
     async def _stop(
         self, persist: Persist, drift: DriftReports, telemetry: Telemetry, node: Node, kernel: Kernel

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Callable, Collection, MutableMapping
+from dataclasses import replace
+
+from pydantic import SecretStr
 
 from plexd import __version__
-from plexd.config.models import Config, effective_hostname
+from plexd.config.models import Config, Token, effective_hostname
 from plexd.control import ControlPlane, tls_context
 from plexd.errors import RegistrationRefused
 from plexd.linux import host
@@ -14,7 +17,7 @@ from plexd.log import get_logger
 from plexd.services.registration import Registrar
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, refuse_lost_identity
 from plexd.store.snapshot import SnapshotStore
-from plexd.store.token import BootstrapToken, find_token
+from plexd.store.token import BootstrapToken, NoToken, tokens_at_hand
 from plexd.uplink import Enrolment, SelfDescription
 
 log = get_logger("registration")
@@ -22,10 +25,9 @@ log = get_logger("registration")
 
 def describe(config: Config) -> SelfDescription:
     """Blocks while the program is hashed."""
-    metadata = {"os": "linux", "arch": host.architecture(), "kernel": host.kernel_release()}
     return SelfDescription(
         hostname=effective_hostname(config),
-        metadata={**metadata, **config.registration.metadata},
+        metadata=_metadata(config),
         version=__version__,
         checksum=host.program_checksum(),
     )
@@ -37,12 +39,62 @@ def make_control_plane(config: Config) -> ControlPlane:
     return ControlPlane(config.api or "", context)
 
 
+def _metadata(config: Config) -> dict[str, str]:
+    metadata = {"os": "linux", "arch": host.architecture(), "kernel": host.kernel_release()}
+    return {**metadata, **config.registration.metadata}
+
+
+def make_registrar(
+    config: Callable[[], Config],
+    control: ControlPlane,
+    description: SelfDescription,
+    identities: IdentityStore,
+    snapshots: SnapshotStore,
+) -> Registrar:
+    """`config` is asked at each registration: it may have been read again meanwhile."""
+    enrolment = Enrolment(
+        control,
+        lambda: replace(description, metadata=_metadata(config())),
+        lambda: config().registration.retry_for.total_seconds(),
+    )
+    return Registrar(enrolment, identities, snapshots)
+
+
+class TokenSearch:
+    """Looks for a bootstrap token; without the prompt, which only `plexd join` has. `config` is asked each time."""
+
+    def __init__(self, config: Callable[[], Token], environ: MutableMapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
+        self._in_variable = ""
+
+    async def find(self, refused: Collection[SecretStr] = ()) -> BootstrapToken:
+        """The first source's that has one not in `refused`. The variable leaves the environment: no child sees it.
+
+        Raises NoToken, or RegistrationRefused when a source cannot be read or what it holds is no token.
+        """
+        config = self._config()
+        self._in_variable = self._environ.pop(config.env, "") or self._in_variable
+        for token in tokens_at_hand(config.value, config.file, config.env, self._in_variable):
+            if token.value not in refused:
+                return token
+        places = f"token.value, the file {config.file} and the variable {config.env}"
+        raise NoToken(
+            f"no {'new ' if refused else ''}bootstrap token: looked at {places}; "
+            f"get a token from the control plane and put it into {config.file}"
+        )
+
+    def forget(self, token: BootstrapToken) -> None:
+        """It is used up, and what came from the environment is nowhere else."""
+        if self._in_variable.strip() == token.value.get_secret_value():
+            self._in_variable = ""
+
+
 async def load_or_register(
     config: Config,
     identities: IdentityStore,
-    snapshots: SnapshotStore,
-    control: ControlPlane,
-    description: SelfDescription,
+    registrar: Registrar,
+    tokens: TokenSearch,
     token: BootstrapToken | None = None,
 ) -> Identity:
     """The identity on disk; without one, the node is registered with `token` or one that is found.
@@ -60,10 +112,11 @@ async def load_or_register(
         return identity
     if token is None:
         try:
-            token = find_token(config.token.value, config.token.file, config.token.env, os.environ)
+            token = await tokens.find()
         except RegistrationRefused:
             if damage:
                 raise refuse_lost_identity(damage) from None
             raise
-    enrolment = Enrolment(control, description, config.registration.retry_for.total_seconds())
-    return await Registrar(enrolment, identities, snapshots).register(token)
+    identity = await registrar.register(token)
+    tokens.forget(token)
+    return identity

@@ -63,7 +63,7 @@ MEANINGS = {
     Condition.IDENTITY_REFUSED: Meaning(
         "error",
         "the control plane refuses this node's key; the mesh stays up, deliveries wait",
-        "ask the control plane about this node, or register anew: plexd join --force with a new token",
+        "ask the control plane about this node; with a new bootstrap token in its place plexd registers anew",
     ),
     Condition.CLOCK_SKEW: Meaning(
         "warning",

@@ -18,7 +18,7 @@ from plexd import log as logging
 from plexd.config.load import Loaded
 from plexd.config.models import Config
 from plexd.control import ControlPlane
-from plexd.enrolment import describe, load_or_register, make_control_plane
+from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.errors import ConfigError, ControlError, LocalStateError, PlexdError, PrivilegeError, Unauthenticated
 from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
@@ -27,7 +27,7 @@ from plexd.mesh.address import format_ip
 from plexd.store.files import DataDirectory, DirectoryLocked
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
 from plexd.store.snapshot import SnapshotStore
-from plexd.store.token import BootstrapToken, NoToken, check_token, find_token
+from plexd.store.token import BootstrapToken, NoToken, check_token
 
 log = get_logger("membership")
 
@@ -80,19 +80,19 @@ async def _join(
     known = _known_identity(identities)
     if known is not None and not force:
         return Joined(known.node_id, format_ip(known.mesh_ip), already_registered=True)
+    tokens = TokenSearch(lambda: config.token, os.environ)
     if token is None and ask is not None:
         try:
-            token = find_token(config.token.value, config.token.file, config.token.env, os.environ)
+            token = await tokens.find()
         except NoToken:
             token = BootstrapToken(check_token(ask(), "what was typed"))
     control = make_control_plane(config)
+    registrar = make_registrar(lambda: config, control, describe(config), identities, SnapshotStore(directory))
     aside = f".replaced-{int(time.time())}"
     try:
         if known is not None:
             identities.replace_aside(aside)
-        identity = await load_or_register(
-            config, identities, SnapshotStore(directory), control, describe(config), token
-        )
+        identity = await load_or_register(config, identities, registrar, tokens, token)
     except LocalStateError:
         raise  # the new identity exists at the control plane, and part of it may be on disk
     except BaseException:

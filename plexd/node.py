@@ -26,7 +26,8 @@ log = get_logger("node")
 class Node:
     """`identity` and `desired` may be read at any time; they change only through the methods.
 
-    `contact` belongs to the services that speak with the control plane.
+    `suspected` is set from a 401 until it is known what it meant, and `settled` otherwise; `accepted` is clear while a
+    refusal stands. `contact` belongs to the services that speak with the control plane.
     """
 
     def __init__(self, identity: Identity, desired: Desired, fetched_at: float, health: Health) -> None:
@@ -37,11 +38,14 @@ class Node:
         self.generation = 0
         self.unsaved = asyncio.Event()
         self.suspected = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.settled.set()
         self.accepted = asyncio.Event()
         self.accepted.set()
         self.on_signing_keys: list[Callable[[], None]] = []
         self.on_refused: list[Callable[[], None]] = []
         self.on_entries: list[Callable[[], None]] = []
+        self.on_renewed: list[Callable[[], None]] = []
         self._health = health
 
     # desired snapshot
@@ -97,6 +101,7 @@ class Node:
         """A call made with `credential` was answered with 401. One such answer proves nothing: a heartbeat confirms."""
         if credential == self.identity.node_key and self.accepted.is_set():
             self.suspected.set()
+            self.settled.clear()
 
     def refuse(self) -> None:
         """The refusal is confirmed: deliveries wait. Mesh, caches and process stay as they are."""
@@ -106,15 +111,33 @@ class Node:
             log.error(
                 "identity refused",
                 node_id=self.identity.node_id,
-                next_step="deliveries wait and the mesh stays; if the node was removed: plexd join --force, new token",
+                next_step="deliveries wait and the mesh stays; if the node was removed, provide a new bootstrap token",
             )
             for listener in self.on_refused:
                 listener()
 
     def accept(self) -> None:
         """The control plane knows the node, again or still."""
-        self.suspected.clear()
+        self._settle()
         if not self.accepted.is_set():
             self._health.set(Condition.IDENTITY_REFUSED, False)
             log.info("identity accepted again", node_id=self.identity.node_id)
             self.accepted.set()
+
+    def renew(self, identity: Identity, desired: Desired, fetched_at: float) -> None:
+        """Be another node from now on. What is remembered of the old one is forgotten; nothing of it is under way."""
+        log.info("identity replaced", node_id=identity.node_id, was=self.identity.node_id)
+        self.identity = identity
+        self.generation += 1
+        self.fetched_at = fetched_at
+        self._take(desired)
+        self.unsaved.set()  # the snapshot on disk has the node's id in it
+        for listener in self.on_renewed:
+            listener()
+        self._settle()
+        self._health.set(Condition.IDENTITY_REFUSED, False)
+        self.accepted.set()
+
+    def _settle(self) -> None:
+        self.suspected.clear()
+        self.settled.set()

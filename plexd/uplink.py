@@ -55,21 +55,25 @@ class SelfDescription:
 class Enrolment:
     """The one call that needs no identity."""
 
-    def __init__(self, control: ControlPlane, description: SelfDescription, retry_for: float) -> None:
+    def __init__(
+        self, control: ControlPlane, description: Callable[[], SelfDescription], retry_for: Callable[[], float]
+    ) -> None:
+        """`retry_for` tells seconds."""
         self._control = control
         self._description = description
         self._retry_for = retry_for
 
     async def register(self, token: SecretStr, public_key: PublicKey) -> Registered:
         """Raises ControlError once the time is over, WireError when the answer is not usable."""
+        description = self._description()
         request = models.RegisterRequest(
             token=token,
             public_key=str(public_key),
-            hostname=self._description.hostname,
-            metadata=self._description.metadata,
-            capabilities=self._description.capabilities(),
+            hostname=description.hostname,
+            metadata=description.metadata,
+            capabilities=description.capabilities(),
         )
-        answer, faults = await self._control.register(request, retry_for=self._retry_for)
+        answer, faults = await self._control.register(request, retry_for=self._retry_for())
         registered, skipped = map_registration(answer, faults, public_key)
         _log_skipped("registration", skipped)
         return registered

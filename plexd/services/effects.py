@@ -58,6 +58,7 @@ class Effects:
         self._save_entries = save_entries
         self._now = now
         self._newest: dict[str, int] = {}  # time of issue of the last applied event, of the types that order by it
+        node.on_renewed.append(self._newest.clear)
 
     async def handle(self, envelope: Envelope) -> None:
         """The effect of one verified event; applying the same event twice equals applying it once."""

@@ -1,7 +1,6 @@
-"""Says that the node is alive, and turns the hints in the answer into wake-ups.
+"""Says that the node is alive, and turns the hints in the answer into wake-ups (lifecycle contract, section 4).
 
-It is also the probe of a refused identity: any 401 elsewhere asks for a heartbeat that confirms it, and while the
-refusal stands, heartbeats at growing intervals find out when it ends (lifecycle contract, sections 4 and 5).
+While it is being found out what a 401 meant, the ticks rest and somebody else decides when to send one.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from typing import Protocol
 from plexd.errors import ControlError, NotFound, Transient, Unauthenticated, WireError
 from plexd.log import get_logger
 from plexd.node import Node
-from plexd.waiting import set_within
+from plexd.store.identity import Identity
+from plexd.waiting import any_set_within, set_within
 
 log = get_logger("heartbeat")
 
-CONFIRM_SECONDS = 5.0
-PROBE_FIRST_SECONDS = 60.0
-PROBE_LAST_SECONDS = 300.0
 NOT_FOUND_LIMIT = 3  # 404s in a row that count as a 401
 LIMIT_SECONDS = 30.0
 
@@ -60,70 +57,87 @@ class Heartbeat:
         self._request_reconcile = request_reconcile
         self._request_rotation = request_rotation
         self._uniform = uniform
+        self._wanted = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._due = float("-inf")  # monotonic
+        self._none_before = float("-inf")  # monotonic; the control plane asked to wait
         self._failures = 0
         self._not_found = 0
-        self._probe_seconds = PROBE_FIRST_SECONDS
+        node.on_renewed.append(self._renewed)
+
+    def request(self) -> None:
+        """Send one at once, or as soon as one may be sent."""
+        self._wanted.set()
 
     async def run(self) -> None:
+        suspected = self._node.suspected
         while True:
-            confirming = self._node.suspected.is_set()
-            delay = await self._one(confirming=confirming)
-            if confirming and self._node.suspected.is_set():  # refused, or nothing was learnt
-                await asyncio.sleep(delay)
-            elif await set_within(self._node.suspected, delay):
-                # a suspicion cuts an ordinary wait short; the confirming beat follows after a moment
-                await asyncio.sleep(CONFIRM_SECONDS * self._uniform(0.75, 1.25))
+            await self._node.settled.wait()
+            await any_set_within(_until(self._due), suspected, self._wanted)
+            if not await set_within(suspected, _until(self._none_before)):
+                await self._send()
 
-    async def _one(self, *, confirming: bool) -> float:
-        """Send one; the seconds to wait before the next."""
-        started = asyncio.get_running_loop().time()
-        tick = self.interval * self._uniform(0.9, 1.1)
-        delay = tick if self._node.accepted.is_set() else self._probe_seconds
-        key = self._node.identity.private_key
+    async def probe(self) -> bool | None:
+        """Send one, whatever the ticks do; whether the node is accepted, None when the answer does not say."""
+        await asyncio.sleep(_until(self._none_before))
+        return await self._send()
+
+    async def _send(self) -> bool | None:
+        """One at a time. What the answer says of the node, the node is told."""
+        async with self._sending:
+            self._wanted.clear()
+            started = asyncio.get_running_loop().time()
+            try:
+                return await self._exchange()
+            finally:
+                # ticks that came while the request was running are skipped
+                interval = self.interval * self._uniform(0.9, 1.1)
+                now = asyncio.get_running_loop().time()
+                self._due = now + interval - (now - started) % interval
+
+    async def _exchange(self) -> bool | None:
+        identity = self._node.identity
         try:
             hints = await self._beat(min(LIMIT_SECONDS, self.interval))
         except Unauthenticated:
-            self._node.contact.heartbeat_sent(False)
-            return self._refused(confirming)
+            return self._refused(identity)
         except NotFound as exc:
-            self._node.contact.heartbeat_sent(False)
             self._not_found += 1
-            self._log_failure(exc)
-            return self._refused(confirming) if self._not_found >= NOT_FOUND_LIMIT else delay
+            self._failed(exc)
+            return self._refused(identity) if self._not_found >= NOT_FOUND_LIMIT else None
         except (ControlError, WireError) as exc:
-            self._node.contact.heartbeat_sent(False)
-            self._log_failure(exc)
+            self._failed(exc)
             if isinstance(exc, Transient) and exc.retry_after is not None:
-                return max(delay, exc.retry_after * self._uniform(1.0, 1.25))
-            return _rest(delay, started)
+                now = asyncio.get_running_loop().time()
+                self._none_before = now + exc.retry_after * self._uniform(1.0, 1.25)
+            return None
         self._node.contact.heartbeat_sent(True)
         self._failures = self._not_found = 0
-        self._probe_seconds = PROBE_FIRST_SECONDS
-        if confirming:
-            log.warning("identity confirmed after a refusal", next_step="nothing: a passing fault")
         self._node.accept()
         # a flag set before the last rotation was finished asks for what has been done
-        if hints.rotate_keys and self._node.identity.private_key == key:
+        if hints.rotate_keys and self._node.identity.private_key == identity.private_key:
             self._request_rotation("heartbeat")
         if hints.reconcile:
             self._request_reconcile("heartbeat")
-        return _rest(tick, started)
+        return True
 
-    def _refused(self, confirming: bool) -> float:
-        if self._node.accepted.is_set() and not confirming:
-            self._node.suspect(self._node.identity.node_key)
-            return 0.0
-        self._node.refuse()
-        delay = self._probe_seconds
-        self._probe_seconds = min(2 * delay, PROBE_LAST_SECONDS)
-        return delay
+    def _refused(self, identity: Identity) -> bool:
+        self._node.contact.heartbeat_sent(False)
+        self._node.suspect(identity.node_key)
+        return False
 
-    def _log_failure(self, exc: ControlError | WireError) -> None:
+    def _failed(self, exc: ControlError | WireError) -> None:
+        self._node.contact.heartbeat_sent(False)
         self._failures += 1
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning("heartbeat failed", error=str(exc), failures=self._failures)
 
+    def _renewed(self) -> None:
+        """The new node is alive, and says so at once."""
+        self._not_found = 0
+        self.request()
 
-def _rest(interval: float, started: float) -> float:
-    """What is left of the interval since `started`; ticks that came while a request was running are skipped."""
-    return interval - (asyncio.get_running_loop().time() - started) % interval
+
+def _until(moment: float) -> float:
+    """Seconds from now, none when it is over."""
+    return max(0.0, moment - asyncio.get_running_loop().time())

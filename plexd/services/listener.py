@@ -112,6 +112,7 @@ class Listener:
         self._key_pull_at = float("-inf")
         self._connected_at = float("-inf")
         self._warned_minute = self._warned_count = 0
+        node.on_renewed.append(self._forget)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -314,6 +315,14 @@ class Listener:
         if self._missed_behind is not None and self._stream is not None:
             self._missed_behind = None
             self._close_stream("new signing keys, refused events are replayed")
+
+    def _forget(self) -> None:
+        """All that belongs to the stream of the node that this one was."""
+        self._verifier.forget_nonces()
+        self._queue = _Queue()
+        self._queued = self._handled = 0
+        self._last_event_id = self._missed_behind = None
+        self._key_pull_at = float("-inf")
 
     def _identity_refused(self) -> None:
         self._close_stream("identity refused")

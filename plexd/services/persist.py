@@ -61,9 +61,9 @@ class Persist:
 
     async def save_entries(self, desired: Desired) -> None:
         """Before metadata, data and secret index count they are on disk; a disk that refuses delays nothing."""
-        async with self._writing:
+        async with self.writing:
             try:
-                await asyncio.to_thread(self._snapshots.save_entries, desired)
+                await to_its_end(asyncio.to_thread(self._snapshots.save_entries, desired))
             except OSError as exc:
                 log.error("entries not saved", error=str(exc), next_step="they are in force, saving is tried again")
 

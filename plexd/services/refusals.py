@@ -32,6 +32,7 @@ class Refusals:
         self._control = control
         self._node = node
         self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(MAX_WAITING)
+        node.on_renewed.append(self._forget)
 
     def refuse_action(self, execution_id: str) -> None:
         self._put("execution_id", execution_id)
@@ -61,6 +62,10 @@ class Refusals:
         else:
             log.info("request refused", reason="this node does not offer it", **{kind: identifier})
         return True
+
+    def _forget(self) -> None:
+        """What another node was asked for is no business of this one."""
+        self._waiting = asyncio.Queue(MAX_WAITING)
 
     def _put(self, kind: str, identifier: str) -> None:
         try:

@@ -1,12 +1,14 @@
-"""From a bootstrap token to an identity, once in the life of a node.
+"""From a bootstrap token to an identity.
 
 The key pair is on disk before the first request and the same in every retry, so a lost answer makes no second node.
-`identity.json` is written last: a crash anywhere before it leads back here, with the same key.
+The first time `identity.json` is written last: a crash anywhere before it leads back here, with the same key. A node
+that registers anew keeps the identity it has until the new one is on disk whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import SecretStr
@@ -40,6 +42,15 @@ class ControlPlane(Protocol):
         """Retried within the time configured. Raises ControlError, WireError when the answer is not usable."""
 
 
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a token has bought, not kept yet. `desired` is what the answer says of it: peers and signing keys."""
+
+    identity: Identity
+    desired: Desired
+    token: BootstrapToken
+
+
 class Registrar:
     def __init__(self, control: ControlPlane, identities: IdentityStore, snapshots: SnapshotStore) -> None:
         self._control = control
@@ -48,9 +59,25 @@ class Registrar:
 
     async def register(self, token: BootstrapToken) -> Identity:
         """Raises RegistrationRefused, RegistrationTimedOut, or LocalStateError when the answer cannot be saved."""
+        granted = await self.ask(token)
+        try:
+            # the token is spent: a stop signal must not lose what it bought
+            await to_its_end(asyncio.to_thread(self._save, granted))
+        except OSError as exc:
+            raise LocalStateError(
+                f"registered as {granted.identity.node_id}, but the identity cannot be saved: {exc}; the token may be "
+                f"used up: repair the data directory and get a new token"
+            ) from exc
+        return granted.identity
+
+    async def ask(self, token: BootstrapToken) -> Granted:
+        """What the control plane gives for the token, with a key pair that is on disk as pending.
+
+        Raises RegistrationRefused, RegistrationTimedOut, or LocalStateError when the key cannot be stored.
+        """
         register_secret(token.value.get_secret_value())
         try:
-            key = await asyncio.to_thread(self._identities.make_registration_key)
+            key = await to_its_end(asyncio.to_thread(self._identities.make_registration_key))
         except OSError as exc:
             raise LocalStateError(f"cannot store the node's key: {exc}; nothing was sent") from exc
         register_secret(key.reveal())
@@ -64,27 +91,30 @@ class Registrar:
             raise RegistrationRefused(_refusal(exc)) from exc
         register_secret(answer.node_key.get_secret_value())
         identity = Identity(answer.node_id, answer.mesh_ip, answer.node_key, key)
-        try:
-            # the token is spent: a stop signal must not lose what it bought
-            await to_its_end(asyncio.to_thread(self._save, identity, answer, token))
-        except OSError as exc:
-            raise LocalStateError(
-                f"registered as {identity.node_id}, but the identity cannot be saved: {exc}; the token may be used up: "
-                f"repair the data directory and get a new token"
-            ) from exc
         log.info("node registered", node_id=identity.node_id, public_key=key.public().short)
-        return identity
-
-    def _save(self, identity: Identity, answer: Registered, token: BootstrapToken) -> None:
-        self._identities.commit_registration(identity, answer.signing_keys)
         state = FullState(answer.peers, answer.rejected, None, answer.signing_keys, {}, {}, {}, {})
-        self._snapshots.save(identity.node_id, replace_state(Desired(), state), fetched_at=0.0)
-        self._identities.commit_mark(identity, answer.signing_keys)
-        if token.file is not None:
-            try:
-                token.file.unlink()
-            except OSError as exc:
-                log.warning("used token file not removed", path=str(token.file), error=exc.strerror)
+        return Granted(identity, replace_state(Desired(), state), token)
+
+    def replace(self, granted: Granted) -> None:
+        """Keep the identity in the place of the present one, as one: a crash leaves either. Blocks; raises OSError."""
+        contents = self._snapshots.contents(granted.identity.node_id, granted.desired, 0.0)
+        self._identities.replace(granted.identity, granted.desired.signing_keys, contents)
+        _spend(granted.token)
+
+    def _save(self, granted: Granted) -> None:
+        identity, signing_keys = granted.identity, granted.desired.signing_keys
+        self._identities.commit_registration(identity, signing_keys)
+        self._snapshots.save(identity.node_id, granted.desired, fetched_at=0.0)
+        self._identities.commit_mark(identity, signing_keys)
+        _spend(granted.token)
+
+
+def _spend(token: BootstrapToken) -> None:
+    if token.file is not None:
+        try:
+            token.file.unlink()
+        except OSError as exc:
+            log.warning("used token file not removed", path=str(token.file), error=exc.strerror)
 
 
 def _refusal(exc: ControlError) -> str:

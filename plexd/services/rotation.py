@@ -20,6 +20,7 @@ from plexd.mesh.events import PeerAdded
 from plexd.mesh.fold import Unfoldable
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.node import Node
+from plexd.waiting import to_its_end
 
 log = get_logger("rotation")
 
@@ -56,6 +57,7 @@ class Rotation:
         apply_event: Callable[[], Awaitable[bool]],
         request_pull: Callable[[str], None],
     ) -> None:
+        self.on_rotated: list[Callable[[], None]] = []
         self._control = control
         self._keys = keys
         self._node = node
@@ -79,7 +81,7 @@ class Rotation:
     async def _rotate(self) -> bool:
         """Whether the rotation is over, one way or the other."""
         try:
-            key = await asyncio.to_thread(self._keys.make_pending_key)
+            key = await to_its_end(asyncio.to_thread(self._keys.make_pending_key))
         except OSError as exc:
             log.error("new key not stored", error=str(exc), next_step="tried again in a minute; check the disk")
             await asyncio.sleep(REPEAT_SECONDS)
@@ -101,11 +103,10 @@ class Rotation:
                 log.error("new key refused", reason=reason, next_step="without one there is no mesh; tried again")
                 await asyncio.sleep(REPEAT_SECONDS)
                 return False
-            await asyncio.to_thread(self._keys.drop_pending_key)
+            await to_its_end(asyncio.to_thread(self._keys.drop_pending_key))
             log.error("key rotation refused", reason=reason, next_step="the old key stays")
             return True
-        await asyncio.to_thread(self._keys.commit_pending_key)
-        self._node.rotate(replace(self._node.identity, private_key=key))
+        await to_its_end(self._commit(key))
         for peer in updated:
             try:
                 self._node.fold(PeerAdded(peer))
@@ -114,4 +115,11 @@ class Rotation:
         await self._apply_event()
         log.info("key rotated", public_key=key.public().short, peers_updated=len(updated))
         self._request_pull("key rotation")
+        for listener in self.on_rotated:
+            listener()
         return True
+
+    async def _commit(self, key: PrivateKey) -> None:
+        """On disk first; from then on there is no other key."""
+        await asyncio.to_thread(self._keys.commit_pending_key)
+        self._node.rotate(replace(self._node.identity, private_key=key))

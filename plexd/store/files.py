@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from plexd.errors import LocalStateError
@@ -19,7 +20,9 @@ log = get_logger("store")
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-OWN_NAMES = ("identity.json", "private_key", "node_secret_key", "signing_", "plexd.lock")  # beginnings, in the top
+JOURNAL = "journal.json"
+# beginnings, in the top
+OWN_NAMES = ("identity.json", "private_key", "node_secret_key", "signing_", JOURNAL, "plexd.lock")
 STATE_DIRECTORIES = ("state", "state/data", "state/report")
 _TEMPORARY = ".tmp-"
 
@@ -44,6 +47,35 @@ def write_whole(path: Path, data: bytes) -> None:
             exc.filename = str(path)  # the file the reader knows, not the temporary one
         raise
     sync_directory(path.parent)
+
+
+def write_together(directory: Path, contents: Mapping[str, bytes | None]) -> None:
+    """Replace several files of `directory` as one, in the order given; None removes a file. The contents are UTF-8.
+
+    After a crash at any point it is all or nothing, once the data directory has been opened again. OSError may leave
+    it begun: `finish_writing` goes on with it.
+    """
+    journal = {name: None if content is None else content.decode() for name, content in contents.items()}
+    write_whole(directory / JOURNAL, json.dumps(journal).encode())
+    finish_writing(directory)
+
+
+def finish_writing(directory: Path) -> None:
+    """Do what is left of the last `write_together`, if anything."""
+    raw = read_optional(directory / JOURNAL)
+    if raw is None:
+        return
+    try:
+        contents = {str(name): content for name, content in json.loads(raw).items()}
+    except (ValueError, AttributeError, RecursionError) as exc:
+        move_aside(directory / JOURNAL, repr(exc))
+        return
+    for name, content in contents.items():
+        if content is None:
+            remove_durably(directory / name)
+        else:
+            write_whole(directory / name, content.encode())
+    remove_durably(directory / JOURNAL)
 
 
 def rename_durably(source: Path, target: Path) -> None:
@@ -124,6 +156,7 @@ class DataDirectory:
             ) from None
         try:
             self._repair()
+            finish_writing(path)
         except OSError as exc:
             self.close()
             raise LocalStateError(

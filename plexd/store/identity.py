@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from plexd.log import get_logger
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import SigningKeys
 from plexd.mesh.keys import PrivateKey, PublicKey, decode_key
-from plexd.store.files import DataDirectory, move_aside, read_optional, remove_durably, rename_durably, write_whole
+from plexd.store.files import (
+    DataDirectory,
+    finish_writing,
+    move_aside,
+    read_optional,
+    remove_durably,
+    rename_durably,
+    write_together,
+    write_whole,
+)
 from plexd.wire.times import format_time, parse_time
 
 log = get_logger("store")
@@ -49,6 +59,18 @@ class IdentityStore:
 
     def load(self) -> Identity | None:
         """None: not registered. Raises IdentityDamaged after moving the files aside, LocalStateError on I/O errors."""
+        try:
+            return self._read()
+        except IdentityDamaged as exc:
+            self._move_aside(str(exc))
+            raise
+
+    def look_again(self) -> Identity | None:
+        """What is on disk by now, while the daemon runs. Raises the same as `load`, and OSError, and moves nothing."""
+        finish_writing(self._path)
+        return self._read()
+
+    def _read(self) -> Identity | None:
         raw = read_optional(self._path / IDENTITY)
         if raw is None:
             return None
@@ -66,7 +88,6 @@ class IdentityStore:
             if not node_key:
                 raise ValueError(f"{NODE_KEY} is missing or empty")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            self._move_aside(str(exc))
             raise IdentityDamaged(f"identity in {self._path} is damaged: {exc}") from exc
         return Identity(node_id, mesh_ip, SecretStr(node_key), self._read_private_key(PRIVATE_KEY))
 
@@ -113,9 +134,10 @@ class IdentityStore:
         A start that died between the rename of the key and the commit mark left the key as `private_key`, and the
         control plane may know it already: it is taken up again.
         """
-        orphan = self._read_private_key(PRIVATE_KEY) if self.pending_key() is None else None
-        if orphan is not None:
-            write_whole(self._path / PENDING_KEY, orphan.reveal().encode())
+        if self.pending_key() is None and not (self._path / IDENTITY).exists():
+            orphan = self._read_private_key(PRIVATE_KEY)
+            if orphan is not None:
+                write_whole(self._path / PENDING_KEY, orphan.reveal().encode())
         return self.make_pending_key()
 
     def drop_pending_key(self) -> None:
@@ -136,20 +158,29 @@ class IdentityStore:
             remove_durably(self._path / SIGNING_KEYS)
 
     def commit_mark(self, identity: Identity, signing_keys: SigningKeys | None) -> None:
-        document = {
-            "node_id": identity.node_id,
-            "mesh_ip": format_ip(identity.mesh_ip),
-            "signing_public_key": str(PublicKey(signing_keys.current)) if signing_keys is not None else "",
+        write_whole(self._path / IDENTITY, _encode_mark(identity, signing_keys))
+
+    def replace(self, identity: Identity, signing_keys: SigningKeys | None, also: Mapping[str, bytes | None]) -> None:
+        """Put another identity in the place of this one, and `also` other files, as one: a crash leaves either.
+
+        OSError may leave it begun; `look_again` then finishes it.
+        """
+        assert identity.private_key is not None  # noqa: S101 - just registered with it
+        keys = _encode_signing_keys(signing_keys) if signing_keys is not None else (None, None)
+        contents = {
+            PRIVATE_KEY: identity.private_key.reveal().encode(),
+            NODE_KEY: identity.node_key.get_secret_value().encode(),
+            **dict(zip((SIGNING_KEYS, SIGNING_KEY), keys, strict=True)),
+            **also,
+            IDENTITY: _encode_mark(identity, signing_keys),
+            PENDING_KEY: None,
         }
-        write_whole(self._path / IDENTITY, json.dumps(document).encode())
+        write_together(self._path, contents)
 
     def save_signing_keys(self, keys: SigningKeys) -> None:
-        document: dict[str, str] = {"current": str(PublicKey(keys.current))}
-        if keys.previous is not None:
-            document["previous"] = str(PublicKey(keys.previous))
-            document["transition_expires"] = format_time(keys.previous_until)
-        write_whole(self._path / SIGNING_KEYS, json.dumps(document).encode())
-        write_whole(self._path / SIGNING_KEY, document["current"].encode())
+        document, mirror = _encode_signing_keys(keys)
+        write_whole(self._path / SIGNING_KEYS, document)
+        write_whole(self._path / SIGNING_KEY, mirror)
 
     def retire(self, suffix: str) -> None:
         """Take the identity out of use: `identity.json` keeps a copy under `suffix`, the keys are deleted."""
@@ -183,6 +214,24 @@ class IdentityStore:
         for name in (IDENTITY, PRIVATE_KEY, PENDING_KEY, NODE_KEY, SIGNING_KEY, SIGNING_KEYS):
             if (self._path / name).exists():
                 move_aside(self._path / name, reason)
+
+
+def _encode_mark(identity: Identity, signing_keys: SigningKeys | None) -> bytes:
+    document = {
+        "node_id": identity.node_id,
+        "mesh_ip": format_ip(identity.mesh_ip),
+        "signing_public_key": str(PublicKey(signing_keys.current)) if signing_keys is not None else "",
+    }
+    return json.dumps(document).encode()
+
+
+def _encode_signing_keys(keys: SigningKeys) -> tuple[bytes, bytes]:
+    """The file of the whole set, and its mirror with the current key alone."""
+    document: dict[str, str] = {"current": str(PublicKey(keys.current))}
+    if keys.previous is not None:
+        document["previous"] = str(PublicKey(keys.previous))
+        document["transition_expires"] = format_time(keys.previous_until)
+    return json.dumps(document).encode(), document["current"].encode()
 
 
 def data_dir_is_purgeable(path: Path) -> str | None:

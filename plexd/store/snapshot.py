@@ -105,6 +105,21 @@ class SnapshotStore:
         if was is None or was.data != desired.data:
             self._save_data({} if was is None else was.data, desired.data)
 
+    def contents(self, node_id: str, desired: Desired, fetched_at: float) -> dict[str, bytes | None]:
+        """What `save` would leave, by path within the data directory, for who writes it with other things as one."""
+        self._saved = None
+        refs = [{"key": key, "version": version} for key, version in desired.secret_refs.items()]
+        entries = {file_of(self._data, key): encode_entry(entry) for key, entry in desired.data.items()}
+        stale = set(self._data.glob("*.json")) - entries.keys()
+        contents: dict[Path, bytes | None] = {
+            self._state / "desired.json": _unhurried(_encode_desired(node_id, desired, fetched_at)),
+            self._state / "metadata.json": _dump(dict(desired.metadata)),
+            self._state / "secrets.json": _dump(refs),
+            **entries,
+            **dict.fromkeys(stale),
+        }
+        return {str(path.relative_to(self._state.parent)): content for path, content in contents.items()}
+
     def _save_data(self, old: Mapping[str, DataEntry], new: Mapping[str, DataEntry]) -> None:
         for key, entry in new.items():
             if old.get(key) != entry:

@@ -1,10 +1,10 @@
-"""Where the bootstrap token comes from: configuration, file, environment, in this order (lifecycle contract, 2.2)."""
+"""Bootstrap tokens that are at hand: in configuration, file, environment, in this order (lifecycle contract, 2.2)."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,22 +30,17 @@ class BootstrapToken:
     file: Path | None = None
 
 
-def find_token(value: SecretStr | None, file: Path, variable: str, environ: MutableMapping[str, str]) -> BootstrapToken:
-    """The first source that has one. The variable is removed from `environ`, so that no child sees it.
+def tokens_at_hand(value: SecretStr | None, file: Path, variable: str, in_variable: str) -> Iterator[BootstrapToken]:
+    """One for each source that has any; a source is read when its turn comes. `in_variable` is what `variable` held.
 
-    Raises NoToken, or RegistrationRefused when a source cannot be read or what it holds is no token.
+    Raises RegistrationRefused when a source cannot be read or what it holds is no token.
     """
-    from_environment = environ.pop(variable, "")
     if value is not None and (text := value.get_secret_value().strip()):
-        return BootstrapToken(check_token(text, "the configured token"))
+        yield BootstrapToken(check_token(text, "the configured token"))
     if text := _read_file(file):
-        return BootstrapToken(check_token(text, f"the token in {file}"), file)
-    if text := from_environment.strip():
-        return BootstrapToken(check_token(text, f"the token in {variable}"))
-    raise NoToken(
-        f"no bootstrap token: looked at token.value, the file {file} and the variable {variable}; "
-        f"get a token from the control plane and put it into {file}"
-    )
+        yield BootstrapToken(check_token(text, f"the token in {file}"), file)
+    if text := in_variable.strip():
+        yield BootstrapToken(check_token(text, f"the token in {variable}"))
 
 
 def _read_file(path: Path) -> str:

@@ -60,8 +60,10 @@ class RawServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def running(self, context: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[RawServer]:
-        server = await asyncio.start_server(self._serve, host, 0, ssl=context)
+    async def running(
+        self, context: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
+    ) -> AsyncIterator[RawServer]:
+        server = await asyncio.start_server(self._serve, host, port, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -134,9 +134,12 @@ node_api:
             )
 
     def end_agent(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.signal_agent(number)
+        return self.wait_for_agent()
+
+    def signal_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self._agent is not None
         self._agent.send_signal(number)
-        return self.wait_for_agent()
 
     def wait_for_agent(self) -> int:
         """The exit code."""

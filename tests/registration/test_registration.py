@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.control import ControlPlane
-from plexd.enrolment import load_or_register
+from plexd.enrolment import TokenSearch, load_or_register, make_registrar
 from plexd.errors import FatalError, LocalStateError, RegistrationRefused, RegistrationTimedOut
 from plexd.mesh.keys import PrivateKey
 from plexd.store.files import DataDirectory
@@ -74,14 +74,10 @@ async def attempt(
     opened = DataDirectory(config.data_dir)
     transport = httpx.MockTransport(registry)
     control = ControlPlane("http://127.0.0.1:1", ssl.create_default_context(), uniform=uniform, transport=transport)
+    identities, description = IdentityStore(opened), SelfDescription("here", {"os": "linux"}, "1", "")
+    registrar = make_registrar(lambda: config, control, description, identities, SnapshotStore(opened))
     try:
-        return await load_or_register(
-            config,
-            IdentityStore(opened),
-            SnapshotStore(opened),
-            control,
-            SelfDescription("here", {"os": "linux"}, "1", ""),
-        )
+        return await load_or_register(config, identities, registrar, TokenSearch(lambda: config.token, {}))
     finally:
         await control.close()
         opened.close()

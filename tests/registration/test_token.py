@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from plexd.config.models import Token
+from plexd.enrolment import TokenSearch
 from plexd.errors import RegistrationRefused
-from plexd.store.token import BootstrapToken, NoToken, find_token
+from plexd.store.token import BootstrapToken, NoToken
 
 VALUE, FILE, VARIABLE = "the-value", "the-file", "the-variable"
 NAME = "PLEXD_BOOTSTRAP_TOKEN"
@@ -23,9 +26,20 @@ def find(
         path.touch(0o600)
         path.write_bytes(file if isinstance(file, bytes) else file.encode())
     environ = {} if variable is None else {NAME: variable}
-    found = find_token(None if value is None else SecretStr(value), path, NAME, environ)
+    # the configuration refuses a value that is no token, with the line it stands on; this is the last line of defence
+    config = Token(file=path).model_copy(update={"value": None if value is None else SecretStr(value)})
+    found = asyncio.run(TokenSearch(lambda: config, environ).find())
     assert NAME not in environ
     return found
+
+
+def search(path: Path, environ: dict[str, str], value: str | None = None) -> TokenSearch:
+    config = Token(file=path, value=None if value is None else SecretStr(value))
+    return TokenSearch(lambda: config, environ)
+
+
+def found(tokens: TokenSearch, *refused: str) -> str:
+    return asyncio.run(tokens.find({SecretStr(text) for text in refused})).value.get_secret_value()
 
 
 @pytest.mark.parametrize(
@@ -97,3 +111,38 @@ def test_file_that_others_can_read_is_a_warning(tmp_path: Path, mode: int, warne
 
 def test_token_does_not_show_itself(tmp_path: Path) -> None:
     assert FILE not in repr(find(tmp_path / "token", file=FILE))
+
+
+# --- looking again, for a node that is refused
+
+
+def test_refused_token_is_passed_over_for_the_next_source(tmp_path: Path) -> None:
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "token").write_text(FILE)
+    tokens = search(tmp_path / "token", {NAME: VARIABLE}, VALUE)
+    assert found(tokens) == VALUE
+    assert found(tokens, VALUE) == FILE
+    assert found(tokens, VALUE, FILE) == VARIABLE
+    with pytest.raises(NoToken, match="no new bootstrap token"):
+        found(tokens, VALUE, FILE, VARIABLE)
+
+
+def test_token_of_the_environment_is_kept_until_it_is_used(tmp_path: Path) -> None:
+    environ = {NAME: VARIABLE}
+    tokens = search(tmp_path / "token", environ)
+    assert found(tokens) == found(tokens) == VARIABLE
+    assert environ == {}
+    tokens.forget(BootstrapToken(SecretStr("another")))
+    assert found(tokens) == VARIABLE
+    tokens.forget(BootstrapToken(SecretStr(VARIABLE)))
+    with pytest.raises(NoToken):
+        found(tokens)
+
+
+def test_file_that_came_later_is_found(tmp_path: Path) -> None:
+    tokens = search(tmp_path / "token", {})
+    with pytest.raises(NoToken):
+        found(tokens)
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "token").write_text(FILE)
+    assert found(tokens) == FILE

@@ -345,6 +345,18 @@ def test_older_state_does_not_undo_a_newer_one(event_type: str, old: Any, new: A
     asyncio.run(main())
 
 
+def test_newer_state_of_the_old_node_does_not_hide_an_older_one_of_the_new() -> None:
+    async def main() -> None:
+        world = World()
+        await world.come_up()
+        await world.handle("node_state_updated", {"metadata": {"v": "old node"}}, EPOCH)
+        world.node.renew(world.node.identity, Desired(), 0.0)
+        await world.handle("node_state_updated", {"metadata": {"v": "new node"}}, EPOCH - 1)
+        assert world.node.desired.metadata == {"v": "new node"}
+
+    asyncio.run(main())
+
+
 def test_data_entry_never_goes_back_in_version() -> None:
     world = after(
         ("node_state_updated", {"data": [WIRE_ENTRY]}),
@@ -474,3 +486,18 @@ def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them() -> No
     world = asyncio.run(main())
     assert [set(saved.data) for saved in world.done.saved_entries] == [{"motd"}, {"motd"}]
     assert [dict(saved.secret_refs) for saved in world.done.saved_entries] == [{}, {"db": 2}]
+
+
+def test_what_the_old_node_was_asked_for_is_no_business_of_the_new() -> None:
+    async def main() -> None:
+        answers, node = Answers(), make_node()
+        refusals = Refusals(answers, node)
+        refusals.refuse_action("x-1")
+        node.renew(node.identity, node.desired, 0.0)
+        refusals.refuse_action("x-2")
+        task = asyncio.create_task(refusals.run())
+        await asyncio.sleep(1)
+        task.cancel()
+        assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
+
+    run_virtual(main())

@@ -359,6 +359,45 @@ def test_refused_identity_closes_the_stream_and_an_accepted_one_opens_it_at_once
     assert run_virtual(main()).streams.times == pytest.approx([0, 10], abs=0.1)
 
 
+# --- another identity
+
+
+def test_stream_of_the_new_node_begins_where_it_begins() -> None:
+    """No place in the old stream, no nonce of it, and nothing that was waiting to be handled."""
+
+    async def main() -> Watched:
+        async def slow(event: Envelope) -> None:
+            if event.event_id == "slow":
+                await asyncio.Event().wait()
+
+        def script(n: int) -> Sequence[Step]:
+            first = send("policy_updated", event_id="first", nonce="same", sse_id="8")
+            rest = [send("policy_updated", event_id="slow"), send("policy_updated", event_id="waiting")]
+            return [first, *rest, FOREVER] if n == 1 else [first, FOREVER]
+
+        watched = Watched(script, handler=slow)
+        await watched.run(10)
+        watched.node.renew(watched.node.identity, watched.node.desired, 0.0)
+        await watched.run(10)
+        return watched
+
+    watched = run_virtual(main())
+    assert watched.streams.replay_from == [None, None]
+    assert watched.handled == ["first", "slow", "first"]
+
+
+def test_stream_that_only_failed_goes_on_where_it_was() -> None:
+    async def main() -> Watched:
+        watched = Watched(lambda n: [send("policy_updated", nonce="same", sse_id="8"), FOREVER])
+        await watched.run(10)
+        await watched.run(10)
+        return watched
+
+    watched = run_virtual(main())
+    assert watched.streams.replay_from == [None, "8"]
+    assert len(watched.handled) == 1
+
+
 # --- what status tells
 
 

@@ -57,6 +57,11 @@ class Stage:
         self.converger = Converger(self.kernel, self.node, settings_of, self.health, lambda: EPOCH)
         self.pulls = Asked()
         self.rotation = Rotation(keeper, self.store, self.node, self.converger.apply_event, self.pulls)
+        self.heartbeats = 0
+        self.rotation.on_rotated.append(self._count)
+
+    def _count(self) -> None:
+        self.heartbeats += 1
 
     async def run(self, seconds: float, *requests: float) -> None:
         await self.converger.converge()
@@ -103,6 +108,7 @@ def test_rotation_ends_with_the_new_key_on_disk_and_in_the_kernel(tmp_path: Path
     assert stage.kernel.peers[peer(2).public_key].psk == bytes(PSK)
     assert stage.kernel.peers[peer(3).public_key].psk != bytes(PSK)
     assert stage.pulls.reasons == ["key rotation"]
+    assert stage.heartbeats == 1
     assert stage.node.generation >= 1
 
 
@@ -164,6 +170,34 @@ def test_refused_rotation_drops_the_new_key_and_keeps_the_old(tmp_path: Path, er
     assert not (tmp_path / PENDING_KEY).exists()
     assert key_in(tmp_path / PRIVATE_KEY) == OWN_KEY.public()
     assert stage.kernel.private_key == OWN_KEY
+    assert stage.heartbeats == 0
+
+
+def test_stop_after_the_rename_leaves_one_key_in_memory_and_on_disk(tmp_path: Path) -> None:
+    """A pause, for another identity, must not find the node with a key that the disk has given up."""
+
+    async def main() -> None:
+        stage = Stage(tmp_path, Keeper())
+        renamed = asyncio.Event()
+        loop, commit = asyncio.get_running_loop(), stage.store.commit_pending_key
+
+        def commit_and_tell() -> None:
+            commit()
+            loop.call_soon_threadsafe(renamed.set)
+
+        stage.store.commit_pending_key = commit_and_tell  # type: ignore[method-assign]
+        stage.rotation.request("test")
+        task = asyncio.create_task(stage.rotation.run())
+        await renamed.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert stage.node.identity.private_key is not None
+        assert stage.node.identity.private_key.public() == key_in(tmp_path / PRIVATE_KEY) != OWN_KEY.public()
+        stage.opened.close()
+
+    (tmp_path / PRIVATE_KEY).write_text(OWN_KEY.reveal())
+    run_virtual(main())
 
 
 def test_crash_before_the_rename_goes_on_with_the_pending_key(tmp_path: Path) -> None:
