@@ -10,14 +10,14 @@ from pydantic import SecretStr
 
 from plexd import __version__
 from plexd.config.models import Config, Token, effective_hostname
-from plexd.control import ControlPlane, tls_context
+from plexd.control import ControlPlane, fetch_token, tls_context
 from plexd.errors import RegistrationRefused
 from plexd.linux import host
 from plexd.log import get_logger
 from plexd.services.registration import Registrar
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, refuse_lost_identity
 from plexd.store.snapshot import SnapshotStore
-from plexd.store.token import BootstrapToken, NoToken, tokens_at_hand
+from plexd.store.token import BootstrapToken, NoToken, check_token, tokens_at_hand
 from plexd.uplink import Enrolment, SelfDescription
 
 log = get_logger("registration")
@@ -55,7 +55,7 @@ def make_registrar(
     enrolment = Enrolment(
         control,
         lambda: replace(description, metadata=_metadata(config())),
-        lambda: config().registration.retry_for.total_seconds(),
+        lambda: config().registration.retry_for,
     )
     return Registrar(enrolment, identities, snapshots)
 
@@ -79,6 +79,12 @@ class TokenSearch:
             if token.value not in refused:
                 return token
         places = f"token.value, the file {config.file} and the variable {config.env}"
+        if config.metadata.enabled:
+            places += f" and the metadata service ({config.metadata.base_url}{config.metadata.path})"
+            if text := await fetch_token(config.metadata):
+                token = BootstrapToken(check_token(text, "what the metadata service answers"))
+                if token.value not in refused:
+                    return token
         raise NoToken(
             f"no {'new ' if refused else ''}bootstrap token: looked at {places}; "
             f"get a token from the control plane and put it into {config.file}"

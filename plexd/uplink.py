@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from pydantic import SecretStr
@@ -56,9 +57,8 @@ class Enrolment:
     """The one call that needs no identity."""
 
     def __init__(
-        self, control: ControlPlane, description: Callable[[], SelfDescription], retry_for: Callable[[], float]
+        self, control: ControlPlane, description: Callable[[], SelfDescription], retry_for: Callable[[], timedelta]
     ) -> None:
-        """`retry_for` tells seconds."""
         self._control = control
         self._description = description
         self._retry_for = retry_for
@@ -73,7 +73,7 @@ class Enrolment:
             metadata=description.metadata,
             capabilities=description.capabilities(),
         )
-        answer, faults = await self._control.register(request, retry_for=self._retry_for())
+        answer, faults = await self._control.register(request, retry_for=self._retry_for().total_seconds())
         registered, skipped = map_registration(answer, faults, public_key)
         _log_skipped("registration", skipped)
         return registered

@@ -347,6 +347,14 @@ def test_stun_servers_may_be_left_out_where_none_is_asked(write: Write) -> None:
         ("hostname", ["a", "x" * 253, " trimmed "], ["x" * 254, "a b", "a\tb", " "]),
         ("token.value", ["x", "with space", "x" * 512], ["x" * 513, "\xfc", "a\x07b"]),
         ("token.env", ["A", "_x9"], ["9A", "A-B", "A=B", "\xc4"]),
+        ("token.metadata.base_url",
+         ["http://169.254.169.254", "http://169.254.1.1:8080/base/", "https://127.0.0.1", "http://[::1]", "http://[fe80::1]",
+          "http://localhost:1", "http://metadata.google.internal"],
+         ["http://10.0.0.1", "https://192.0.2.1", "http://example.net", "http://x.metadata.google.internal", "ftp://[::1]",
+          "169.254.169.254", "http://169.254.169.254?q", "http://u@127.0.0.1", "http://[2001:db8::1]"]),
+        ("token.metadata.path", ["/", "/a?api-version=1&format=text"], ["", "a", "/a b", "/a#b", "/\xfc", "/a\n"]),
+        ("token.metadata.timeout", ["100ms", "30s"], ["99ms", "30.001s", "0"]),
+        ("token.metadata.wait", ["0", "1h"], ["-1s"]),
         ("registration.retry_for", ["10s", "1h"], ["9.999s", "-10s", "10", ""]),
         ("heartbeat.interval", ["5s", "5000ms"], ["4s"]),
         ("reconcile.interval", ["1s"], ["999ms"]),
@@ -397,6 +405,14 @@ def test_metadata_is_bounded(write: Write) -> None:
     assert problems(of({f"k{n}": "x" for n in range(65)}))
     assert problems(of({"k" * 64: "x"}))
     assert problems(of({"k": "x" * 1025}))
+
+
+@pytest.mark.parametrize(
+    "headers", [{"": "x"}, {"A B": "x"}, {"A:": "x"}, {"A": ""}, {"A": " x"}, {"A": "x\r\nB: y"}, {"A": "\xfc"},
+                {f"H{n}": "x" for n in range(17)}],
+)  # fmt: skip
+def test_headers_for_the_metadata_service_are_headers(write: Write, headers: dict[str, str]) -> None:
+    assert problems(write(json.dumps({"token": {"metadata": {"headers": headers}}})))
 
 
 def test_token_of_white_space_is_no_token(write: Write) -> None:
@@ -531,9 +547,8 @@ def test_host_name_is_the_configured_one_or_the_kernels(monkeypatch: pytest.Monk
 
 def test_secret_is_in_no_message_and_no_picture(write: Write) -> None:
     secret = "hush-hush-4711"
-    loaded = load_file(
-        write(f"token: {{value: {secret}}}\nregistration: {{metadata: {{api_key: {secret}, place: cellar}}}}")
-    )
+    token = f"token: {{value: {secret}, metadata: {{headers: {{X-Api: {secret}}}}}}}"
+    loaded = load_file(write(f"{token}\nregistration: {{metadata: {{api_key: {secret}, place: cellar}}}}"))
     config = loaded.config
     assert config.token.value is not None
     assert config.token.value.get_secret_value() == secret
@@ -545,6 +560,16 @@ def test_secret_is_in_no_message_and_no_picture(write: Write) -> None:
         "value": "[redacted]",
         "file": "/etc/plexd/bootstrap-token",
         "env": "PLEXD_BOOTSTRAP_TOKEN",
+        "metadata": {
+            "enabled": False,
+            "base_url": "http://169.254.169.254",
+            "path": "/plexd/bootstrap-token",
+            "headers": {"X-Api": "[redacted]"},
+            "session": True,
+            "base64": False,
+            "timeout": "2s",
+            "wait": "30s",
+        },
     }
     assert secret not in as_yaml(config, loaded.origins)
     for bad in (f"token: {{value: {secret}\xfc}}", f"api: https://u:{secret}@x", f"api: https://x:{secret}"):

@@ -71,6 +71,12 @@ def _is_positive(value: timedelta) -> timedelta:
     return value
 
 
+def _is_a_request_timeout(value: timedelta) -> timedelta:
+    if not timedelta(milliseconds=100) <= value <= timedelta(seconds=30):
+        raise ValueError("must be between 100ms and 30s")
+    return value
+
+
 def _matching(pattern: str, meaning: str) -> AfterValidator:
     compiled = re.compile(pattern, re.ASCII)
 
@@ -138,12 +144,73 @@ class Tls(Subject):
     insecure_skip_verify: bool = False
 
 
+def check_url(url: str) -> str:
+    """The base URL without trailing slashes; ValueError unless it is one of http or https."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must be a URL of printable ASCII characters without spaces")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise ValueError("must be a URL with a host and, where needed, a port") from exc
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ValueError("must be an absolute URL such as https://cp.example.net")
+    if port == 0:
+        raise ValueError("must have a port between 1 and 65535")
+    if "?" in url or "#" in url or "@" in parts.netloc:
+        raise ValueError("must have no query, fragment or user name")
+    return url.rstrip("/")
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_link_local
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback
+
+
+HeaderName = Annotated[str, _matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", "the name of an HTTP header")]
+HeaderValue = Annotated[str, _matching(r"[!-~](?:[ -~]{0,1022}[!-~])?", "1 to 1024 printable ASCII characters")]
+
+
+class TokenMetadata(Subject):
+    enabled: bool = False
+    base_url: str = "http://169.254.169.254"
+    path: Annotated[str, _matching(r"/[!\"$-~]{0,1023}", "a path such as /plexd/bootstrap-token")] = (
+        "/plexd/bootstrap-token"
+    )
+    headers: dict[HeaderName, HeaderValue] = Field(default={}, max_length=16, repr=False)  # may hold a secret
+    session: bool = True
+    base64: bool = False
+    timeout: Annotated[Duration, AfterValidator(_is_a_request_timeout)] = timedelta(seconds=2)
+    wait: Annotated[Duration, _at_least(0)] = timedelta(seconds=30)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_at_hand(cls, value: str) -> str:
+        """Whoever answers there decides which control plane's token the node sends: nobody far away may."""
+        url = check_url(value)
+        host = urlsplit(url).hostname or ""
+        if host != "metadata.google.internal" and not _is_loopback(host) and not _is_link_local(host):
+            raise ValueError("must name a link-local or loopback address, or metadata.google.internal")
+        return url
+
+
 class Token(Subject):
     value: SecretStr | None = None
     file: AbsolutePath = Path("/etc/plexd/bootstrap-token")
     env: Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]{0,254}", "the name of an environment variable")] = (
         "PLEXD_BOOTSTRAP_TOKEN"
     )
+    metadata: TokenMetadata = TokenMetadata()
 
     @field_validator("value")
     @classmethod
@@ -394,30 +461,11 @@ class Config(Subject):
 
 def check_api(url: str, *, plain_allowed: bool) -> str:
     """The base URL without trailing slashes; ValueError unless it is one (transport contract, section 1)."""
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("must be a URL of printable ASCII characters without spaces")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as exc:
-        raise ValueError("must be a URL with a host and, where needed, a port") from exc
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ValueError("must be an absolute URL such as https://cp.example.net")
-    if port == 0:
-        raise ValueError("must have a port between 1 and 65535")
-    if "?" in url or "#" in url or "@" in parts.netloc:
-        raise ValueError("must have no query, fragment or user name")
-    if parts.scheme == "http" and not plain_allowed and not _is_loopback(host):
+    base = check_url(url)
+    parts = urlsplit(base)
+    if parts.scheme == "http" and not plain_allowed and not _is_loopback(parts.hostname or ""):
         raise ValueError("must be https:// unless the host is loopback or tls.insecure_skip_verify is set")
-    return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.is_loopback
+    return base
 
 
 def check_hostname(text: str) -> str:

@@ -17,7 +17,7 @@ from plexd.wire.durations import format_duration
 
 REDACTED = "[redacted]"
 SECRET_NAME = re.compile(r"token|secret|password|key|psk|auth|credential")
-NAMES_A_PLACE = ("_file", "_path", "_env", "_dir")
+NAMES_A_PLACE = ("_file", "_path", "_env", "_dir", "_url")
 
 
 def redacted(config: Config) -> dict[str, Any]:
@@ -40,13 +40,15 @@ def _shown(key: str, value: Any) -> Any:
         return [_shown(key, item) for item in value]
     if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, timedelta):
+        return format_duration(value.total_seconds())
     if isinstance(value, SecretStr):
         return REDACTED
     # the whole path counts, so that token.file is a place and an entry named api_key is a secret
     path = key.replace(".", "_").lower()
     if SECRET_NAME.search(path) and not path.endswith(NAMES_A_PLACE):
         return REDACTED
-    return format_duration(value.total_seconds()) if isinstance(value, timedelta) else str(value)
+    return str(value)
 
 
 def as_yaml(config: Config, origins: Mapping[str, str] | None = None) -> str:
