@@ -25,7 +25,7 @@ from plexd.config.reload import Reloaded, is_below, take_over
 from plexd.control import ControlPlane
 from plexd.converge import Converger
 from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
-from plexd.errors import ConfigError, ControlError, KernelError
+from plexd.errors import ConfigError, ControlError, KernelError, Unauthenticated
 from plexd.front import Front
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
@@ -72,6 +72,7 @@ log = get_logger("daemon")
 STOP_STEP_SECONDS = 5.0
 STOP_MARGIN_SECONDS = 1.0
 REPORTS_SECONDS = 3.0
+DEREGISTER_SECONDS = 10.0
 TEAR_DOWN_SECONDS = 10.0
 TELEMETRY_SECONDS = 6.0  # 5 to deliver, then positions are written
 STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
@@ -110,6 +111,7 @@ class _Daemon:
             "log_format": self._set_up_log,
             "token": _read_when_needed,
             "registration": _read_when_needed,
+            "deregister_on_shutdown": _read_when_needed,
             "mesh.keep_on_stop": _read_when_needed,
         }
         self._identities = IdentityStore(directory)
@@ -276,7 +278,7 @@ class _Daemon:
             try:
                 await self._run_services(work, vital, health)
             finally:
-                await self._stop(persist, drift, telemetry, node, kernel)
+                await self._stop(persist, drift, telemetry, node, kernel, control)
             return 0
         finally:
             await kernel.close()
@@ -466,7 +468,13 @@ class _Daemon:
         return Supervisor(on_flapping)
 
     async def _stop(
-        self, persist: Persist, drift: DriftReports, telemetry: Telemetry, node: Node, kernel: Kernel
+        self,
+        persist: Persist,
+        drift: DriftReports,
+        telemetry: Telemetry,
+        node: Node,
+        kernel: Kernel,
+        control: ControlPlane,
     ) -> None:
         """Steps 3 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
         await asyncio.gather(
@@ -477,10 +485,19 @@ class _Daemon:
             await persist.flush()
         async with _step("save drift", STOP_STEP_SECONDS):
             await drift.save()
-        if not self._config.mesh.keep_on_stop:
+        is_given_up = False
+        if self._config.deregister_on_shutdown and self._stopping.is_set():  # no failure gives the node's place up
+            async with _step("deregister", DEREGISTER_SECONDS):
+                await _give_up(control)
+                is_given_up = True
+        if is_given_up or not self._config.mesh.keep_on_stop:
             async with _step("take the mesh down", TEAR_DOWN_SECONDS):
                 key = node.identity.private_key
                 await kernel.tear_down(key.public() if key is not None else None)
+        if is_given_up:
+            async with _step("retire the identity", STOP_STEP_SECONDS):
+                await asyncio.to_thread(self._identities.retire, ".deregistered")
+                log.info("node deregistered", node_id=node.identity.node_id)
         async with _step("end the heartbeat", STOP_STEP_SECONDS):
             await _cancel(self._vital)
 
@@ -496,6 +513,14 @@ class _Watch:
 
     async def run(self) -> None:
         await self._kernel.watch(self._converger.is_wanted)
+
+
+async def _give_up(control: ControlPlane) -> None:
+    """One try. Raises ControlError."""
+    try:
+        await control.deregister(retry_for=0)
+    except Unauthenticated:
+        log.warning("control plane refuses the node's key, which counts as deregistered")
 
 
 @contextlib.asynccontextmanager

@@ -408,6 +408,7 @@ class Config(Subject):
     hostname: str | None = None
     token: Token = Token()
     registration: Registration = Registration()
+    deregister_on_shutdown: bool = False
     heartbeat: Heartbeat = Heartbeat()
     reconcile: Reconcile = Reconcile()
     systemd: Systemd = Systemd()
