@@ -173,7 +173,8 @@ class Uplink:
         request = models.HeartbeatRequest(
             node_id=self._node.identity.node_id,
             timestamp=format_time(time.time()),
-            status="degraded" if self._health.findings() else "healthy",
+            # before the first pass nobody has said yet that there is no mesh
+            status="degraded" if self._health.findings() or mesh is None else "healthy",
             uptime=format_duration(int(time.monotonic() - self._started_at)),
             binary_checksum=self._description.checksum,
             mesh=mesh,
