@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO, Self
 
 from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyRejected
-from plexd.linux.netlink import Message, NetlinkSocket, attribute, attributes
+from plexd.linux.netlink import RECEIVE_BYTES, Message, NetlinkSocket, attribute, attributes, split
 from plexd.linux.wireguard.program import SEARCH_PATH
 from plexd.mesh.firewall import FAMILY, TABLE, Json
 
@@ -40,7 +40,7 @@ NFTA_TABLE_NAME, NFTA_TABLE_HANDLE = 1, 4
 NFTA_GEN_ID = 1
 _NFGENMSG = struct.Struct(">BBH")  # family, version, resource
 
-SO_ATTACH_FILTER = 26
+SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 _INSTRUCTION = struct.Struct("=HBBI")  # classic BPF: code, jump if true, jump if false, operand
 _NLMSG_TYPE = 4  # its place in the header
 # 10 000 rules are announced one by one; only the one message that ends a transaction is let through
@@ -51,6 +51,10 @@ _ONLY_NEWGEN = (
     (0x06, 0, 0, 0),
 )
 _BURST = 64  # read in one go before others have their turn
+_BUFFER_BYTES = 1 << 20  # room for the announcement of some thousand rules
+
+_INET = bytes([NFPROTO_INET])
+_NAME = TABLE.encode() + b"\0"
 
 
 class Nftables:
@@ -81,11 +85,13 @@ class Nftables:
         """What `nft -j list table` says; None when there is no such table."""
         return await asyncio.to_thread(self._read_table)
 
-    async def delete_table(self) -> None:
-        """Deleting what is not there succeeds."""
+    async def delete_table(self) -> bool:
+        """Whether there was one; deleting what is not there succeeds."""
         table: Json = {"table": {"family": FAMILY, "name": TABLE}}
-        if await asyncio.to_thread(self._is_there):
+        was_there = await asyncio.to_thread(self._is_there)
+        if was_there:
             await self.apply({"nftables": [{"add": table}, {"delete": table}]})
+        return was_there
 
     def generation(self) -> int:
         """The number of the rule set as it stands, of all tables; another one means that something was changed.
@@ -143,19 +149,33 @@ class Nftables:
         return path
 
 
-async def watch(noticed: asyncio.Event) -> None:
-    """Set `noticed` after every change of the rule set, ours included, and at once for a start. Raises OSError."""
+async def watch(is_known: Callable[[int], bool], noticed: asyncio.Event) -> None:
+    """Set `noticed` whenever our table may not be any more what the last look at it showed, for a start at once.
+
+    A transaction is told as its changes and, at the end, the generation that it made; `is_known` tells whether that is
+    the one of the last look. What others do with tables of their own wakes nobody. Raises OSError.
+    """
     loop = asyncio.get_running_loop()
-    with _open_announcements() as sock:
+    with _open_changes() as sock:
         noticed.set()
+        is_ours = False
         while True:
             for _ in range(_BURST):
                 try:
-                    await loop.sock_recv(sock, 1)
+                    data = await loop.sock_recv(sock, RECEIVE_BYTES)
+                    for kind, _, _, start, end in split(data):
+                        if kind != NFT_MSG_NEWGEN:
+                            is_ours = is_ours or _is_about_our_table(data[start:end])
+                        elif is_ours:
+                            is_ours = False
+                            if not is_known(_read_generation(data[start:end])):
+                                noticed.set()
+                except ValueError:
+                    noticed.set()
                 except OSError as exc:
-                    if exc.errno != errno.ENOBUFS:  # some were lost, so there were some
+                    if exc.errno not in {errno.ENOBUFS, errno.EPROTO}:  # some were lost, or not understood
                         raise
-                noticed.set()
+                    noticed.set()
             await asyncio.sleep(0)
 
 
@@ -259,6 +279,31 @@ def _open_announcements() -> socket.socket:
     return sock
 
 
+def _open_changes() -> socket.socket:
+    """A socket that hears all of every transaction. It does not block."""
+    sock = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
+    )
+    try:
+        with suppress(OSError):  # a smaller buffer only overflows sooner
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
+        sock.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_about_our_table(payload: bytes) -> bool:
+    """Whether a notification tells of our table, or of something in it: all kinds name the table in attribute 1."""
+    if payload[:1] != _INET:
+        return False
+    return any(
+        kind == NFTA_TABLE_NAME and payload[start:end] == _NAME
+        for kind, start, end in attributes(payload, _NFGENMSG.size, len(payload))
+    )
+
+
 def _drain(announcements: socket.socket) -> bool:
     """Whether there were any."""
     count = 0
@@ -275,7 +320,7 @@ def _drain(announcements: socket.socket) -> bool:
 
 def _table_handle(asking: NetlinkSocket) -> bytes | None:
     """What the kernel calls our table, never used twice; None while there is none."""
-    payload = _NFGENMSG.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, TABLE.encode() + b"\0")
+    payload = _NFGENMSG.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, _NAME)
     try:
         answer = asking.get(Message(NFT_MSG_GETTABLE, 0, payload))[0]
     except FileNotFoundError:
@@ -284,8 +329,11 @@ def _table_handle(asking: NetlinkSocket) -> bytes | None:
 
 
 def _generation(asking: NetlinkSocket) -> int:
-    answer = asking.get(Message(NFT_MSG_GETGEN, 0, _NFGENMSG.pack(NFPROTO_UNSPEC, 0, 0)))[0]
-    return int.from_bytes(_value(answer, NFTA_GEN_ID), "big")
+    return _read_generation(asking.get(Message(NFT_MSG_GETGEN, 0, _NFGENMSG.pack(NFPROTO_UNSPEC, 0, 0)))[0])
+
+
+def _read_generation(payload: bytes) -> int:
+    return int.from_bytes(_value(payload, NFTA_GEN_ID), "big")
 
 
 def _value(answer: bytes, wanted: int) -> bytes:

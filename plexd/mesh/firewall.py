@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from plexd.errors import NoOpening, PolicyRejected
@@ -76,6 +76,19 @@ class Openings:
 NO_OPENINGS = Openings()
 
 
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """The whole table as one transaction. Equal rulesets have the same `digest`.
+
+    `rules` counts those of policies. `fault` says why it cannot be had; the document is empty then.
+    """
+
+    digest: str
+    document: Json = field(compare=False, repr=False)
+    rules: int = field(compare=False)
+    fault: str = field(default="", compare=False)
+
+
 class Hits(NamedTuple):
     packets: int
     bytes: int
@@ -107,6 +120,22 @@ def render(
     _judging(writer, "policy", group(lines))
     writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
     return {"nftables": [{"metainfo": {"json_schema_version": 1}}, *writer.commands()]}
+
+
+def ruleset(
+    settings: Settings,
+    rules: Sequence[Rule] = (),
+    *,
+    visible: Iterable[bytes] = (),
+    openings: Openings = Openings(),
+) -> Ruleset:
+    """As `render`, ready to be applied, and told apart from others; rules that are too many are its fault."""
+    try:
+        document = render(settings, rules, visible=visible, openings=openings)
+    except PolicyRejected as exc:
+        return Ruleset(hashlib.sha256(repr(rules).encode()).hexdigest(), {}, len(rules), str(exc))
+    text = json.dumps(document, separators=(",", ":"))
+    return Ruleset(hashlib.sha256(text.encode()).hexdigest(), document, len(rules))
 
 
 def fingerprint(table: Json) -> str:

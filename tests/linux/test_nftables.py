@@ -140,17 +140,16 @@ class TestWithTheKernel:
 
         asyncio.run(scenario())
 
-    def test_watch_wakes_at_its_start_and_at_every_change_of_any_table(self) -> None:
+    def test_watch_wakes_at_its_start_and_at_changes_of_our_table_however_many_rules_they_are(self) -> None:
         async def scenario() -> None:
             noticed = asyncio.Event()
-            task = asyncio.create_task(nftables.watch(noticed))
+            task = asyncio.create_task(nftables.watch(lambda _: False, noticed))
             try:
                 async with opened() as door:
                     await noticed.wait()
                     changes = (
                         door.apply(render(SETTINGS, rules(10_000))),  # more than a socket holds
                         door.apply(BASELINE),
-                        asyncio.to_thread(nft, "add", "table", "ip", "other"),
                         asyncio.to_thread(nft, "flush", "ruleset"),
                     )
                     for change in changes:
@@ -161,6 +160,26 @@ class TestWithTheKernel:
             finally:
                 task.cancel()
                 await asyncio.wait({task})
+
+        asyncio.run(scenario())
+
+    def test_generation_that_is_known_wakes_nobody(self) -> None:
+        async def scenario() -> None:
+            noticed, told = asyncio.Event(), asyncio.Event()
+
+            def is_known(_: int) -> bool:
+                told.set()
+                return True
+
+            task = asyncio.create_task(nftables.watch(is_known, noticed))
+            async with opened() as door:
+                await noticed.wait()
+                noticed.clear()
+                await door.apply(BASELINE)
+                await told.wait()
+                assert not noticed.is_set()
+            task.cancel()
+            await asyncio.wait({task})
 
         asyncio.run(scenario())
 

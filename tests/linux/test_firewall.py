@@ -1,0 +1,242 @@
+"""The table `inet plexd` in the real kernel: replaced whole, known to be untouched, and told of when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from plexd.errors import FirewallUnavailable, PolicyRejected
+from plexd.linux import nftables
+from plexd.linux.firewall import FirewallTable
+from plexd.linux.kernel import Kernel
+from plexd.mesh.address import parse_ip
+from plexd.mesh.changes import ReplaceFirewall
+from plexd.mesh.firewall import Ruleset, Settings, ruleset
+
+pytestmark = [
+    pytest.mark.namespaces,
+    pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft"),
+]
+
+SETTINGS = Settings(parse_ip("10.100.0.1"), ("plexd0",))
+BASELINE = ruleset(SETTINGS)
+WITH_PEERS = ruleset(SETTINGS, visible=[parse_ip("10.100.0.2"), parse_ip("10.100.0.3")])
+NEIGHBOUR = "add table ip neighbour; add chain ip neighbour in { type filter hook input priority 0; }"
+
+
+def nft(*words: str) -> str:
+    return subprocess.run(["nft", *words], check=True, capture_output=True, text=True).stdout
+
+
+def refused() -> Ruleset:
+    """The baseline and, in the same transaction, a rule for a chain that is not there."""
+    rule = {"family": "inet", "table": "plexd", "chain": "nowhere", "expr": [{"drop": None}]}
+    return Ruleset("refused", {"nftables": [*BASELINE.document["nftables"], {"add": {"rule": rule}}]}, 1)
+
+
+def play(scene: Callable[[FirewallTable], Awaitable[None]]) -> None:
+    async def main() -> None:
+        table = FirewallTable()
+        try:
+            async with asyncio.timeout(60):
+                await scene(table)
+        finally:
+            await table.close()
+
+    asyncio.run(main())
+
+
+def test_table_is_what_was_put_there_until_somebody_touches_it(namespace: str) -> None:
+    async def scene(table: FirewallTable) -> None:
+        assert await table.observe() is None
+        await table.replace(BASELINE)
+        assert await table.observe() == BASELINE.digest
+        await table.replace(WITH_PEERS)
+        assert await table.observe() == WITH_PEERS.digest
+        nft("add rule inet plexd mesh accept")
+        assert await table.observe() == ""
+        await table.replace(WITH_PEERS)
+        assert await table.observe() == WITH_PEERS.digest
+        nft("flush ruleset")
+        assert await table.observe() is None
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete element inet plexd peers { 10.100.0.2 }",
+        "flush chain inet plexd mesh",
+        "flush chain inet plexd input",
+        "insert rule inet plexd mesh accept",
+        "add element inet plexd peers { 10.100.0.9 }",
+        "add chain inet plexd other",
+    ],
+)
+def test_every_kind_of_damage_shows(namespace: str, damage: str) -> None:
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        await table.observe()
+        nft(damage)
+        assert await table.observe() == ""
+
+    play(scene)
+
+
+def test_other_tables_are_no_damage_and_untouched_tables_are_not_read_again(namespace: str) -> None:
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        await table.observe()
+        reads = table.reads
+        assert await table.observe() == WITH_PEERS.digest
+        assert table.reads == reads
+        nft(NEIGHBOUR)
+        assert await table.observe() == WITH_PEERS.digest
+        assert table.reads == reads + 1
+
+    play(scene)
+
+
+def test_refused_transaction_changes_nothing(namespace: str) -> None:
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        before = nft("-s", "list", "ruleset")
+        with pytest.raises(PolicyRejected, match="No such file or directory"):
+            await table.replace(refused())
+        assert nft("-s", "list", "ruleset") == before
+        assert await table.observe() == WITH_PEERS.digest
+
+    play(scene)
+
+
+def test_table_of_an_earlier_run_is_not_taken_for_ours(namespace: str) -> None:
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(BASELINE)
+        later = FirewallTable()
+        assert await later.observe() == ""
+        assert await later.remove()
+        assert not await later.remove()
+        assert await later.observe() is None
+        await later.close()
+
+    play(scene)
+
+
+def test_neighbours_are_left_as_they_are(namespace: str) -> None:
+    nft(NEIGHBOUR)
+    before = nft("-s", "list", "table", "ip", "neighbour")
+
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        await table.replace(BASELINE)
+        assert nft("-s", "list", "table", "ip", "neighbour") == before
+        await table.remove()
+        assert nft("-s", "list", "ruleset") == before
+
+    play(scene)
+
+
+def test_host_without_nft_is_told_what_to_install_when_something_is_to_be_put_there(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nftables, "SEARCH_PATH", "/nowhere")
+
+    async def scene(table: FirewallTable) -> None:
+        assert await table.observe() is None
+        with pytest.raises(FirewallUnavailable, match="install the package nftables"):
+            await table.replace(BASELINE)
+        assert not await table.remove()
+
+    play(scene)
+
+
+def test_kernel_without_nftables_has_no_table_and_says_what_to_load(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nftables, "NETLINK_NETFILTER", 99)
+
+    async def scene(table: FirewallTable) -> None:
+        assert await table.observe() is None
+        with pytest.raises(FirewallUnavailable, match="load the module nf_tables"):
+            await table.replace(BASELINE)
+        assert not await table.remove()
+
+    play(scene)
+
+
+# notifications
+
+
+async def is_noticed(table: FirewallTable, command: str) -> bool:
+    """Whether this transaction of nft makes a look due."""
+    noticed, turns = asyncio.Event(), 0
+    watch = asyncio.create_task(table.watch(noticed))
+    try:
+        await noticed.wait()  # the one at the start
+        noticed.clear()
+        await asyncio.to_thread(nft, command)
+        while turns < 50 and not noticed.is_set():  # all was sent before nft ended: it only has to be read
+            turns += 1
+            await asyncio.sleep(0.001)
+        return noticed.is_set()
+    finally:
+        watch.cancel()
+        await asyncio.wait({watch})
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("flush ruleset", True),
+        ("add rule inet plexd mesh accept", True),
+        ("delete element inet plexd peers { 10.100.0.2 }", True),
+        ("delete table inet plexd", True),
+        (NEIGHBOUR, False),
+        ("add table inet plexd2", False),
+        ("add table ip plexd", False),
+    ],
+)
+def test_only_changes_of_our_table_are_told(namespace: str, command: str, expected: bool) -> None:
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        await table.observe()
+        assert await is_noticed(table, command) is expected
+
+    play(scene)
+
+
+def test_flushed_ruleset_wakes_the_door(namespace: str, interface: str) -> None:
+    async def main() -> None:
+        kernel = Kernel(interface, "auto", "wireguard-go")
+        (outcome,) = await kernel.apply([ReplaceFirewall(WITH_PEERS)])
+        assert outcome.error is None
+        watch = asyncio.create_task(kernel.watch_firewall())
+        async with asyncio.timeout(10):
+            await kernel.noticed.wait()
+            assert (await kernel.observe()).firewall == WITH_PEERS.digest
+            kernel.noticed.clear()
+            await asyncio.to_thread(nft, "flush ruleset")
+            await kernel.noticed.wait()
+            assert (await kernel.observe()).firewall is None
+        watch.cancel()
+        await asyncio.wait({watch})
+        await kernel.close()
+
+    asyncio.run(main())
+
+
+def test_tear_down_removes_the_table_also_without_an_interface(namespace: str, interface: str) -> None:
+    async def main() -> None:
+        kernel = Kernel(interface, "auto", "wireguard-go")
+        await kernel.apply([ReplaceFirewall(WITH_PEERS)])
+        assert await kernel.tear_down(None) == ["inet plexd"]
+        assert await kernel.tear_down(None) == []
+        assert nft("list", "ruleset") == ""
+        await kernel.close()
+
+    asyncio.run(main())
