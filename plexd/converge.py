@@ -3,6 +3,9 @@
 A pass looks at everything and repairs what differs; one that notifications woke leaves the peers out, of which none
 tell. An event is applied from two targets, before and after, without a look; should the kernel refuse, the next pass
 repairs. All of it runs under one lock.
+
+The firewall goes first. Where the kernel refuses a new one the old one stays and no peer is added that it was not made
+for; where there is none at all the interface is not up (mesh contract, section 6.7).
 """
 
 from __future__ import annotations
@@ -12,20 +15,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from plexd.errors import KernelError
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
+from plexd.mesh.admission import Admitted, admit
 from plexd.mesh.amend import rebuild
-from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer
+from plexd.mesh.changes import (
+    Change,
+    CreateLink,
+    Outcome,
+    PutPeer,
+    RemoveFirewall,
+    RemovePeer,
+    ReplaceFirewall,
+    SetDown,
+)
 from plexd.mesh.contested import Guard, contest_correction
 from plexd.mesh.desired import Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
+from plexd.mesh.firewall import Hits, Openings, hits, ruleset
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed, Route
-from plexd.mesh.plan import plan, plan_event, plan_network
+from plexd.mesh.plan import plan, plan_event, plan_network, withhold
+from plexd.mesh.policy import Resolved
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
 from plexd.node import Node
 from plexd.store.identity import Identity
@@ -39,7 +54,9 @@ ENDPOINT_TRIAL_SECONDS = 30.0  # what an endpoint gets before another candidate 
 class Kernel(Protocol):
     """The door to the kernel; `linux.kernel.Kernel` is the real one."""
 
-    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+    async def observe(
+        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
+    ) -> Observed:
         """Without `device` what WireGuard knows of it, above all the peers, is left out.
 
         With `endpoints`, the addresses of the peers' endpoints, it says how much goes to them at a time.
@@ -47,6 +64,9 @@ class Kernel(Protocol):
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         """Take each step on its own; what failed says so in its outcome."""
+
+    async def read_firewall(self) -> Any | None:
+        """The table as nft tells it, None when there is none. Raises KernelError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +97,8 @@ class Converger:
     `settings` turns an identity into what this node brings along, None while it has no private key. `resolved` maps
     endpoint names to addresses and is read at every pass; others may write it. `clean` is set while the last try, pass
     or event, succeeded in everything. `since` tells when this process put a peer on the interface, in Unix seconds by
-    peer id.
+    peer id, `policies_applied_at` when it put the policies in force, None before.
+    `openings` are the services let in for a while; what is put there counts from the next `apply_event` or pass on.
     """
 
     def __init__(
@@ -94,6 +115,8 @@ class Converger:
         self.on_unresolved: Callable[[], None] = lambda: None
         self.clean = asyncio.Event()
         self.since: dict[str, float] = {}
+        self.policies_applied_at: float | None = None
+        self.openings = Openings()
         self._kernel = kernel
         self._node = node
         self._settings = settings
@@ -104,6 +127,8 @@ class Converger:
         self._applied_candidates: Mapping[str, Candidates] = {}
         self._guard = Guard()
         self._built: Built | None = None
+        self._admitted: Admitted | None = None
+        self._rejected: str | None = None  # digest of the ruleset that the kernel refused last
         self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
         self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
         self._endpoints_since = 0.0  # those that were there before
@@ -129,17 +154,21 @@ class Converger:
                 return PassResult(changed=0, failed=1, corrections=())
             first = self._applied is None
             known_ids = {peer.public_key: peer.id for peer in self._applied.peers.values()} if self._applied else {}
+            known_firewall = self._applied.firewall.digest if self._applied and self._applied.firewall else None
             interface = target.settings.interface
             now = asyncio.get_running_loop().time()
             guard = self._guard
             try:
                 whole = whole or target is not self._applied or not self.clean.is_set()
-                due = changes = await self._look(target, whole=whole)
+                if target.firewall is None and (self._applied is None or self._applied.firewall is not None):
+                    await self._forget_firewall()
+                observed, changes = await self._look(target, whole=whole)
+                due = changes
                 # what a changed target asks for is news and no repair, whoever fights over what was there before
                 repairs = target is self._applied or target == self._applied
                 if repairs:
                     guard, changes = guard.admit(interface, due, now)
-                outcomes = await self._kernel.apply(changes) if changes else []
+                outcomes = await self._apply(changes, target, observed) if changes else []
             except KernelError as exc:
                 self.clean.clear()
                 self._set_down(str(exc))
@@ -165,29 +194,31 @@ class Converger:
             self._guard = guard
             self._health.set(Condition.REPAIR_CONTESTED, bool(guard.contested), ", ".join(guard.contested[:3]))
         created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
-        corrections = interface_corrections(interface, outcomes, known_ids)
+        corrections = interface_corrections(interface, outcomes, known_ids, known_firewall)
         if created and not failed:
             log.info("interface up", interface=interface, peers=len(target.peers))
         elif first and not failed:
             log.info("interface adopted", interface=interface, peers=len(target.peers))
         if created and first:  # setting the interface up at start repairs nothing
             corrections = ()
+        corrections += self._rejection(outcomes)
         if created and self.up.is_set():
             self.on_created()
         return PassResult(len(outcomes) - failed, failed, corrections + contests, guard.due)
 
-    async def _look(self, target: Target, *, whole: bool) -> tuple[Change, ...]:
-        """What there is to do. Raises KernelError."""
+    async def _look(self, target: Target, *, whole: bool) -> tuple[Observed, tuple[Change, ...]]:
+        """What there is, and what there is to do. Raises KernelError."""
         endpoints = None if target.settings.mtu else target.endpoints()
+        judged = target.firewall is not None
         if not whole:
-            observed = await self._kernel.observe(endpoints, device=False)
+            observed = await self._kernel.observe(endpoints, device=False, firewall=judged)
             changes = plan_network(target, observed)
             if changes is not None:
                 self._note_ipv6(target, observed)
-                return changes
-        observed = await self._kernel.observe(endpoints)
+                return observed, changes
+        observed = await self._kernel.observe(endpoints, firewall=judged)
         self._note_ipv6(target, observed)
-        return plan(target, observed, self._now(), self._moved())
+        return observed, plan(target, observed, self._now(), self._moved())
 
     def _note_ipv6(self, target: Target, observed: Observed) -> None:
         """One line for all prefixes that get no route for want of IPv6, and again only after there was some."""
@@ -196,6 +227,40 @@ class Converger:
         if is_missed and not self._missed_ipv6:
             log.warning("left out of the mesh", what="no_ipv6", detail="this host has no IPv6: none of it is routed")
         self._missed_ipv6 = is_missed
+
+    async def _apply(self, changes: Sequence[Change], target: Target, observed: Observed | None) -> list[Outcome]:
+        """Take the steps; what goes with a firewall only as far as that one is in force. Raises KernelError.
+
+        `observed` is the look they come from, None where the target last applied stands for it.
+        """
+        if not isinstance(changes[0], ReplaceFirewall):
+            return await self._kernel.apply(changes)
+        outcomes = await self._kernel.apply(changes[:1])
+        rest: Sequence[Change] = changes[1:]
+        if outcomes[0].error is not None:
+            if observed is not None and observed.firewall is None:
+                assert target.settings.policy is not None  # noqa: S101 - there is a firewall to replace
+                outcomes += await self._kernel.apply([ReplaceFirewall(ruleset(target.settings.policy))])
+                if outcomes[-1].error is not None:
+                    down = [SetDown()] if observed.link is not None and observed.link.up else []
+                    return outcomes + (await self._kernel.apply(down) if down else [])
+            rest = withhold(rest, self._applied.peers if self._applied is not None else ())
+        return outcomes + (await self._kernel.apply(rest) if rest else [])
+
+    async def _forget_firewall(self) -> None:
+        """No policy is enforced (any more): a table that an earlier run left would go on doing so."""
+        (outcome,) = await self._kernel.apply([RemoveFirewall()])
+        if outcome.error is not None:
+            log.warning("firewall of an earlier run not removed", error=outcome.error)
+
+    def _rejection(self, outcomes: Sequence[Outcome]) -> tuple[Correction, ...]:
+        """A refused firewall is reported once, until another one is wanted."""
+        for outcome in outcomes:
+            if isinstance(outcome.change, ReplaceFirewall):
+                before, self._rejected = self._rejected, outcome.change.ruleset.digest if outcome.error else None
+                if outcome.error is not None and self._rejected != before:
+                    return (Correction("policy_rejected", outcome.error),)
+        return ()
 
     async def apply_event(self) -> bool:
         """Bring what was folded in since the last look into the kernel; whether that succeeded.
@@ -208,7 +273,7 @@ class Converger:
                 return False  # the first pass has not been through yet and will bring everything
             changes = plan_event(self._applied, target, ipv6=self._ipv6)
             try:
-                outcomes = await self._kernel.apply(changes) if changes else []
+                outcomes = await self._apply(changes, target, None) if changes else []
             except KernelError as exc:
                 self.clean.clear()
                 log.error("event not applied", error=str(exc))
@@ -223,7 +288,7 @@ class Converger:
             if self._applied is None or target is None or not peers_with_a_choice(self._node.desired):
                 return
             try:
-                device = (await self._kernel.observe()).device
+                device = (await self._kernel.observe(firewall=False)).device
                 if device is None:
                     return
                 moves = next_endpoints(
@@ -248,18 +313,38 @@ class Converger:
         """
         try:
             async with asyncio.timeout(STATUS_SECONDS):
-                observed = await self._kernel.observe()
+                observed = await self._kernel.observe(firewall=False)
         except (KernelError, TimeoutError) as exc:
             log.debug("interface not looked at", error=str(exc))
             observed = None
+        admitted = self._look_ahead()
+        return admitted.target if admitted is not None else None, observed
+
+    async def look_at_policies(self) -> tuple[Resolved, Mapping[tuple[str, int], Hits] | None]:
+        """What the policies mean here, and what each rule (policy id, number) has met; None while that is not known."""
+        admitted = self._look_ahead()
+        if admitted is None:
+            return Resolved(), None
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                table = await self._kernel.read_firewall()
+        except (KernelError, TimeoutError) as exc:
+            log.debug("firewall not looked at", error=str(exc))
+            table = None
+        return admitted.resolved, hits(table, admitted.resolved.rules) if table is not None else None
+
+    def _look_ahead(self) -> Admitted | None:
+        """What the next pass will want; nothing is remembered of it."""
         sources = self._sources()
-        return rebuild(self._built, sources).target if sources is not None else None, observed
+        if sources is None:
+            return None
+        return admit(self._admitted, rebuild(self._built, sources).target, sources.desired, self.openings)
 
     async def status(self) -> MeshStatus | None:
         """A fresh look for the heartbeat; None while there is no interface, or it does not answer within a second."""
         try:
             async with asyncio.timeout(STATUS_SECONDS):
-                observed = await self._kernel.observe()
+                observed = await self._kernel.observe(firewall=False)
         except (KernelError, TimeoutError):
             return None
         if observed.link is None or observed.device is None:
@@ -272,7 +357,7 @@ class Converger:
 
     def is_wanted(self, route: Route) -> bool:
         """Whether it belongs to the mesh, by what was last made of the snapshot."""
-        return self._built is not None and route in self._built.target.routes
+        return self._admitted is not None and route in self._admitted.target.routes
 
     def _target(self) -> Target | None:
         """None while the node has no private key."""
@@ -285,7 +370,8 @@ class Converger:
             self._warn(built.target.warnings)
             if built.target.unresolved:
                 self.on_unresolved()
-        return built.target
+        self._admitted = admit(self._admitted, built.target, sources.desired, self.openings)
+        return self._admitted.target
 
     def _sources(self) -> Sources | None:
         settings = self._settings(self._node.identity)
@@ -355,6 +441,9 @@ class Converger:
     def _tell(self, outcomes: Sequence[Outcome], target: Target) -> None:
         peers = [outcome.change for outcome in outcomes if outcome.error is None]
         self._remember_when(peers, target)
+        if target.firewall is not None and ReplaceFirewall(target.firewall) in peers:
+            self.policies_applied_at = self._now()
+            log.info("policies applied", policies=len(self._node.desired.policies), rules=target.firewall.rules)
         if any(isinstance(change, PutPeer | RemovePeer) for change in peers):
             log.info(
                 "peers changed",
@@ -386,7 +475,10 @@ class Converger:
 def _why_down(
     interface: str, due: Sequence[Change], changes: Sequence[Change], outcomes: Sequence[Outcome]
 ) -> str | None:
-    """Why there is no interface after a pass, None when there is one."""
+    """Why there is no interface after a pass, or none that may carry anything; None when there is one."""
+    firewalls = [outcome.error for outcome in outcomes if isinstance(outcome.change, ReplaceFirewall)]
+    if len(firewalls) > 1 and firewalls[-1] is not None:  # neither the one that was wanted nor the baseline
+        return firewalls[-1]
     for outcome in outcomes:
         if isinstance(outcome.change, CreateLink):
             return outcome.error

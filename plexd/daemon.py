@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,8 +34,10 @@ from plexd.linux.lookup import look_up, use_own_threads
 from plexd.linux.stun import StunClient
 from plexd.log import get_logger
 from plexd.masking import register_secret
+from plexd.mesh import firewall
 from plexd.mesh.nat import Finding
 from plexd.mesh.observed import Backend
+from plexd.mesh.policy import Action
 from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.overview import Membership, Overview, Phase
@@ -310,6 +312,7 @@ class _Daemon:
                 keepalive=mesh.persistent_keepalive,
                 backend=None if mesh.backend == "auto" else Backend(mesh.backend),
                 control_plane=resolve.control_plane,
+                policy=_firewall_settings(self._config, identity),
             )
 
         def finding() -> Finding | None:
@@ -382,7 +385,8 @@ class _Daemon:
             rotation,
             refusals,
             Capabilities(uplink, node),
-            _Watch(kernel, converger),
+            _Watch("watch network", partial(kernel.watch, converger.is_wanted)),
+            _Watch("watch firewall", kernel.watch_firewall),
             Repair(kernel, converger, converger.up, drift.cycle_ended),
             Clocks(reconcile.request),
             *self._front.join(node, uplink, listener.on_reconnected, reconcile.request),
@@ -391,7 +395,7 @@ class _Daemon:
         ]
         converger.on_created = partial(look_again, "interface created")
         listener.on_reconnected.append(partial(look_again, "stream connected again"))
-        for name in ("mesh.mtu", "mesh.persistent_keepalive"):
+        for name in ("mesh.mtu", "mesh.persistent_keepalive", "policy"):
             self._live[name] = partial(reconcile.request_pass, "configuration reloaded")
         self._live["nat_traversal"] = traversal.exchange
 
@@ -502,17 +506,29 @@ class _Daemon:
             await _cancel(self._vital)
 
 
+def _firewall_settings(config: Config, identity: Identity) -> firewall.Settings | None:
+    policy = config.policy
+    if not policy.enabled:
+        return None
+    return firewall.Settings(
+        mesh_ip=identity.mesh_ip,
+        interfaces=(config.mesh.interface,),
+        default=Action(policy.default),
+        allow_ping=policy.allow_ping,
+        guard_mesh_ip=policy.guard_mesh_ip,
+        log_denied=policy.log_denied,
+    )
+
+
 class _Watch:
     """Has the kernel tell of changes for as long as the daemon runs."""
 
-    name = "watch"
-
-    def __init__(self, kernel: Kernel, converger: Converger) -> None:
-        self._kernel = kernel
-        self._converger = converger
+    def __init__(self, name: str, watch: Callable[[], Awaitable[None]]) -> None:
+        self.name = name
+        self._watch = watch
 
     async def run(self) -> None:
-        await self._kernel.watch(self._converger.is_wanted)
+        await self._watch()
 
 
 async def _give_up(control: ControlPlane) -> None:

@@ -52,8 +52,8 @@ MEANINGS = {
     ),
     Condition.MESH_DOWN: Meaning(
         "error",
-        "there is no mesh interface, or none that can have the mesh address",
-        "see the log for why it cannot be made",
+        "there is no mesh interface, none that can have the mesh address, or no firewall for it",
+        "the detail says what is in the way; it is tried again",
     ),
     Condition.SUBSYSTEM_STOPPED: Meaning(
         "error",

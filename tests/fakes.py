@@ -3,7 +3,8 @@
 It keeps the habits that plans must cope with: an allowed IP given to a second peer silently leaves the first, a link
 takes everything on it along, taking it down drops its routes, a route wants its source address in place, IPv6 wants
 an MTU of 1280 and to be switched on, an update of an unknown peer and a peer with the device's own key are silently
-ignored. Changes can be refused, and things can be damaged by hand. `str(kernel)` reads like what `ip` and `wg` print.
+ignored. Of the firewall it knows which ruleset is in force. Changes can be refused, and things can be damaged by hand.
+`str(kernel)` reads like what `ip` and `wg` print.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from plexd.errors import KernelError
 from plexd.mesh.address import Endpoint, Prefix, format_ip
@@ -23,10 +25,13 @@ from plexd.mesh.changes import (
     Outcome,
     PutPeer,
     RemoveAddress,
+    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    ReplaceFirewall,
     SetAlias,
     SetDevice,
+    SetDown,
     SetMtu,
     SetUp,
 )
@@ -68,16 +73,28 @@ class FakeKernel:
         self.peers: dict[bytes, DevicePeer] = {}
         self.addresses: set[Prefix] = set()
         self.routes: dict[tuple[Prefix, int], Route] = {}
+        self.firewall: str | None = None
+        self.hits: Any | None = None
 
     # the door
 
-    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+    async def observe(
+        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
+    ) -> Observed:
         self.looks += 1
         self.device_looks += device
         if self.failure is not None:
             raise self.failure
         mtu = self._underlay_mtu(endpoints) if endpoints is not None else None
-        return replace(self.state, underlay_mtu=mtu, device=self.state.device if device else None)
+        return replace(
+            self.state,
+            underlay_mtu=mtu,
+            device=self.state.device if device else None,
+            firewall=self.firewall if firewall else None,
+        )
+
+    async def read_firewall(self) -> Any | None:
+        return self.hits
 
     def _underlay_mtu(self, endpoints: Collection[bytes]) -> int | None:
         mtus = [self.ways.get(endpoint, self.underlay_mtu) for endpoint in endpoints]
@@ -108,10 +125,14 @@ class FakeKernel:
         return outcomes
 
     async def tear_down(self, own_public: PublicKey | None) -> list[str]:
-        if self.link is None or not self._is_ours(own_public):
-            return []
-        self._forget_link()
-        return [self._interface]
+        removed = []
+        if self.link is not None and self._is_ours(own_public):
+            self._forget_link()
+            removed.append(self._interface)
+        if self.firewall is not None:
+            self.firewall = None
+            removed.append("inet plexd")
+        return removed
 
     async def close(self) -> None:
         pass
@@ -121,13 +142,29 @@ class FakeKernel:
         """What a look would show."""
         device = Device(self.private_key, self.listen_port, self.fwmark, dict(self.peers)) if self.answers else None
         return Observed(
-            self.link, device, frozenset(self.addresses), frozenset(self.routes.values()), self.underlay_mtu, self.ipv6
+            self.link,
+            device,
+            frozenset(self.addresses),
+            frozenset(self.routes.values()),
+            self.underlay_mtu,
+            self.ipv6,
+            self.firewall,
         )
 
     # damage by hand
 
     def delete_link(self) -> None:
         self._forget_link()
+        self.noticed.set()
+
+    def flush_ruleset(self) -> None:
+        """`nft flush ruleset`."""
+        self.firewall = None
+        self.noticed.set()
+
+    def touch_firewall(self) -> None:
+        """Somebody changes the table, or left one of its name."""
+        self.firewall = ""
         self.noticed.set()
 
     def kill_program(self) -> None:
@@ -220,6 +257,13 @@ class FakeKernel:
 
     def _take(self, change: Change) -> str | None:
         """Carry a change out; the error, None when it was done."""
+        if isinstance(change, ReplaceFirewall):
+            if not change.ruleset.fault:
+                self.firewall = change.ruleset.digest
+            return change.ruleset.fault or None
+        if isinstance(change, RemoveFirewall):
+            self.firewall = None
+            return None
         if isinstance(change, CreateLink):
             return self._create(change)
         if isinstance(change, DeleteLink):
@@ -234,6 +278,8 @@ class FakeKernel:
                 self.link = self.link._replace(mtu=mtu)
             case SetUp():
                 self.link = self.link._replace(up=True)
+            case SetDown():
+                self.set_link(up=False)
             case AddAddress(address):
                 if self._is_ipv6(address) and not self.ipv6:
                     return "permission denied: IPv6 is switched off"

@@ -512,28 +512,6 @@ def test_mistaken_api_is_not_called_missing_as_well(write: Write) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "environ", "origin"),
-    [
-        ("api: https://x", {}, "default"),
-        ("api: https://x\npolicy: {enabled: true}", {}, "FILE:2"),
-        ("api: https://x\npolicy: {enabled: false}", {"PLEXD__POLICY__ENABLED": "1"}, "PLEXD__POLICY__ENABLED"),
-    ],
-)
-def test_policy_that_would_not_be_enforced_is_a_mistake(
-    write: Write, text: str, environ: dict[str, str], origin: str
-) -> None:
-    path = write(text)
-    for command in ("up", "config check"):
-        (problem,) = problems(path, environ, command)
-        assert problem.startswith(
-            f"{origin}: policy.enabled: is true, but this version does not enforce network policy"
-        )
-        assert "`policy.enabled: false`" in problem
-    for command in ("join", "down", "deregister", ""):
-        load_file(path, environ, command)
-
-
 def test_host_name_is_the_configured_one_or_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert effective_hostname(Config(hostname="edge-7")) == "edge-7"
     assert effective_hostname(Config()) == socket.gethostname()

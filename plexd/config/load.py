@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from plexd.config.keys import KEYS
-from plexd.config.layers import GENERIC, VARIABLES, Given, Layers, named_file
+from plexd.config.layers import GENERIC, VARIABLES, Layers, named_file
 from plexd.config.models import Config
 from plexd.errors import ConfigError
 
 NEED_API = frozenset({"up", "join"})
-NEED_POLICY_OFF = frozenset({"up", "config check"})
 DEFAULT = "default"
 
 
@@ -92,13 +91,6 @@ class _Candidate(Layers):
         if command in NEED_API and "api" not in self.given and "api" not in mistaken:
             text = f"is not set; give --api URL, set PLEXD_API, or write `api: https://...` into {self.file}"
             self.complain("", "api", text)
-        enabled = self.given.get("policy.enabled", Given(True, DEFAULT))
-        if command in NEED_POLICY_OFF and enabled.value is True and "policy.enabled" not in mistaken:
-            text = (
-                "is true, but this version does not enforce network policy yet; set `policy.enabled: false` to run"
-                " without it, every peer then reaches this node"
-            )
-            self.complain(enabled.origin, "policy.enabled", text)
 
     def warn(self, config: Config, environ: Mapping[str, str]) -> None:
         known = {*VARIABLES, "PLEXD_CONFIG", "PLEXD_BOOTSTRAP_TOKEN", config.token.env}

@@ -267,6 +267,10 @@ class Mesh(Subject):
 
 class Policy(Subject):
     enabled: bool = True
+    default: Literal["deny", "allow"] = "deny"
+    log_denied: bool = True
+    allow_ping: bool = True
+    guard_mesh_ip: bool = True
 
 
 def _server(value: str) -> str:

@@ -13,10 +13,11 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
 from plexd.linux import notifications
+from plexd.linux.firewall import FirewallTable
 from plexd.linux.network import Network, host_addresses, local_addresses
 from plexd.linux.wireguard import WireGuardDevice
 from plexd.linux.wireguard.kernel import KernelDevice
@@ -32,19 +33,24 @@ from plexd.mesh.changes import (
     PeerChange,
     PutPeer,
     RemoveAddress,
+    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    ReplaceFirewall,
     SetAlias,
     SetDevice,
+    SetDown,
     SetMtu,
     SetUp,
 )
+from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.keys import PublicKey
 from plexd.mesh.observed import MESH_ALIAS, Backend, Observed, Route
 
 # a peer refused for one of these is no better off alone
 HOPELESS = {errno.ENODEV, errno.EPERM, errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
 REMOVED_AT_ONCE = 1000  # peers, at tear-down
+WITHOUT_NFTABLES_SECONDS = 60.0  # between looks for it where the kernel has none
 INSTALL = "install wireguard-go and provide /dev/net/tun, or run a kernel with WireGuard (Debian: linux-image-amd64)"
 
 
@@ -60,6 +66,7 @@ class Kernel:
         self.readdressed = asyncio.Event()
         self._allowed = tuple(Backend) if backend == "auto" else (Backend(backend),)
         self._network = Network()
+        self._firewall = FirewallTable()
         self._program = Program(interface, userspace_program, self.damaged)
         self._devices: dict[Backend, WireGuardDevice] = {
             Backend.KERNEL: KernelDevice(interface),
@@ -70,8 +77,8 @@ class Kernel:
 
     @property
     def netlink_writes(self) -> int:
-        """How many messages, on netlink or UAPI, were sent to change something."""
-        return self._network.writes + sum(device.writes for device in self._devices.values())
+        """How many messages, on netlink or UAPI or through nft, were sent to change something."""
+        return self._network.writes + self._firewall.writes + sum(device.writes for device in self._devices.values())
 
     async def watch(self, is_wanted: Callable[[Route], bool]) -> None:
         """Set `noticed` at changes, until cancelled. Raises KernelError.
@@ -81,10 +88,23 @@ class Kernel:
         with self._door("listen for changes of the network"):
             await notifications.watch(self.interface, self._network, is_wanted, self.noticed, self.readdressed)
 
-    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+    async def watch_firewall(self) -> None:
+        """Set `noticed` when our table may have been changed, until cancelled. Raises KernelError."""
+        while True:
+            with self._door("listen for changes of the firewall"):
+                try:
+                    await self._firewall.watch(self.noticed)
+                except OSError as exc:
+                    if exc.errno not in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}:
+                        raise
+                    await asyncio.sleep(WITHOUT_NFTABLES_SECONDS)  # the module may still be loaded
+
+    async def observe(
+        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
+    ) -> Observed:
         """Without `device` nobody is asked about keys and peers, without `endpoints` not about the underlay's MTU.
 
-        `endpoints` are the peers' packed addresses. Raises KernelError.
+        `endpoints` are the peers' packed addresses. Without `firewall` the table is not looked at. Raises KernelError.
         """
         with self._door("look at the interface"):
             seen = await self._network.observe(
@@ -95,7 +115,12 @@ class Kernel:
         if dump is not None and endpoints is not None:
             held = {peer.endpoint.packed for peer in dump.peers.values() if peer.endpoint is not None}
             self._roamed = frozenset(held.difference(endpoints))
-        return Observed(seen.link, dump, seen.addresses, seen.routes, seen.underlay_mtu, seen.ipv6)
+        table = await self._firewall.observe() if firewall else None
+        return Observed(seen.link, dump, seen.addresses, seen.routes, seen.underlay_mtu, seen.ipv6, table)
+
+    async def read_firewall(self) -> Any | None:
+        """The table as nft tells it, None when there is none. Raises KernelError."""
+        return await self._firewall.read()
 
     async def local_addresses(self) -> frozenset[bytes]:
         """Those of every interface of this host. Raises KernelError."""
@@ -147,33 +172,40 @@ class Kernel:
                 self.noticed.set()
 
     async def tear_down(self, own_public: PublicKey | None) -> list[str]:
-        """Remove peers, link, and the process of a userspace WireGuard; the names of what was removed.
+        """Remove peers, link, the process of a userspace WireGuard, and the table; the names of what was removed.
 
         Touches only a link that is ours by its alias, or holds the private key of `own_public`. Absent is done.
         Every step is tried; KernelError then tells what failed.
         """
-        observed = await self.observe()
+        observed = await self.observe(firewall=False)
         link, device = observed.link, observed.device
-        if link is None or link.backend is None:
-            return []
-        key = device.private_key if device is not None else None
-        if link.alias != MESH_ALIAS and (own_public is None or key is None or key.public() != own_public):
-            return []
         failures: list[str] = []
-        with self._collect(failures, "remove the peers"):
-            await self._empty(link.backend, tuple(device.peers) if device is not None else ())
-        with self._collect(failures, f"delete link {self.interface}"):
-            await self._delete_link()
+        removed: list[str] = []
+        key = device.private_key if device is not None else None
+        is_ours = link is not None and (
+            link.alias == MESH_ALIAS or (own_public is not None and key is not None and key.public() == own_public)
+        )
+        if link is not None and link.backend is not None and is_ours:
+            with self._collect(failures, "remove the peers"):
+                await self._empty(link.backend, tuple(device.peers) if device is not None else ())
+            with self._collect(failures, f"delete link {self.interface}"):
+                await self._delete_link()
+                removed.append(self.interface)
+            if failures:
+                with self._collect(failures, "remove the routes"):
+                    leftover = [RemoveRoute(route) for route in observed.routes]
+                    await self._network.change_routes(self.interface, leftover)
+        with self._collect(failures, f"delete table {FAMILY} {TABLE}"):
+            if await self._firewall.remove():
+                removed.append(f"{FAMILY} {TABLE}")
         if failures:
-            with self._collect(failures, "remove the routes"):
-                leftover = [RemoveRoute(route) for route in observed.routes]
-                await self._network.change_routes(self.interface, leftover)
             raise KernelError("; ".join(failures))
-        return [self.interface]
+        return removed
 
     async def close(self) -> None:
         """Let go. What runs in the kernel, or in a program in its place, goes on."""
         self._program.close()
+        await self._firewall.close()
 
     async def _attempt(self, change: Change) -> Outcome:
         try:
@@ -186,6 +218,10 @@ class Kernel:
     async def _apply(self, change: Change) -> None:
         network, name = self._network, self.interface
         match change:
+            case ReplaceFirewall(ruleset):
+                await self._firewall.replace(ruleset)
+            case RemoveFirewall():
+                await self._firewall.remove()
             case CreateLink():
                 await self._create_link(change)
             case DeleteLink():
@@ -202,6 +238,8 @@ class Kernel:
                 await network.set_mtu(name, mtu)
             case SetUp():
                 await network.set_up(name)
+            case SetDown():
+                await network.set_down(name)
             case RemovePeer() | PutPeer() | AddRoute() | RemoveRoute():
                 raise AssertionError("applied in runs")
 
@@ -346,6 +384,10 @@ def _failed(change: Change, cause: KernelError) -> Outcome:
 def _describe(change: Change) -> str:
     """What was being done, as it follows "could not"."""
     match change:
+        case ReplaceFirewall():
+            return f"replace table {FAMILY} {TABLE}"
+        case RemoveFirewall():
+            return f"delete table {FAMILY} {TABLE}"
         case CreateLink():
             return "create a WireGuard interface"
         case DeleteLink():
@@ -362,6 +404,8 @@ def _describe(change: Change) -> str:
             return f"set MTU {mtu}"
         case SetUp():
             return "bring the interface up"
+        case SetDown():
+            return "take the interface down"
         case RemovePeer(peer_id, public_key):
             return f"remove peer {peer_id or public_key.short}"
         case PutPeer(peer_id):

@@ -109,6 +109,9 @@ class Network:
     async def set_up(self, name: str) -> None:
         await self._set("set", index=_index(name), state="up")
 
+    async def set_down(self, name: str) -> None:
+        await self._set("set", index=_index(name), state="down")
+
     async def _set(self, command: str, **what: Any) -> None:
         self.writes += 1
         async with _pyroute() as ipr:

@@ -7,8 +7,21 @@ from typing import NamedTuple
 
 from plexd.errors import KernelError
 from plexd.mesh.address import Endpoint, Prefix
+from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import Route
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceFirewall:
+    """Put the table `inet plexd` in the place of the one that is there, in one transaction."""
+
+    ruleset: Ruleset
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFirewall:
+    """Delete the table; deleting what is gone succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,11 @@ class SetUp:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class SetDown:
+    """Take the interface down: without its firewall it must not carry anything."""
+
+
 class RemovePeer(NamedTuple):
     """`peer_id` is None for a peer that nobody asked for."""
 
@@ -99,8 +117,8 @@ class RemoveRoute:
 
 PeerChange = RemovePeer | PutPeer
 Change = (
-    CreateLink | DeleteLink | SetAlias | SetDevice | AddAddress | RemoveAddress | SetMtu | SetUp | RemovePeer
-    | PutPeer | AddRoute | RemoveRoute
+    ReplaceFirewall | RemoveFirewall | CreateLink | DeleteLink | SetAlias | SetDevice | AddAddress | RemoveAddress
+    | SetMtu | SetUp | SetDown | RemovePeer | PutPeer | AddRoute | RemoveRoute
 )  # fmt: skip
 
 

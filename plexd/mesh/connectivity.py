@@ -120,14 +120,17 @@ class _Survey:
         sight = self._sight
         target = sight.target
         wanted = target.peers.get(peer.id) if target is not None else None
+        if target is not None and wanted is None:
+            text = "no policy lets it and this node talk to each other"
+            return Obstacle("no_policy", text, "allow it at the control plane; `plexd policies` shows what is allowed")
         if target is None or wanted is None or held is None:
             text = f"it is not on the interface {sight.interface} yet"
             return Obstacle("not_applied", text, f"wait for the next pass; {STATUS}")
         # a peer without a usable mesh address is reached through what lies behind it
         own = mesh_host if (mesh_host := Prefix.host(peer.mesh_ip)) in peer.allowed_ips else peer.allowed_ips[0]
         if own not in wanted.allowed_ips:
-            owner = next(other.id for other in target.peers.values() if own in other.allowed_ips)
-            text = f"peer {owner} claims {own} too and comes first"
+            owner = next((f"peer {p.id}" for p in target.peers.values() if own in p.allowed_ips), "another peer")
+            text = f"{owner} claims {own} too and comes first"
             return Obstacle("prefix_lost", text, "give each peer addresses of its own at the control plane")
         if own not in held.allowed_ips:
             text = f"{own} is missing from its allowed IPs on {sight.interface}"

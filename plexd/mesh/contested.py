@@ -19,14 +19,18 @@ from plexd.mesh.changes import (
     DeleteLink,
     PutPeer,
     RemoveAddress,
+    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    ReplaceFirewall,
     SetAlias,
     SetDevice,
+    SetDown,
     SetMtu,
     SetUp,
 )
 from plexd.mesh.drift import Correction
+from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.observed import Route
 
 REPAIRS_A_MINUTE = 10  # that are nothing special
@@ -134,6 +138,8 @@ def contest_correction(before: Guard, after: Guard) -> tuple[Correction, ...]:
 def _object(interface: str, change: Change) -> str:
     """What the change repairs, by kind and name."""
     match change:
+        case ReplaceFirewall() | RemoveFirewall():
+            return f"table {FAMILY} {TABLE}"
         case CreateLink() | DeleteLink():
             return f"link {interface}"
         case SetAlias():
@@ -142,7 +148,7 @@ def _object(interface: str, change: Change) -> str:
             return f"{' and '.join(change.fields)} of {interface}"
         case SetMtu():
             return f"mtu of {interface}"
-        case SetUp():
+        case SetUp() | SetDown():
             return f"up state of {interface}"
         case AddAddress(address) | RemoveAddress(address):
             return f"address {address}"
@@ -155,6 +161,8 @@ def _object(interface: str, change: Change) -> str:
 def _leans_on(change: Change, other: Change) -> bool:
     """Whether `change` follows from what made `other` necessary, and cannot be without it."""
     match other:
+        case ReplaceFirewall():  # nothing may pass that it has not judged
+            return isinstance(change, CreateLink | SetUp) or (isinstance(change, PutPeer) and change.is_new)
         case CreateLink() | DeleteLink():
             return not isinstance(change, CreateLink | DeleteLink)
         case SetUp():

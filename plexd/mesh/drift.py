@@ -16,15 +16,20 @@ from plexd.mesh.changes import (
     Outcome,
     PutPeer,
     RemoveAddress,
+    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    ReplaceFirewall,
     SetAlias,
     SetDevice,
+    SetDown,
     SetMtu,
     SetUp,
 )
 from plexd.mesh.desired import Desired, Rejection
+from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.keys import PublicKey
+from plexd.mesh.policy import faults
 
 
 class Correction(NamedTuple):
@@ -33,17 +38,23 @@ class Correction(NamedTuple):
 
 
 def interface_corrections(
-    interface: str, outcomes: Iterable[Outcome], known_ids: Mapping[PublicKey, str]
+    interface: str, outcomes: Iterable[Outcome], known_ids: Mapping[PublicKey, str], known_firewall: str | None = None
 ) -> tuple[Correction, ...]:
     """What the pass repaired. A link made anew is one correction that counts its peers and routes.
 
     `known_ids` names peers by public key as they were wanted until now, so that a withdrawn one is not a stranger.
+    `known_firewall` is the digest of the ruleset wanted until now: another one is a change of policies, no repair.
     """
     done = [outcome.change for outcome in outcomes if outcome.error is None]
+    firewall = tuple(
+        Correction("firewall_repaired", f"{FAMILY} {TABLE}")
+        for change in done
+        if isinstance(change, ReplaceFirewall) and change.ruleset.digest == known_firewall
+    )
     if any(isinstance(change, CreateLink) for change in done):
         peers = sum(isinstance(change, PutPeer) for change in done)
         routes = sum(isinstance(change, AddRoute) for change in done)
-        return (Correction("interface_repaired", f"{interface}: link, {peers} peers, {routes} routes"),)
+        return (*firewall, Correction("interface_repaired", f"{interface}: link, {peers} peers, {routes} routes"))
     repaired: dict[str, None] = {}
     corrections: list[Correction] = []
     for change in done:
@@ -72,11 +83,11 @@ def interface_corrections(
                 corrections.append(Correction("route_added", str(route.prefix)))
             case RemoveRoute(route):
                 corrections.append(Correction("route_removed", str(route.prefix)))
-            case CreateLink():
-                pass  # reported above
+            case CreateLink() | ReplaceFirewall() | RemoveFirewall() | SetDown():
+                pass  # reported above, or no repair
     if repaired:
         corrections.insert(0, Correction("interface_repaired", f"{interface}: {', '.join(repaired)}"))
-    return tuple(corrections)
+    return (*firewall, *corrections)
 
 
 def snapshot_corrections(before: Desired, after: Desired) -> tuple[Correction, ...]:
@@ -97,6 +108,11 @@ def _snapshot_corrections(before: Desired, after: Desired) -> Iterator[Correctio
             yield Correction("policy_added", f"policy {policy_id}")
         elif old_policies[policy_id] != policy:
             yield Correction("policy_updated", f"policy {policy_id}")
+    if before.policies != after.policies:
+        known_faults = set(faults(before.policies))
+        for fault in faults(after.policies):
+            if fault not in known_faults:
+                yield Correction("policy_rule_invalid", str(fault))
     if before.metadata != after.metadata:
         yield Correction("metadata_updated", f"metadata updated: {_differing(before.metadata, after.metadata)} entries")
     if before.data != after.data:

@@ -73,6 +73,8 @@ class Observed:
     `device` is None when there is no link, or nobody answers for it (a userspace process that died).
     `underlay_mtu` is the smallest MTU of the routes to the peers' endpoints, or that of the default route when there is
     none; None without either, or when nobody asked. `ipv6`: whether the interface has, or would have, IPv6 at all.
+    `firewall` is the digest of the ruleset that is in force untouched, "" when there is a table of that name which is
+    not known, None when there is none.
     """
 
     link: Link | None = None
@@ -81,3 +83,4 @@ class Observed:
     routes: frozenset[Route] = frozenset()
     underlay_mtu: int | None = None
     ipv6: bool = True
+    firewall: str | None = None

@@ -7,7 +7,7 @@ among a thousand peers costs the messages of one peer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from plexd.errors import ForeignLink, KernelError
 from plexd.mesh.address import Prefix, format_ip
@@ -22,6 +22,7 @@ from plexd.mesh.changes import (
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
+    ReplaceFirewall,
     SetAlias,
     SetDevice,
     SetMtu,
@@ -57,14 +58,14 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
         link = None
     if link is None:
         changes.extend(_build(target, observed))
-        return tuple(changes)
+        return (*_plan_firewall(target, observed), *changes)
     device = observed.device
     assert device is not None  # noqa: S101 - _unusable() is about exactly this
     changes.extend(_plan_device(link, device, target.settings))
     changes.extend(_plan_link(link, observed, target.settings))
     changes.extend(_plan_peers(target, device, now, moved))
     changes.extend(_plan_routes(_possible_routes(target, observed), observed.routes))
-    return tuple(changes)
+    return (*_plan_firewall(target, observed), *changes)
 
 
 def plan_network(target: Target, observed: Observed) -> tuple[Change, ...] | None:
@@ -78,7 +79,19 @@ def plan_network(target: Target, observed: Observed) -> tuple[Change, ...] | Non
     if target.settings.backend not in {None, link.backend} or not _is_addressable(target.settings, observed):
         return None
     routes = _plan_routes(_possible_routes(target, observed), observed.routes)
-    return (*_plan_link(link, observed, target.settings), *routes)
+    return (*_plan_firewall(target, observed), *_plan_link(link, observed, target.settings), *routes)
+
+
+def withhold(changes: Iterable[Change], admitted: Container[str]) -> tuple[Change, ...]:
+    """The steps that may be taken although the firewall they go with was refused and another one is in force.
+
+    No peer is added but those `admitted` under that one (mesh contract, section 6.7).
+    """
+    return tuple(
+        change
+        for change in changes
+        if not (isinstance(change, PutPeer) and change.is_new and change.peer_id not in admitted)
+    )
 
 
 def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Change, ...]:
@@ -115,7 +128,10 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
     if after.routes is not before.routes:
         new, old = after.routes - before.routes, before.routes - after.routes
         routes = _plan_routes(new if ipv6 else _without_ipv6(new), old if ipv6 else _without_ipv6(old))
-    return (*device, *removed, *put, *routes)
+    firewall: tuple[Change, ...] = ()
+    if after.firewall is not None and after.firewall != before.firewall:
+        firewall = (ReplaceFirewall(after.firewall),)
+    return (*firewall, *device, *removed, *put, *routes)
 
 
 def _is_addressable(settings: Settings, observed: Observed) -> bool:
@@ -154,6 +170,12 @@ def _unusable(link: Link, device: Device | None, settings: Settings) -> str | No
     if device is None:
         return "no program answers for it"
     return None
+
+
+def _plan_firewall(target: Target, observed: Observed) -> Iterator[Change]:
+    """First of all, so that nothing ever passes that it has not judged."""
+    if target.firewall is not None and observed.firewall != target.firewall.digest:
+        yield ReplaceFirewall(target.firewall)
 
 
 def _build(target: Target, observed: Observed) -> Iterator[Change]:

@@ -129,6 +129,31 @@ def resolve(policies: Iterable[Policy], local: Local, peers: Mapping[str, Peer])
     return Resolved(tuple(rules), tuple(faults), tuple(idle))
 
 
+def faults(policies: Iterable[Policy]) -> tuple[Remark, ...]:
+    """The rules that are skipped or widened, whichever node looks at them."""
+    return tuple(
+        Remark(policy.id, number, draft.faults)
+        for policy in policies
+        for number, raw in enumerate(policy.rules)
+        if (draft := _read(raw)).faults
+    )
+
+
+def explain_rules(policies: Iterable[Policy], resolved: Resolved) -> dict[tuple[str, int], str]:
+    """Why rules do nothing on this node, or something else than they say, by policy id and rule number."""
+    in_force = {(rule.policy_id, rule.number) for rule in resolved.rules}
+    notes = {(remark.policy_id, remark.number): remark.reason for remark in resolved.idle}
+    for policy in policies:
+        for number, raw in enumerate(policy.rules):
+            key, draft = (policy.id, number), _read(raw)
+            if draft.faults:
+                effect = "ignored" if draft.action is None else "denies as much as it can"
+                notes[key] = f"{draft.faults}: {effect}"
+            elif key not in in_force:
+                notes.setdefault(key, "about other nodes")
+    return notes
+
+
 class _Draft(NamedTuple):
     """A rule by itself. `action` None: skipped. A side that names a node has no prefix yet."""
 

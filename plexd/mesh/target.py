@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from plexd.mesh import firewall
 from plexd.mesh.address import Endpoint, HostPort, Prefix, is_unicast, parse_endpoint
 from plexd.mesh.desired import NO_CANDIDATES, Candidates, Desired
+from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
 
@@ -26,7 +28,8 @@ MTU_MIN, MTU_MAX = 1280, 8920
 class Settings:
     """What this node brings along: identity and the `mesh` block of the configuration.
 
-    `backend` is None for "auto". `mtu` 0 derives it. `control_plane` holds the control plane's own addresses.
+    `backend` is None for "auto". `mtu` 0 derives it. `control_plane` holds the control plane's own addresses. `policy`
+    is None where none is enforced.
     """
 
     node_id: str
@@ -38,6 +41,7 @@ class Settings:
     keepalive: int
     backend: Backend | None
     control_plane: frozenset[bytes] = frozenset()
+    policy: firewall.Settings | None = None
 
 
 class TargetPeer(NamedTuple):
@@ -60,13 +64,17 @@ class Warned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`warnings` are sorted: neither who changed last nor how the target came about shows in it."""
+    """`warnings` are sorted: neither who changed last nor how the target came about shows in it.
+
+    `firewall` is None where no policy is enforced, and until the policies have been laid over it (`admission.py`).
+    """
 
     settings: Settings
     peers: Mapping[str, TargetPeer]
     routes: frozenset[Route]
     warnings: tuple[Warned, ...] = ()
     unresolved: frozenset[str] = frozenset()  # endpoint texts that are names nobody looked up yet
+    firewall: Ruleset | None = None
 
     def endpoints(self) -> frozenset[bytes]:
         """The packed addresses of the peers' endpoints."""

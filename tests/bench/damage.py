@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -73,8 +74,13 @@ class _TimedKernel:
         self._kernel = kernel
         self.done: asyncio.Queue[float] = asyncio.Queue()
 
-    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
-        return await self._kernel.observe(endpoints, device=device)
+    async def observe(
+        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
+    ) -> Observed:
+        return await self._kernel.observe(endpoints, device=device, firewall=firewall)
+
+    async def read_firewall(self) -> Any | None:
+        return await self._kernel.read_firewall()
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes = await self._kernel.apply(changes)

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from nacl.signing import SigningKey
 from pydantic import SecretStr
@@ -168,8 +168,13 @@ class _TimedKernel:
         self._kernel = kernel
         self.done: asyncio.Queue[float] = asyncio.Queue()
 
-    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
-        return await self._kernel.observe(endpoints, device=device)
+    async def observe(
+        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
+    ) -> Observed:
+        return await self._kernel.observe(endpoints, device=device, firewall=firewall)
+
+    async def read_firewall(self) -> Any | None:
+        return await self._kernel.read_firewall()
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes = await self._kernel.apply(changes)

@@ -125,11 +125,10 @@ def test_config_check_says_every_mistake_and_ends_with_5(run: Run, config: Path)
     config.write_text("mod: node\nlog_level: loud\n")
     done = run("config", "check", str(config))
     assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr.splitlines()[:2] == [
+    assert done.stderr.splitlines() == [
         f"{config}:1: mod: is unknown; did you mean mode?",
         f"{config}:2: log_level: must be 'debug', 'info', 'warn' or 'error'",
     ]
-    assert "policy.enabled" in done.stderr
 
 
 def test_warnings_do_not_change_the_code(run: Run, config: Path) -> None:

@@ -160,12 +160,6 @@ def test_missing_api_is_5_and_names_the_ways_to_set_it(start: Start, command: st
         assert way in stderr
 
 
-def test_policy_that_would_not_be_enforced_is_5_for_up(start: Start) -> None:
-    code, _, stderr = finish(start("up", "--api", "https://127.0.0.1:1", PLEXD__POLICY__ENABLED="true"))
-    assert code == 5
-    assert stderr.startswith("PLEXD__POLICY__ENABLED: policy.enabled: is true, but this version does not enforce")
-
-
 def test_missing_file_is_5(start: Start, tmp_path: Path) -> None:
     for command in ("up", "join", "down", "deregister"):
         code, _, stderr = finish(start(command, "--config", str(tmp_path / "none")))

@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nacl.signing import SigningKey
@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from plexd.errors import ControlError
 from plexd.health import Health
+from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Desired, FullState, Peer, SigningKeys
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
@@ -89,6 +90,12 @@ def settings_of(identity: Identity) -> Settings | None:
     if identity.private_key is None:
         return None
     return Settings(identity.node_id, "plexd0", identity.private_key, identity.mesh_ip, 51820, 0, 25, None)
+
+
+def enforcing(identity: Identity) -> Settings | None:
+    """The same where policy is enforced."""
+    settings = settings_of(identity)
+    return settings and replace(settings, policy=firewall.Settings(identity.mesh_ip, ("plexd0",)))
 
 
 def envelope(

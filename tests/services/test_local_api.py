@@ -26,6 +26,7 @@ GROUP, OTHER_GROUP, USER = 47011, 47012, 47013  # nobody on this host has them
 STATUS = b'{"node_id": "n_41c9",  "uptime": "2h16m4s"}'
 PEERS = b'[{"id":"n_9c20"}]'
 HEALTH = b'{"status":"healthy"}'
+POLICIES = b'{"default":"deny","policies":[]}'
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -47,6 +48,9 @@ class Told:
 
     async def peer(self, name: str) -> bytes | None:
         return None
+
+    async def policies(self) -> bytes:
+        return POLICIES
 
     async def health(self) -> bytes:
         return HEALTH
@@ -129,6 +133,7 @@ async def ask_as(path: Path, route: str, uid: int, gid: int, groups: Sequence[in
     [
         ("/v1/status", STATUS),
         ("/v1/peers", PEERS),
+        ("/v1/policies", POLICIES),
         ("/v1/health", HEALTH),
         ("/v1/metrics/status", b'{"state":"ok","of":"metrics"}'),
         ("/v1/log-status", b'{"state":"ok","of":"logs"}'),
