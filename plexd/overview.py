@@ -1,4 +1,4 @@
-"""What the daemon says about itself to people and programs on its node: status, peers, health.
+"""What the daemon says about itself to people and programs on its node: status, peers, policies, health.
 
 It collects; what things mean is decided elsewhere (`health`, `contact`, `mesh.connectivity`). The documents are those
 of the node API, sections 8 and 8.1: an unknown value is null, never left out.
@@ -20,8 +20,10 @@ from plexd.health import MEANINGS, Condition, Finding, Health
 from plexd.mesh import nat as nats
 from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, meaning
-from plexd.mesh.desired import Candidates
+from plexd.mesh.desired import Candidates, PolicyRule
+from plexd.mesh.firewall import Hits
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
+from plexd.mesh.policy import Resolved, explain_rules
 from plexd.mesh.target import Target
 from plexd.node import Node
 from plexd.reports import Reports
@@ -53,7 +55,12 @@ class Mesh(Protocol):
     @property
     def since(self) -> Mapping[str, float]: ...
 
+    @property
+    def policies_applied_at(self) -> float | None: ...
+
     async def look(self) -> tuple[Target | None, Observed | None]: ...
+
+    async def look_at_policies(self) -> tuple[Resolved, Mapping[tuple[str, int], Hits] | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,29 @@ class Overview:
             now=self._now(),
         )
 
+    async def policies(self) -> bytes:
+        membership = self.membership
+        desired = membership.node.desired.policies if membership is not None else ()
+        resolved, hits = await membership.mesh.look_at_policies() if membership is not None else (Resolved(), None)
+        notes = explain_rules(desired, resolved)
+        return _encode(
+            {
+                "default": self.config.policy.default,
+                "enforced": self.config.policy.enabled,
+                "applied_at": _time(membership.mesh.policies_applied_at) if membership is not None else None,
+                "policies": [
+                    {
+                        "id": policy.id,
+                        "rules": [
+                            _rule(rule, notes.get((policy.id, number)), hits.get((policy.id, number)) if hits else None)
+                            for number, rule in enumerate(policy.rules)
+                        ],
+                    }
+                    for policy in desired
+                ],
+            }
+        )
+
     def pipeline(self, name: str) -> bytes | None:
         """How `metrics`, `logs` or `audit` are delivered; None before the node is registered."""
         return _encode(dict(self.telemetry.status(name))) if self.telemetry is not None else None
@@ -293,6 +323,12 @@ def _is_at(view: PeerView, address: str) -> bool:
 
 def _text(endpoint: Endpoint | None) -> str | None:
     return str(endpoint) if endpoint is not None else None
+
+
+def _rule(rule: PolicyRule, note: str | None, hits: Hits | None) -> Document:
+    """Members beyond the contract's say what the rule does on this node."""
+    counted = {"packets": None, "bytes": None} if hits is None else hits._asdict()
+    return {**rule._asdict(), **counted, "note": note}
 
 
 def _time(unix: float | None) -> str | None:

@@ -51,6 +51,9 @@ class Told:
     async def peer(self, name: str) -> bytes | None:
         return json.dumps({"id": name}).encode() if name == "n_9c20" else None
 
+    async def policies(self) -> bytes:
+        return b'{"default":"deny","policies":[]}'
+
     async def health(self) -> bytes:
         return b'{"status":"healthy"}'
 

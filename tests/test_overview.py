@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +16,16 @@ from plexd.converge import Converger
 from plexd.errors import KernelError
 from plexd.health import MEANINGS, Condition, Health
 from plexd.mesh.address import Endpoint, parse_ip
-from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Rejection
+from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Policy, PolicyRule, Rejection
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
+from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.overview import Membership, Overview, Phase
+from plexd.store.identity import Identity
 from plexd.uplink import SelfDescription
 from tests.fakes import FakeKernel
-from tests.services.stage import make_node, peer, settings_of
+from tests.services.stage import enforcing, make_node, peer, settings_of
 
 FINDING = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)
 NOW = 1_800_000_000.0
@@ -51,6 +54,7 @@ class Stage:
         )
         self.overview.description = DESCRIPTION
         self.kernel = FakeKernel()
+        self.settings: Callable[[Identity], Settings | None] = settings_of
         self.node: Node
 
     async def join(self, node: Node | None = None) -> None:
@@ -62,7 +66,7 @@ class Stage:
                 p.id: Candidates().offer(EndpointSource.PEER, p.endpoint) for p in self.node.desired.peers.values()
             },
         )
-        converger = Converger(self.kernel, self.node, settings_of, self.health, self.clock.unix)
+        converger = Converger(self.kernel, self.node, self.settings, self.health, self.clock.unix)
         self.overview.membership = Membership(self.node, converger, lambda: FINDING)
         self.overview.phase = Phase.RUNNING
         assert (await converger.converge()).failed == 0
@@ -74,6 +78,10 @@ class Stage:
 
     async def peers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(await self.overview.peers())
+        return found
+
+    async def policies(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(await self.overview.policies())
         return found
 
 
@@ -363,5 +371,64 @@ def test_health_is_readiness_and_conditions_in_one() -> None:
         health = json.loads(await stage.overview.health())
         assert (health["status"], health["ready"]) == ("degraded", True)
         assert [condition["code"] for condition in health["conditions"]] == ["state_stale"]
+
+    asyncio.run(main())
+
+
+# policies
+
+
+def counted(**rules: int) -> dict[str, Any]:
+    """A table as nft tells it, whose rules with these comments met so many packets of 100 bytes."""
+    entries = [
+        {"rule": {"comment": comment.replace("_", "#"), "expr": [{"counter": {"packets": n, "bytes": 100 * n}}]}}
+        for comment, n in rules.items()
+    ]
+    return {"nftables": entries}
+
+
+def test_policies_tell_what_each_rule_met_and_why_others_do_nothing() -> None:
+    async def main() -> None:
+        stage = Stage()
+        stage.settings = enforcing
+        assert (await stage.policies())["policies"] == []
+        await stage.join()
+        rules = (
+            PolicyRule("n_self", "n_2", 443, "tcp", "allow"),
+            PolicyRule("*", "n_9", 0, "", "allow"),
+            PolicyRule("n_2", "10.100.0.9", 0, "", "allow"),
+            PolicyRule("*", "*", 0, "gre", "allow"),
+            PolicyRule("*", "*", 0, "gre", "deny"),
+        )
+        stage.node.desired = replace(stage.node.desired, policies=(Policy("web", rules),))
+        stage.kernel.hits = counted(web_0=3, web_4=1)
+        told = await stage.policies()
+        assert told["default"] == "deny"
+        assert told["enforced"] is True
+        assert told["policies"][0]["id"] == "web"
+        seen = told["policies"][0]["rules"]
+        assert seen[0] == {
+            "src": "n_self", "dst": "n_2", "port": 443, "protocol": "tcp", "action": "allow",
+            "packets": 3, "bytes": 300, "note": None,
+        }  # fmt: skip
+        assert [rule["note"] for rule in seen[1:]] == [
+            "node n_9 is not known or has no mesh address",
+            "about other nodes",
+            "bad protocol: ignored",
+            "bad protocol: denies as much as it can",
+        ]
+        assert [rule["packets"] for rule in seen] == [3, None, None, None, 1]
+
+    asyncio.run(main())
+
+
+def test_policies_without_a_table_have_no_counts() -> None:
+    async def main() -> None:
+        stage = Stage()
+        stage.settings = enforcing
+        await stage.join()
+        rules = (PolicyRule("n_self", "n_2", 443, "tcp", "allow"),)
+        stage.node.desired = replace(stage.node.desired, policies=(Policy("web", rules),))
+        assert (await stage.policies())["policies"][0]["rules"][0]["packets"] is None
 
     asyncio.run(main())

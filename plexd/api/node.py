@@ -20,6 +20,8 @@ class Overview(Protocol):
     async def peer(self, name: str) -> bytes | None:
         """One of them, by id or mesh address, with all that is known; None: there is no such peer."""
 
+    async def policies(self) -> bytes: ...
+
     async def health(self) -> bytes: ...
 
     def pipeline(self, name: str) -> bytes | None:
@@ -34,6 +36,7 @@ def node_routes(overview: Overview) -> tuple[Route, ...]:
         Route("GET", "/v1/status", Right.READ, _telling(overview.status)),
         Route("GET", "/v1/peers", Right.READ, _telling(overview.peers)),
         Route("GET", "/v1/peers/{key}", Right.READ, _one_peer(overview)),
+        Route("GET", "/v1/policies", Right.READ, _telling(overview.policies)),
         Route("GET", "/v1/health", Right.READ, _telling(overview.health)),
         Route("GET", "/v1/metrics/status", Right.READ, _pipeline(overview, "metrics")),
         Route("GET", "/v1/log-status", Right.READ, _pipeline(overview, "logs")),

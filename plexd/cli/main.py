@@ -69,6 +69,11 @@ Ask the daemon for every peer: where it is, when it last shook hands, how much w
 packets go and who named the endpoint (state, event, report; roamed: its own packets did); and if it is not connected,
 why not. With --json the answer as it came, with a remedy for each obstacle.
 """
+POLICIES = """\
+Ask the daemon for the policies in force: every rule in its order, the first that fits a packet decides. Packets and
+bytes count what met the rule here since it was put in force; a note says why a rule does nothing on this node. With
+--json the answer as it came.
+"""
 DELIVERY = """\
 Ask the daemon how {what} get to the control plane: whether they are taken, how many wait, how many were dropped and
 why, and what each source does. With --json the answer as it came, with all counters.
@@ -142,6 +147,16 @@ LAB_UP = """\
 Start a control plane and N real agents, each in a network namespace of its own, and show what they do: register, reach
 each other through the tunnels, heal a mesh that was damaged by hand, survive the loss of an agent. Everything is
 taken down at the end, also after Ctrl-C. Needs root.
+"""
+LAB_POLICIES = """\
+Print the policies of all nodes as JSON, or replace them by those in FILE; the nodes are told at once. The control
+plane of `plexd lab up --keep` is asked, or the one whose --admin-socket is given.
+"""
+LAB_POLICIES_EXAMPLES = """\
+examples:
+  plexd lab policies
+  echo '[{"id": "web", "rules": [{"src": "*", "dst": "10.100.0.2", "port": 443, "protocol": "tcp",
+    "action": "allow"}]}]' | plexd lab policies -
 """
 LAB_CONTROLPLANE = """\
 Run the control plane of the lab in the foreground: all endpoints, checked requests, signed events, kept in memory. For
@@ -275,6 +290,14 @@ def parser() -> Parser:
     health.add_argument(
         "--timeout", metavar="D", type=_seconds, default=3.0, help="how long to wait for the answer (default: 3s)"
     )
+    _command(
+        commands,
+        "policies",
+        runs="plexd.cli.query:policies",
+        summary="who may talk to whom, and what each rule has met",
+        description=POLICIES,
+        examples=QUERY_EXAMPLES,
+    )
 
     config = _group(commands, "config", summary="check and show the configuration", description=CONFIG)
     check = _command(
@@ -306,6 +329,21 @@ def parser() -> Parser:
         help="put each node behind a NAT of this kind; with symmetric the first one stays in the open (default: none)",
     )
     lab_up.add_argument("--keep", action="store_true", help="leave the mesh up until Ctrl-C")
+    lab_policies = _command(
+        lab,
+        "policies",
+        runs="plexd.cli.lab:policies",
+        summary="show or set the policies of a lab that runs",
+        description=LAB_POLICIES,
+        examples=LAB_POLICIES_EXAMPLES,
+    )
+    lab_policies.add_argument("file", metavar="FILE", nargs="?", help="the new policies, - for standard input")
+    lab_policies.add_argument(
+        "--admin-socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="of the control plane (default: that of plexd lab up)",
+    )
     control_plane = _command(
         lab,
         "controlplane",

@@ -86,6 +86,18 @@ def peers(args: argparse.Namespace) -> int:
     return 0
 
 
+def policies(args: argparse.Namespace) -> int:
+    body = ask(find_socket(vars(args), os.environ), "/v1/policies", as_json="json" in args)
+    if "json" in args:
+        show(body)
+        return 0
+    found = decode(body)
+    show("\n".join(policy_lines(found, time.time(), terminal_width())))
+    if not found["policies"]:
+        print("(none)", file=sys.stderr)
+    return 0
+
+
 def pipeline(args: argparse.Namespace) -> int:
     """`args.route` says which one."""
     body = ask(find_socket(vars(args), os.environ), args.route, as_json="json" in args)
@@ -183,7 +195,7 @@ def _reconcile(contact: Document, now: float) -> str:
 
 
 def peer_lines(found: Sequence[Document], now: float, width: int | None) -> list[str]:
-    """A table. In a terminal of `width` columns it is made to fit: the last column wraps below its row."""
+    """A table. In a terminal of `width` columns it is made to fit."""
     table = [("ID", "MESH-IP", "ENDPOINT", "HANDSHAKE", "RX", "TX")]
     table += [
         (
@@ -196,18 +208,51 @@ def peer_lines(found: Sequence[Document], now: float, width: int | None) -> list
         )
         for peer in found
     ]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return _table(table, ["PATH", *map(_path, found)], width)
+
+
+def policy_lines(found: Document, now: float, width: int | None) -> list[str]:
+    """A table of the rules in their order, and what becomes of what none of them decides."""
+    table = [("POLICY", "RULE", "ACTION", "SRC", "DST", "PROTOCOL", "PORT", "PACKETS", "BYTES")]
+    notes = ["NOTE"]
+    for policy in found["policies"]:
+        for index, rule in enumerate(policy["rules"]):
+            counted = rule["packets"] is not None
+            table.append(
+                (
+                    policy["id"],
+                    str(index),
+                    rule["action"] or "-",
+                    rule["src"] or "-",
+                    rule["dst"] or "-",
+                    rule["protocol"] or "any",
+                    str(rule["port"]) if rule["port"] else "any",
+                    str(rule["packets"]) if counted else "-",
+                    format_bytes(rule["bytes"]) if counted else "-",
+                )
+            )
+            notes.append(rule["note"] or "")
+    lines = _table(table, notes, width)
+    if not found["enforced"]:
+        return [*lines, "", "policy.enabled is false: nothing is enforced, every peer reaches this node"]
+    standing = f"in force for {since(found['applied_at'], now)}" if found["applied_at"] else "not in force yet"
+    return [*lines, "", f"{standing}; what no rule decides: {found['default']}"]
+
+
+def _table(rows: Sequence[Sequence[str]], last_column: Sequence[str], width: int | None) -> list[str]:
+    """Lines with the columns under each other; in `width` columns the last one wraps below its row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     if width is not None:
         _narrow(widths, width)
     lines = []
-    for row, last in zip(table, ["PATH", *map(_path, found)], strict=True):
+    for row, last in zip(rows, last_column, strict=True):
         cells = "  ".join(f"{_cut(cell, size):<{size}}" for cell, size in zip(row, widths, strict=True))
-        whole = f"{cells}  {last}"
+        whole = f"{cells}  {last}".rstrip()
         if width is None or len(whole) <= width:
             lines.append(whole)
         else:
             lines.append(cells.rstrip())
-            if row is not table[0]:
+            if row is not rows[0]:
                 lines += textwrap.wrap(last, width, initial_indent="    ", subsequent_indent="    ")
     return lines
 

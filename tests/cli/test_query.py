@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from plexd.cli.query import format_bytes, peer_lines, pipeline_lines, status_lines
+from plexd.cli.query import format_bytes, peer_lines, pipeline_lines, policy_lines, status_lines
 
 PLEXD = Path(sys.executable).with_name("plexd")
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
@@ -203,6 +203,47 @@ def test_long_names_and_addresses_are_shortened_on_a_terminal_only(width: int) -
         assert text in whole
 
 
+# policies as text
+
+
+def policy_rule(**members: Any) -> dict[str, Any]:
+    written = {"src": "n_41c9", "dst": "*", "port": 0, "protocol": "", "action": "allow"}
+    return {**written, "packets": 0, "bytes": 0, "note": None, **members}
+
+
+POLICIES = {
+    "default": "deny",
+    "enforced": True,
+    "applied_at": "2027-01-15T07:59:48Z",
+    "policies": [
+        {
+            "id": "web",
+            "rules": [
+                policy_rule(dst="10.100.7.0/24", port=443, protocol="tcp", packets=812, bytes=1258291),
+                policy_rule(src="n_9c20", packets=None, bytes=None, note="not a node that is known"),
+            ],
+        },
+        {"id": "empty", "rules": []},
+    ],
+}
+
+
+def test_rules_are_listed_in_order_with_what_they_met_and_why_they_do_nothing() -> None:
+    assert policy_lines(POLICIES, NOW, None) == [
+        "POLICY  RULE  ACTION  SRC     DST            PROTOCOL  PORT  PACKETS  BYTES   NOTE",
+        "web     0     allow   n_41c9  10.100.7.0/24  tcp       443   812      1.2MiB",
+        "web     1     allow   n_9c20  *              any       any   -        -       not a node that is known",
+        "",
+        "in force for 12s; what no rule decides: deny",
+    ]
+    assert all(len(line) <= 80 for line in policy_lines(POLICIES, NOW, 80))
+
+
+def test_policies_that_are_not_enforced_or_not_in_force_say_so() -> None:
+    assert policy_lines(POLICIES | {"enforced": False}, NOW, None)[-1].startswith("policy.enabled is false: nothing")
+    assert policy_lines(POLICIES | {"applied_at": None}, NOW, None)[-1].startswith("not in force yet")
+
+
 def test_no_peers_leave_the_header() -> None:
     assert peer_lines([], NOW, 80) == ["ID  MESH-IP  ENDPOINT  HANDSHAKE  RX  TX  PATH"]
 
@@ -286,7 +327,9 @@ def run(directory: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize(("command", "route"), [("status", "/v1/status"), ("peers", "/v1/peers")])
+@pytest.mark.parametrize(
+    ("command", "route"), [("status", "/v1/status"), ("peers", "/v1/peers"), ("policies", "/v1/policies")]
+)
 def test_json_is_the_body_unchanged(run: Run, daemon: Daemon, command: str, route: str) -> None:
     daemon.body = '{"b":  1.50,\n "a": "ü…", "z": 123456789012345678901234567890}'.encode()
     done = run(command, "--json")
@@ -303,6 +346,8 @@ def test_text_comes_from_the_same_answer(run: Run, daemon: Daemon) -> None:
     daemon.body = json.dumps(PEERS).encode()
     assert len(run("peers").stdout.splitlines()) == 1 + len(PEERS)
     assert run("peers", "--json").stdout == daemon.body.decode() + "\n"
+    daemon.body = json.dumps(POLICIES).encode()
+    assert run("policies").stdout.splitlines()[-1].startswith("in force for")
 
 
 @pytest.mark.parametrize("answers", [True, False])
