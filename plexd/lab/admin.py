@@ -39,6 +39,13 @@ class Admin:
         members = ("id", "hostname", "mesh_ip", "endpoint", "nat_type")
         return [RegisteredNode(*(node[member] for member in members)) for node in self._ask("GET", "/nodes")]
 
+    def policies(self) -> list[Any]:
+        """Those of all nodes, as a state pull gives them."""
+        return list(self._ask("GET", "/policies"))
+
+    def set_policies(self, policies: list[Any]) -> None:
+        self._ask("PUT", "/policies", body={"policies": policies})
+
     def corrections(self, node_id: str) -> list[dict[str, str]]:
         """Every correction in the drift reports of a node, oldest first."""
         reports = self._ask("GET", "/arrivals", endpoint="drift", node=node_id)
@@ -48,10 +55,11 @@ class Admin:
         """How many have arrived."""
         return len(self._ask("GET", "/arrivals", endpoint="heartbeat", node=node_id))
 
-    def _ask(self, method: str, path: str, **query: str) -> Any:
+    def _ask(self, method: str, path: str, *, body: Any = None, **query: str) -> Any:
         try:
-            answer = self._client.request(method, path, params=query)
-            answer.raise_for_status()
+            answer = self._client.request(method, path, params=query, json=body)
         except httpx.HTTPError as exc:
             raise LabError(f"the control plane's admin socket: {exc}") from exc
-        return answer.json()
+        if not answer.is_success:
+            raise LabError(f"the control plane answers {answer.status_code}: {answer.text[:500]}")
+        return answer.json() if answer.content else None

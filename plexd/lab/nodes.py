@@ -85,8 +85,6 @@ token:
 mesh:
   interface: {self.interface}
   listen_port: {MESH_PORT}
-policy:
-  enabled: false
 nat_traversal: {{{_nat_traversal(network, number)}}}
 node_api:
   socket: {self.api_socket}

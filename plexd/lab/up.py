@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from plexd.mesh.keys import PrivateKey
 LAB = "plexd-lab"
 DIRECTORY = Path("/run") / LAB
 PATIENCE_SECONDS = 30.0
+OPEN_PORT, CLOSED_PORT = 8080, 9090
+ALLOW_ALL = [{"id": "everybody", "rules": [{"src": "*", "dst": "*", "port": 0, "protocol": "", "action": "allow"}]}]
 
 T = TypeVar("T")
 
@@ -120,9 +123,11 @@ class _Lab:
         self.register()
         if self.network.nat is not Nat.NONE:
             self.discover()
+        self.allow_everybody()
         self.ping_all()
         if self.network.nat is not Nat.SYMMETRIC:  # a peer added anew is found where it was reported to be: not there
             self.sabotage()
+        self.one_service_alone()
         self.kill_one()
 
     def build(self) -> None:
@@ -132,6 +137,7 @@ class _Lab:
         self.control_plane.start()
         say(f"control plane at {self.control_plane.url} (in namespace {self.network.hub.name})")
         with Admin(self.control_plane.admin_socket) as admin:
+            admin.set_policies([])
             for node in self.nodes:
                 node.prepare(admin.issue_token())
                 node.start()
@@ -158,6 +164,18 @@ class _Lab:
                 )
                 say(f"{node.name} reported {seen.endpoint}, NAT {seen.nat_type}")
 
+    def allow_everybody(self) -> None:
+        say("== no policy yet: denied by default")
+        for node in self.nodes:
+            wait_for(f"{node.name} to set up its mesh", partial(self.has_filter, node), watched=self.nodes)
+            peers = node.wg("show", node.interface, "peers").split()
+            say(f"{node.name}: {len(peers)} peers on its interface, and table inet plexd lets nothing pass")
+            if peers:
+                raise LabError(f"{node.name} has peers that no policy allows")
+        with Admin(self.control_plane.admin_socket) as admin:
+            admin.set_policies(ALLOW_ALL)
+        say("policy everybody: allow * to * (plexd lab policies shows and sets it)")
+
     def ping_all(self) -> None:
         say("== every pair through the tunnel")
         for one, other in itertools.permutations(self.nodes, 2):
@@ -172,6 +190,8 @@ class _Lab:
 
     def sabotage(self) -> None:
         one, other = self.nodes[0], self.nodes[1]
+        with Admin(self.control_plane.admin_socket) as admin:
+            known = len(admin.corrections(self.registered[one.name].node_id))
         say(f"== sabotage on {one.name}: removing {other.name} with wg, adding a peer nobody asked for")
         key, foreign = self.public_key(other), str(PrivateKey.generate().public())
         one.wg("set", one.interface, "peer", key, "remove")
@@ -191,12 +211,54 @@ class _Lab:
             wanted = {f"peer {self.registered[other.name].node_id}", f"peer key {foreign[:8]}"}
 
             def reported() -> list[dict[str, str]] | None:
-                found = [c for c in admin.corrections(node_id) if c["detail"] in wanted]
+                found = [c for c in admin.corrections(node_id)[known:] if c["detail"] in wanted]
                 return found if len(found) >= len(wanted) else None
 
             corrections = wait_for("the drift report", reported, watched=self.nodes)
         for correction in corrections:
             say(f"drift reported to the control plane: {correction['type']}: {correction['detail']}")
+        one.namespace.run("nft", "flush", "ruleset")
+        started = time.monotonic()
+        wait_for("the firewall to be back", partial(self.has_filter, one), watched=self.nodes)
+        say(f"nft flush ruleset: table inet plexd is back after {time.monotonic() - started:.2f} s")
+
+    def one_service_alone(self) -> None:
+        client, server = self.nodes[0], self.nodes[1]
+        stranger = self.nodes[2] if len(self.nodes) > 2 and self.network.nat is not Nat.SYMMETRIC else None
+        say(f"== policy: {client.name} may reach TCP port {OPEN_PORT} of {server.name}, and nothing else goes anywhere")
+        ids = [self.registered[node.name].node_id for node in (client, server)]
+        rule = {"src": ids[0], "dst": ids[1], "port": OPEN_PORT, "protocol": "tcp", "action": "allow"}
+        with Admin(self.control_plane.admin_socket) as admin:
+            admin.set_policies([{"id": "one-service", "rules": [rule]}])
+            with self.conversation(server, "answer", str(OPEN_PORT), str(CLOSED_PORT)) as answering:
+                read_line(answering)
+                where = self.mesh_ip(server)
+
+                def refused(one: NodeProcess, port: int) -> bool:
+                    with self.conversation(one, "talk", where, str(port)) as attempt:
+                        return read_line(attempt) == "no answer"
+
+                wait_for("the policy to be in force", partial(refused, client, CLOSED_PORT), watched=self.nodes)
+                say(f"{client.name} -> {server.name} port {CLOSED_PORT}: no answer")
+                if stranger is not None:
+                    wait_for(
+                        f"{stranger.name} to be kept out", partial(refused, stranger, OPEN_PORT), watched=self.nodes
+                    )
+                    say(f"{stranger.name} -> {server.name} port {OPEN_PORT}: no answer")
+                with self.conversation(client, "talk", where, str(OPEN_PORT)) as talking:
+                    if (verdict := read_line(talking)) != "connected":
+                        raise LabError(f"{client.name} -> {server.name} port {OPEN_PORT}: {verdict}")
+                    say(f"{client.name} -> {server.name} port {OPEN_PORT}: connected, and talking")
+                    admin.set_policies([])
+                    say(f"policy withdrawn; the open connection is {read_line(talking)}")
+            admin.set_policies(ALLOW_ALL)
+        say("policy everybody again")
+        wait_for(f"{client.name} to reach {server.name}", partial(self.ping, client, server), watched=self.nodes)
+        wait_for(
+            f"{client.name} to reach {self.nodes[-1].name}",
+            partial(self.ping, client, self.nodes[-1]),
+            watched=self.nodes,
+        )
 
     def kill_one(self) -> None:
         one, victim = self.nodes[0], self.nodes[-1]
@@ -231,6 +293,9 @@ class _Lab:
         first = self.nodes[0]
         say(f"   ip netns exec {first.namespace.name} wg show {first.interface}")
         say(f"   ip netns exec {first.namespace.name} ping {self.mesh_ip(self.nodes[-1])}")
+        say(f"   ip netns exec {first.namespace.name} nft list table inet plexd")
+        say(f"   plexd policies --socket {first.api_socket}")
+        say("   plexd lab policies policies.json, to change who may talk to whom")
         say(f"   tail -f {first.log}")
         while all(node.is_running() for node in self.nodes):
             time.sleep(1)
@@ -243,6 +308,25 @@ class _Lab:
 
     def public_key(self, node: NodeProcess) -> str:
         return node.wg("show", node.interface, "public-key").strip()
+
+    def has_filter(self, node: NodeProcess) -> bool:
+        try:
+            node.namespace.run("nft", "list", "table", "inet", "plexd")
+            node.wg("show", node.interface)
+        except LabError:
+            return False
+        return True
+
+    @contextmanager
+    def conversation(self, node: NodeProcess, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """One side of `plexd.lab.conversation`, ended with the block."""
+        command = node.namespace.command(sys.executable, "-m", "plexd.lab.conversation", *words)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
 
     def ping(self, one: NodeProcess, other: NodeProcess) -> str | None:
         """The round trip in ms, None when no answer came within a second."""
@@ -272,6 +356,11 @@ class _Lab:
         for node in self.nodes:
             if node.log.exists():
                 say(f"-- last lines of {node.name}:\n{node.last_log_lines()}")
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None  # noqa: S101 - started with a pipe
+    return process.stdout.readline().strip()
 
 
 def _find(admin: Admin, hostname: str) -> RegisteredNode | None:

@@ -12,7 +12,7 @@ POST   /nodes/{node}/events        {"event_type", "payload"} and, to forge, "pay
                                    previous, stranger, nobody), "event_id", "nonce", "issued_at", "size"
 POST   /nodes/{node}/stream        {"raw": "…"} or {"raw_base64": "…"} onto its stream; {"end": true} closes it
 PUT    /stream                     {"keepalive_seconds", "retry_milliseconds"}
-PUT    /policies                   {"policies": […]} of all nodes
+GET    /policies                   the policies of all nodes; PUT {"policies": […]} replaces them
 POST   /signing-keys/rotate        {"transition_seconds": 86400}
 POST   /tokens                     {"value"?, "lifetime_seconds"?}; answers {"token"}
 PUT    /artifacts/{version}/{arch} the program, as octets
@@ -174,7 +174,10 @@ class _AdminRoutes:
     async def stream_settings(self, request: Request) -> None:
         self._admin.set_stream(**dict(await _body(request, _StreamSettings)))
 
-    async def policies(self, request: Request) -> None:
+    async def policies(self, _request: Request) -> Any:
+        return self._admin.fleet.snapshot.policies
+
+    async def set_policies(self, request: Request) -> None:
         self._admin.fleet.set_policies((await _body(request, _Policies)).policies)
 
     async def rotate_signing_key(self, request: Request) -> None:
@@ -267,7 +270,8 @@ def admin_application(admin: Admin, *, changed: Callable[[], None]) -> Starlette
             route("POST", "/nodes/{node}/events", routes.emit),
             route("POST", "/nodes/{node}/stream", routes.stream),
             route("PUT", "/stream", routes.stream_settings),
-            route("PUT", "/policies", routes.policies),
+            route("GET", "/policies", routes.policies),
+            route("PUT", "/policies", routes.set_policies),
             route("POST", "/signing-keys/rotate", routes.rotate_signing_key),
             route("POST", "/tokens", routes.token),
             route("PUT", "/artifacts/{version}/{arch}", routes.artifact),
