@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import replace
 
@@ -35,8 +36,12 @@ def describe(config: Config) -> SelfDescription:
 
 def make_control_plane(config: Config) -> ControlPlane:
     """The client, without an identity yet. Raises ConfigError for a CA file or proxy that cannot be used."""
-    context = tls_context(config.tls.ca_file, insecure_skip_verify=config.tls.insecure_skip_verify)
-    return ControlPlane(config.api or "", context)
+    return ControlPlane(config.api or "", make_tls_context(config))
+
+
+def make_tls_context(config: Config) -> ssl.SSLContext:
+    """Raises ConfigError for a CA file that cannot be used."""
+    return tls_context(config.tls.ca_file, insecure_skip_verify=config.tls.insecure_skip_verify)
 
 
 def _metadata(config: Config) -> dict[str, str]:

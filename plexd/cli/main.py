@@ -104,6 +104,15 @@ it was ever said to have, handshake and traffic. The last lines name the reason 
 WHY_EXAMPLES = """\
 exit codes: 0 connected   1 not connected   3 daemon not reachable   4 no such peer
 """
+DOCTOR = """\
+Look at everything the daemon needs, without one: capabilities, WireGuard or TUN, nftables, IPv6, the port, the data
+directory, the token, and the way to the control plane: DNS, connection, TLS, clock, packet size. One line for each
+thing that is wrong, with its cause and what to do.
+"""
+DOCTOR_EXAMPLES = """\
+exit codes: 0 nothing is wrong   1 something is
+Run it as the daemon runs: as root, in its container.
+"""
 COMPLETION = """\
 Print a script that has the shell complete plexd's command line.
 """
@@ -263,6 +272,14 @@ def parser() -> Parser:
         examples=WHY_EXAMPLES,
     )
     why.add_argument("peer", metavar="PEER", help="its id, mesh address or host name")
+    _command(
+        commands,
+        "doctor",
+        runs="plexd.cli.doctor:doctor",
+        summary="what is missing on this machine",
+        description=DOCTOR,
+        examples=DOCTOR_EXAMPLES,
+    )
     _state_commands(commands)
     _command(
         commands,
