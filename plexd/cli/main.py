@@ -113,6 +113,11 @@ DOCTOR_EXAMPLES = """\
 exit codes: 0 nothing is wrong   1 something is
 Run it as the daemon runs: as root, in its container.
 """
+DIAGNOSTICS = """\
+Write an archive for whoever is to help: status, peers, health, the configuration without its secrets, the last log
+lines, interfaces, routes, the firewall table, versions. It names peers and addresses, so it is readable for its owner
+only; it works without the daemon as well, with what there is then.
+"""
 COMPLETION = """\
 Print a script that has the shell complete plexd's command line.
 """
@@ -279,6 +284,16 @@ def parser() -> Parser:
         summary="what is missing on this machine",
         description=DOCTOR,
         examples=DOCTOR_EXAMPLES,
+    )
+    diagnostics = _command(
+        commands,
+        "diagnostics",
+        runs="plexd.cli.diagnostics:diagnostics",
+        summary="an archive for whoever is to help",
+        description=DIAGNOSTICS,
+    )
+    diagnostics.add_argument(
+        "--output", metavar="PATH", help="where to write it (default: plexd-diagnostics-HOST-TIME.tar.gz here)"
     )
     _state_commands(commands)
     _command(
