@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from plexd.api.admin import Reload, admin_routes
@@ -81,7 +81,7 @@ class Front:
         self.reports.on_change.append(self._revision.move)
 
     @property
-    def on_secret_read(self) -> list[Callable[[SecretRead], None]]:
+    def on_secret_read(self) -> list[Callable[[SecretRead], Awaitable[None]]]:
         """Told of every attempt of an allowed caller to read a secret; for the audit trail."""
         return self._secrets.on_read
 

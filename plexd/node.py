@@ -30,7 +30,14 @@ class Node:
     refusal stands. `contact` belongs to the services that speak with the control plane.
     """
 
-    def __init__(self, identity: Identity, desired: Desired, fetched_at: float, health: Health) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        desired: Desired,
+        fetched_at: float,
+        health: Health,
+        accepted: asyncio.Event | None = None,
+    ) -> None:
         self.identity = identity
         self.desired = desired
         self.fetched_at = fetched_at
@@ -40,7 +47,7 @@ class Node:
         self.suspected = asyncio.Event()
         self.settled = asyncio.Event()
         self.settled.set()
-        self.accepted = asyncio.Event()
+        self.accepted = accepted or asyncio.Event()
         self.accepted.set()
         self.on_signing_keys: list[Callable[[], None]] = []
         self.on_refused: list[Callable[[], None]] = []

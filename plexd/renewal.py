@@ -105,6 +105,7 @@ class Renewal:
         async with self._paused():
             async with self._writing:
                 try:
+                    await self._registrar.tell(granted)
                     await asyncio.to_thread(self._registrar.replace, granted)
                 except OSError as exc:
                     log.error(

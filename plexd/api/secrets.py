@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -39,6 +39,7 @@ class SecretRead(NamedTuple):
     key: str
     version: int | None
     uid: int | None
+    gid: int | None
     pid: int | None
     outcome: str
 
@@ -63,10 +64,11 @@ class _Failed(Exception):
 
 
 class SecretRoutes:
-    """`source` is None until the node is registered; `on_read` hears of every attempt of an allowed caller."""
+    """`source` is None until the node is registered; `on_read` hears of every attempt of an allowed caller, before
+    there is an answer to it."""
 
     def __init__(self, source: Callable[[], Source | None]) -> None:
-        self.on_read: list[Callable[[SecretRead], None]] = []
+        self.on_read: list[Callable[[SecretRead], Awaitable[None]]] = []
         self._source = source
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
 
@@ -85,16 +87,16 @@ class SecretRoutes:
         except _Failed as exc:
             response, outcome = exc.response, exc.outcome
         finally:
-            self._tell(call, version, outcome)
+            await self._tell(call, version, outcome)
         return response
 
-    def _tell(self, call: Call, version: int | None, outcome: str) -> None:
+    async def _tell(self, call: Call, version: int | None, outcome: str) -> None:
         caller = call.request.caller
-        uid, pid = (caller.uid, caller.pid) if caller is not None else (None, None)
+        uid, gid, pid = (caller.uid, caller.gid, caller.pid) if caller is not None else (None, None, None)
         key = call.key.encode(errors="replace").decode()
         log.info("secret read", key=key, version=version, uid=uid, pid=pid, outcome=outcome)
         for listener in self.on_read:
-            listener(SecretRead(key, version, uid, pid, outcome))
+            await listener(SecretRead(key, version, uid, gid, pid, outcome))
 
     async def _fetch(self, key: str) -> _Sealed:
         source = self._source()

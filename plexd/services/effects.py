@@ -43,7 +43,7 @@ class Effects:
         request_rotation: Callable[[str], None],
         refuse_action: Callable[[str], None],
         refuse_session: Callable[[str], None],
-        save_signing_keys: Callable[[SigningKeys], Awaitable[None]],
+        save_signing_keys: Callable[[SigningKeys, str], Awaitable[None]],
         save_entries: Callable[[Desired], Awaitable[None]],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -83,7 +83,7 @@ class Effects:
             case SigningKeysRotated() | SigningKeyReplaced():
                 keys = fold(self._node.desired, event).signing_keys
                 if keys is not None and keys != self._node.desired.signing_keys:
-                    await self._save_signing_keys(keys)  # on disk before it counts
+                    await self._save_signing_keys(keys, envelope.event_id)  # on disk before it counts
                     self._node.fold(event)
             case NodeStateUpdated() | SecretRefsUpdated():
                 issued = envelope.issued or 0

@@ -91,6 +91,7 @@ class Listener:
     ) -> None:
         self.connected = asyncio.Event()
         self.on_reconnected: list[Callable[[], None]] = []
+        self.on_rejected: list[Callable[[str, str, str], None]] = []  # told reason, event id and type
         self.poll_interval = poll_interval
         self._control = control
         self._node = node
@@ -254,7 +255,7 @@ class Listener:
                 self._jitter.base = seconds
                 return
             case Malformed():
-                self._warn("event refused", reason=Outcome.MALFORMED.value, detail="not UTF-8")
+                self._reject(reason=Outcome.MALFORMED.value, event_type="", event_id="", detail="not UTF-8")
                 return
             case Oversized(_, size):
                 log.error("event skipped", reason="oversized", bytes=size)
@@ -296,7 +297,12 @@ class Listener:
         if expected:
             log.info("event skipped", **keys)
         else:
-            self._warn("event refused", **keys)
+            self._reject(**keys)
+
+    def _reject(self, *, reason: str, event_type: str, event_id: str, detail: str) -> None:
+        self._warn("event refused", reason=reason, event_type=event_type, event_id=event_id, detail=detail)
+        for listener in self.on_rejected:
+            listener(reason, event_id, event_type)
 
     def _warn(self, message: str, **keys: str) -> None:
         """At most ten lines a minute; the rest is counted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from plexd.log import get_logger
@@ -30,7 +31,10 @@ class KeyStore(Protocol):
 
 
 class Persist:
-    """`writing` is held while files are written: two writers could let the older content win."""
+    """`writing` is held while files are written: two writers could let the older content win.
+
+    `on_new_signing_key` is told the key, and the id of the event that brought it, empty for a state pull.
+    """
 
     name = "persist"
 
@@ -40,6 +44,7 @@ class Persist:
         self._keys = keys
         self._saved_keys = node.desired.signing_keys
         self._failed = False
+        self.on_new_signing_key: list[Callable[[bytes, str], Awaitable[None]]] = []
         self.writing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -49,8 +54,11 @@ class Persist:
             if not await self.flush():
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def save_signing_keys(self, keys: SigningKeys) -> None:
+    async def save_signing_keys(self, keys: SigningKeys, event_id: str = "") -> None:
         """Before a new set counts it is on disk; a disk that refuses delays nothing, `flush` tries again."""
+        if self._saved_keys is not None and keys.current != self._saved_keys.current:
+            for listener in self.on_new_signing_key:
+                await listener(keys.current, event_id)
         try:
             async with self.writing:
                 await to_its_end(asyncio.to_thread(self._keys.save_signing_keys, keys))

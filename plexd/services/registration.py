@@ -8,6 +8,7 @@ that registers anew keeps the identity it has until the new one is on disk whole
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,7 +53,10 @@ class Granted:
 
 
 class Registrar:
+    """`on_granted` is told node id and mesh address before they are kept: perhaps twice, never not at all."""
+
     def __init__(self, control: ControlPlane, identities: IdentityStore, snapshots: SnapshotStore) -> None:
+        self.on_granted: list[Callable[[str, bytes], Awaitable[None]]] = []
         self._control = control
         self._identities = identities
         self._snapshots = snapshots
@@ -62,7 +66,7 @@ class Registrar:
         granted = await self.ask(token)
         try:
             # the token is spent: a stop signal must not lose what it bought
-            await to_its_end(asyncio.to_thread(self._save, granted))
+            await to_its_end(self._keep(granted))
         except OSError as exc:
             raise LocalStateError(
                 f"registered as {granted.identity.node_id}, but the identity cannot be saved: {exc}; the token may be "
@@ -94,6 +98,15 @@ class Registrar:
         log.info("node registered", node_id=identity.node_id, public_key=key.public().short)
         state = FullState(answer.peers, answer.rejected, None, answer.signing_keys, {}, {}, {}, {})
         return Granted(identity, replace_state(Desired(), state), token)
+
+    async def tell(self, granted: Granted) -> None:
+        """To be called before `replace`."""
+        for witness in self.on_granted:
+            await witness(granted.identity.node_id, granted.identity.mesh_ip)
+
+    async def _keep(self, granted: Granted) -> None:
+        await self.tell(granted)
+        await asyncio.to_thread(self._save, granted)
 
     def replace(self, granted: Granted) -> None:
         """Keep the identity in the place of the present one, as one: a crash leaves either. Blocks; raises OSError."""

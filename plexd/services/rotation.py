@@ -45,7 +45,10 @@ class KeyStore(Protocol):
 
 
 class Rotation:
-    """One rotation at a time; a request during one is absorbed. A pending key found at start continues."""
+    """One rotation at a time; a request during one is absorbed. A pending key found at start continues.
+
+    `on_accepted` is told the key that the control plane took, before it is committed: perhaps twice, never not at all.
+    """
 
     name = "rotation"
 
@@ -63,6 +66,7 @@ class Rotation:
         self._node = node
         self._apply_event = apply_event
         self._request_pull = request_pull
+        self.on_accepted: list[Callable[[PublicKey], Awaitable[None]]] = []
         self._wanted = asyncio.Event()
 
     def request(self, reason: str) -> None:
@@ -106,6 +110,8 @@ class Rotation:
             await to_its_end(asyncio.to_thread(self._keys.drop_pending_key))
             log.error("key rotation refused", reason=reason, next_step="the old key stays")
             return True
+        for witness in self.on_accepted:
+            await witness(key.public())
         await to_its_end(self._commit(key))
         for peer in updated:
             try:

@@ -60,8 +60,11 @@ class World:
         self._client.use_identity(lambda: "n_41c9", lambda: SecretStr("node-key"), lambda _: None)
         self.is_registered = True
         self.routes = SecretRoutes(lambda: self if self.is_registered else None)
-        self.routes.on_read.append(self.reads.append)
+        self.routes.on_read.append(self._note)
         self.desk = Desk(self.routes.table(), Right.READ, Right.SECRET)
+
+    async def _note(self, read: SecretRead) -> None:
+        self.reads.append(read)
 
     def node_secret_key(self) -> str:
         return self.nsk
@@ -104,7 +107,7 @@ def test_vector_of_the_contract() -> None:
     answer, world = ask_once(httpx.Response(200, json=VECTOR))
     assert (answer.status, answer.json) == (200, {"key": "db-pass", "value": PLAINTEXT, "version": 2})
     assert world.paths == ["/v1/nodes/n_41c9/secrets/db-pass"]
-    assert world.reads == [SecretRead("db-pass", 2, 1000, 4711, "ok")]
+    assert world.reads == [SecretRead("db-pass", 2, 1000, 1000, 4711, "ok")]
 
 
 def test_bytes_that_are_no_text_come_as_base64() -> None:
@@ -229,7 +232,7 @@ def test_caller_that_leaves_cancels_the_call() -> None:
             await reading
         await asyncio.sleep(0.1)
         assert world.open == 0
-        assert world.reads == [SecretRead("db-pass", None, 1000, 4711, "left")]
+        assert world.reads == [SecretRead("db-pass", None, 1000, 1000, 4711, "left")]
 
     play(World(never), scene, run_virtual)
 

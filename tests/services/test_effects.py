@@ -74,7 +74,8 @@ class World:
         )  # fmt: skip
         self.was: Desired
 
-    async def _save(self, keys: SigningKeys) -> None:
+    async def _save(self, keys: SigningKeys, event_id: str) -> None:
+        assert event_id == "ev-1"
         self.done.saved_keys.append(keys)
 
     async def _save_entries(self, desired: Desired) -> None:

@@ -654,6 +654,20 @@ def test_refused_events_are_ten_lines_a_minute_and_a_number() -> None:
     assert all("payload" not in line and "signature" not in line for line in refused)
 
 
+def test_rejected_events_are_told_with_their_reason() -> None:
+    async def main() -> list[tuple[str, str, str]]:
+        twice = send("policy_updated")
+        watched = Watched(
+            always(b"data: \xff\n\n", send("policy_updated", key=STRANGER, event_id="ev-9"), twice, twice, FOREVER)
+        )
+        told: list[tuple[str, str, str]] = []
+        watched.listener.on_rejected.append(lambda *what: told.append(what))
+        await watched.run(10)
+        return told
+
+    assert run_virtual(main()) == [("malformed", "", ""), ("bad_signature", "ev-9", "policy_updated")]
+
+
 def test_stale_events_are_expected_right_after_a_connection_only() -> None:
     stale = send("policy_updated", issued=1_000_000_000.0)
     with capture_logs() as lines:

@@ -112,6 +112,28 @@ def test_rotation_ends_with_the_new_key_on_disk_and_in_the_kernel(tmp_path: Path
     assert stage.node.generation >= 1
 
 
+def test_new_key_is_told_once_it_is_accepted_and_before_it_is_committed(tmp_path: Path) -> None:
+    (tmp_path / PRIVATE_KEY).write_text(OWN_KEY.reveal())
+
+    async def main() -> tuple[list[PublicKey], Keeper]:
+        keeper = Keeper([LOST, ()])
+        stage = Stage(tmp_path, keeper)
+        told: list[PublicKey] = []
+
+        async def tell(key: PublicKey) -> None:
+            assert len(keeper.offered) == 2
+            assert key_in(tmp_path / PENDING_KEY) == key
+            assert key_in(tmp_path / PRIVATE_KEY) == OWN_KEY.public()
+            told.append(key)
+
+        stage.rotation.on_accepted.append(tell)
+        await stage.run(1000, 1)
+        return told, keeper
+
+    told, keeper = run_virtual(main())
+    assert told == [keeper.offered[0]] == [key_in(tmp_path / PRIVATE_KEY)]
+
+
 def test_old_key_stays_on_the_interface_until_the_answer(tmp_path: Path) -> None:
     stage = rotate(tmp_path, Keeper(seconds=5000.0), 1)
     assert stage.kernel.private_key == OWN_KEY
