@@ -128,6 +128,8 @@ class _Daemon:
         self._front = Front(config, directory, self._overview, self._reload)
         self._overview.reports = self._front.reports
         self._endpoint: EndpointReport | None = None
+        self._accepted = asyncio.Event()
+        self._early: asyncio.Task[None] | None = None
         self._flapping: dict[str, frozenset[str]] = {}
         self._work = self._supervisor("services")
 
@@ -140,11 +142,14 @@ class _Daemon:
             control = make_control_plane(self._config)
             registrar = make_registrar(lambda: self._config, control, description, self._identities, self._snapshots)
             try:
-                identity = await self._identity(registrar)
-                if identity is None:
-                    log.info("stopped before the node was registered")
-                    return 0
-                return await self._serve(identity, control, description, registrar)
+                async with self._telemetry(control, description) as telemetry:
+                    if telemetry.trail is not None:
+                        registrar.on_granted.append(telemetry.trail.node_registered)
+                    identity = await self._identity(registrar)
+                    if identity is None:
+                        log.info("stopped before the node was registered")
+                        return 0
+                    return await self._serve(identity, control, description, registrar, telemetry)
             finally:
                 await control.close()
 
@@ -164,6 +169,26 @@ class _Daemon:
                 if serving is not None:
                     limit = self._config.node_api.shutdown_timeout.total_seconds() + STOP_MARGIN_SECONDS
                     await _cancel(serving, limit)
+
+    @contextlib.asynccontextmanager
+    async def _telemetry(self, control: ControlPlane, description: SelfDescription) -> AsyncIterator[Telemetry]:
+        """What can't be read again is taken down from before the registration on."""
+        telemetry = await asyncio.to_thread(Telemetry, self._config, control, description, self._accepted)
+        self._overview.telemetry = telemetry
+        self._early = self._supervise("telemetry", list(telemetry.early_services))
+        await telemetry.start()
+        try:
+            yield telemetry
+        finally:
+            await _do("deliver telemetry", TELEMETRY_SECONDS, self._finish(telemetry))
+
+    async def _finish(self, telemetry: Telemetry) -> None:
+        """The end of it, once."""
+        early, self._early = self._early, None
+        if early is not None:
+            await telemetry.stop("stop signal" if self._stopping.is_set() else "failure")
+            await _cancel(early)
+            await telemetry.finish()
 
     # signals
 
@@ -257,7 +282,12 @@ class _Daemon:
             self._notify.send("STATUS=registering", "EXTEND_TIMEOUT_USEC=30000000")
 
     async def _serve(
-        self, identity: Identity, control: ControlPlane, description: SelfDescription, registrar: Registrar
+        self,
+        identity: Identity,
+        control: ControlPlane,
+        description: SelfDescription,
+        registrar: Registrar,
+        telemetry: Telemetry,
     ) -> int:
         config = self._config
         register_secret(identity.node_key.get_secret_value())
@@ -265,17 +295,17 @@ class _Daemon:
             register_secret(identity.private_key.reveal())
         cached = await asyncio.to_thread(self._snapshots.load, identity.node_id)
         health = self._health
-        node = Node(identity, cached.desired, cached.fetched_at, health)
+        node = Node(identity, cached.desired, cached.fetched_at, health, self._accepted)
+        control.use_identity(lambda: node.identity.node_id, node.credential, node.suspect)
         if node.desired.signing_keys is None:
             node.adopt_signing_keys(await asyncio.to_thread(self._identities.load_signing_keys))
-        control.use_identity(lambda: node.identity.node_id, node.credential, node.suspect)
         control.on_clock_offset = lambda seconds: health.set(
             Condition.CLOCK_SKEW, abs(seconds) > 60, f"{seconds:+.0f} s"
         )
         kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
         try:
-            work, vital, persist, drift, telemetry = self._compose(
-                node, health, control, description, kernel, registrar
+            work, vital, persist, drift = self._compose(
+                node, health, control, description, kernel, registrar, telemetry
             )
             try:
                 await self._run_services(work, vital, health)
@@ -293,8 +323,9 @@ class _Daemon:
         description: SelfDescription,
         kernel: Kernel,
         registrar: Registrar,
-    ) -> tuple[list[Service], list[Service], Persist, DriftReports, Telemetry]:
-        """The services that end first at a stop, those that go on until its end, and the three asked to save."""
+        telemetry: Telemetry,
+    ) -> tuple[list[Service], list[Service], Persist, DriftReports]:
+        """The services that end first at a stop, those that go on until its end, and the two asked to save."""
         config = self._config
         host_of_api = urlsplit(config.api or "").hostname or ""
 
@@ -405,13 +436,17 @@ class _Daemon:
             reconcile.request("configuration reloaded")  # also ends a wait of the old length
 
         self._live["heartbeat"] = self._live["reconcile"] = pace
-        telemetry = self._overview.telemetry = Telemetry(config, control, node, converger)
-        work += telemetry.services
+        work += telemetry.join(node, converger)
         listener.on_reconnected.append(telemetry.wake)
+        if (trail := telemetry.trail) is not None:
+            rotation.on_accepted.append(trail.mesh_key_rotated)
+            persist.on_new_signing_key.append(trail.signing_key_rotated)
+            listener.on_rejected.append(trail.event_rejected)
+            self._front.on_secret_read.append(lambda read: trail.secret_read(*read))
         vital: list[Service] = [heartbeat, persist, drift]
         if (watchdog_seconds := systemd.watchdog_interval()) is not None:
             vital.append(Watchdog(watchdog_seconds / 3, lambda: self._notify.send("WATCHDOG=1")))
-        return work, vital, persist, drift, telemetry
+        return work, vital, persist, drift
 
     def _endpoint_report(
         self, uplink: Uplink, node: Node, converger: Converger, kernel: Kernel
@@ -483,7 +518,7 @@ class _Daemon:
         """Steps 3 to 8 of the stop, each with a deadline of its own; a failing one does not keep the next from it."""
         await asyncio.gather(
             _do("send reports", REPORTS_SECONDS, self._front.flush()),
-            _do("deliver telemetry", TELEMETRY_SECONDS, telemetry.finish()),
+            _do("deliver telemetry", TELEMETRY_SECONDS, self._finish(telemetry)),
         )
         async with _step("save snapshot", STOP_STEP_SECONDS):
             await persist.flush()

@@ -75,7 +75,8 @@ class Membership:
 class Pipelines(Protocol):
     """Metrics, logs and audit on their way; `telemetry.assembly.Telemetry` is the real one."""
 
-    def status(self, name: str) -> Mapping[str, Any]: ...
+    def status(self, name: str) -> Mapping[str, Any] | None:
+        """None for what begins with the registration."""
 
 
 class Overview:
@@ -211,7 +212,8 @@ class Overview:
 
     def pipeline(self, name: str) -> bytes | None:
         """How `metrics`, `logs` or `audit` are delivered; None before the node is registered."""
-        return _encode(dict(self.telemetry.status(name))) if self.telemetry is not None else None
+        status = self.telemetry.status(name) if self.telemetry is not None else None
+        return _encode(dict(status)) if status is not None else None
 
     async def health(self) -> bytes:
         reason = await self.not_ready()

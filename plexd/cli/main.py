@@ -78,7 +78,10 @@ DELIVERY = """\
 Ask the daemon how {what} get to the control plane: whether they are taken, how many wait, how many were dropped and
 why, and what each source does. With --json the answer as it came, with all counters.
 """
-PIPELINES = (("metrics-status", "/v1/metrics/status", "metrics"),)  # command, route, what it is about
+PIPELINES = (  # command, route, what it is about
+    ("metrics-status", "/v1/metrics/status", "metrics"),
+    ("audit", "/v1/audit/status", "audit events"),
+)
 STATE = """\
 What programs on this node read and write: metadata and data from the control plane, names of secrets, reports. Without
 a subcommand a summary of all of it, as JSON.

@@ -27,7 +27,20 @@ class Size:
     """The kind of a number of bytes: a whole number, or a text such as 64KiB."""
 
 
-Kind = type[str] | type[int] | type[bool] | type[dict[str, str]] | type[tuple[str, ...]] | type[timedelta] | type[Size]
+class Auto:
+    """The kind of a switch that can also be left to plexd: true, false or auto."""
+
+
+Kind = (
+    type[str]
+    | type[int]
+    | type[bool]
+    | type[dict[str, str]]
+    | type[tuple[str, ...]]
+    | type[timedelta]
+    | type[Size]
+    | type[Auto]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +216,8 @@ def _read_scalar(node: yaml.Node, kind: Kind) -> Value:
         return text
     if kind is Size and tag == "int":
         return text
+    if kind is Auto:
+        return _read_switch(text if tag == "bool" or text == "auto" else "")
     if tag != "str":
         raise ValueError(f"must be a text, {_misread(node)}")
     return text
@@ -233,6 +248,16 @@ def from_text(text: str, kind: Kind) -> Value:
         return entries
     if kind is tuple:
         return tuple(item.strip() for item in text.split(","))
+    if kind is Auto:
+        return _read_switch(text)
+    return text
+
+
+def _read_switch(text: str) -> Value:
+    if text.lower() in BOOLEANS:
+        return BOOLEANS[text.lower()]
+    if text != "auto":
+        raise ValueError("must be true, false or auto")
     return text
 
 

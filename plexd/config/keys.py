@@ -9,13 +9,15 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from plexd.config.document import Kind, Size
-from plexd.config.models import SIZE, Config
+from plexd.config.document import Auto, Kind, Size
+from plexd.config.models import SIZE, AutoOrBool, Config
 
 
 def _kind(annotation: Any) -> Kind:
     """How a key of this type is written down. Names, paths, URLs and secrets are texts."""
     origin = get_origin(annotation)
+    if annotation == AutoOrBool:
+        return Auto
     if origin is Annotated:
         return _kind(get_args(annotation)[0])
     if origin in {Union, UnionType}:

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidationInfo
 
+from plexd.audit.types import type_number
 from plexd.config.paths import DEFAULT_SOCKET, absolute_path, socket_path, split_listen
 from plexd.errors import ConfigError
 from plexd.mesh.address import Endpoint, parse_endpoint
@@ -125,6 +126,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Size = Annotated[int, BeforeValidator(_size), SIZE]
+AutoOrBool = Literal["auto"] | bool
 
 
 class Subject(BaseModel):
@@ -400,6 +402,43 @@ class Observe(Pipeline):
         return value
 
 
+def _path_or_empty(value: str) -> str:
+    return str(absolute_path(value)) if value else ""
+
+
+def _record_type(value: str) -> str:
+    if type_number(value) is None:
+        raise ValueError("must be the name of a type of audit record, such as TTY or USER_CMD")
+    return value
+
+
+class Auditd(Subject):
+    enabled: bool = True
+    method: Literal["auto", "netlink", "file"] = "auto"
+    log_path: AbsolutePath = Path("/var/log/audit/audit.log")
+    backfill: bool = True
+    exclude_types: tuple[Annotated[str, AfterValidator(_record_type)], ...] = ("TTY", "USER_TTY")
+
+
+class KubernetesAudit(Subject):
+    enabled: AutoOrBool = "auto"
+    log_path: Annotated[str, AfterValidator(_path_or_empty)] = ""
+    stages: tuple[Literal["RequestReceived", "ResponseStarted", "ResponseComplete", "Panic"], ...] = (
+        "ResponseComplete",
+        "Panic",
+    )
+    exclude_verbs: tuple[str, ...] = ()
+    exclude_users: tuple[str, ...] = ()
+    strip_bodies: bool = True
+
+
+class Audit(Pipeline):
+    spool_max_bytes: Annotated[Size, _size_between(4 << 20)] = 64 << 20
+    max_raw_size: Annotated[Size, _size_between(1 << 10, 1 << 20)] = 64 << 10
+    auditd: Auditd = Auditd()
+    kubernetes: KubernetesAudit = KubernetesAudit()
+
+
 class Config(Subject):
     """The whole configuration. `tls` stands before `api`, whose check needs it."""
 
@@ -422,6 +461,7 @@ class Config(Subject):
     node_api: NodeApi = NodeApi()
     observe: Observe = Observe()
     health: Health = Health()
+    audit: Audit = Audit()
 
     @field_validator("api")
     @classmethod

@@ -15,13 +15,18 @@ from plexd.linux import host
 from plexd.node import Node
 from plexd.store.cursors import Cursors
 from plexd.store.quarantine import quarantine
-from plexd.telemetry.gaps import Gap
+from plexd.telemetry.audit import Audit
+from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.gaps import Gap, parse_gaps
 from plexd.telemetry.metrics import Agent, Group, Latency, Mesh, Metrics, System, Tunnel
 from plexd.telemetry.pipeline import Form, Pipeline, disabled
+from plexd.telemetry.trail import AuditTrail
 from plexd.telemetry.window import Limits
+from plexd.uplink import SelfDescription
 from plexd.wire import endpoints
 from plexd.wire.endpoints import Endpoint
 
+READ_OUT_SECONDS = 1.0
 FINISH_SECONDS = 5.0  # for each pipeline at the end, all of them side by side
 
 
@@ -35,25 +40,54 @@ class Runnable(Protocol):
 
 
 class Telemetry:
-    """Made once the node has an identity. `services` are to be run, `wake` to be called when the control plane was
-    reached, `finish` after the services have ended.
+    """`early_services` are to be run from the start: what can't be read again waits for the registration on disk.
+    Once the node has an identity, `join` gives the others. `wake` is to be called when the control plane was reached,
+    `stop` before the services end, `finish` after that.
+
+    `trail` takes what the agent does, None when nobody wants to know.
     """
 
-    def __init__(self, config: Config, control: ControlPlane, node: Node, mesh: Mesh) -> None:
-        """Reads the positions: blocks. Raises LocalStateError."""
+    def __init__(
+        self, config: Config, control: ControlPlane, description: SelfDescription, accepted: asyncio.Event
+    ) -> None:
+        """Reads the positions: blocks. Raises LocalStateError. Nothing is delivered before `accepted` is set."""
         self._config = config
         self._control = control
-        self._node = node
+        self._description = description
+        self._accepted = accepted
         self._directory = config.data_dir / "telemetry"
         self._cursors = Cursors(self._directory)
         self._cursors.load()
         self._pipelines: dict[str, Pipeline] = {}
-        if config.observe.enabled:
-            self._build_metrics(mesh)
+        self._is_joined = False
+        self._audit = self._build_audit() if config.audit.enabled else None
 
     @property
-    def services(self) -> Sequence[Runnable]:
+    def trail(self) -> AuditTrail | None:
+        return self._audit.trail if self._audit is not None else None
+
+    @property
+    def early_services(self) -> Sequence[Runnable]:
         return [*self._pipelines.values(), self._cursors]
+
+    def join(self, node: Node, mesh: Mesh) -> Sequence[Runnable]:
+        """The node is registered."""
+        self._is_joined = True
+        early = set(self._pipelines)
+        if self._config.observe.enabled:
+            self._build_metrics(node, mesh)
+        return [pipeline for name, pipeline in self._pipelines.items() if name not in early]
+
+    async def start(self) -> None:
+        """Tell that the agent runs; on disk when this returns."""
+        if self._audit is not None:
+            await self._audit.trail.agent_started(self._description.version, self._description.checksum)
+
+    async def stop(self, reason: str) -> None:
+        """Tell why the agent stops, and read what is on disk, so that it may still be delivered."""
+        if self._audit is not None:
+            await self._audit.trail.agent_stopped(self._description.version, self._description.checksum, reason)
+            await self._audit.spooled.read_out(READ_OUT_SECONDS)
 
     def wake(self) -> None:
         for pipeline in self._pipelines.values():
@@ -61,18 +95,28 @@ class Telemetry:
 
     async def finish(self) -> None:
         """Send what there is as far as that is quick, and write the positions."""
+        if self._audit is not None:
+            await self._audit.spooled.flush()  # events that were incomplete until the stream ended
         await asyncio.gather(*(pipeline.finish(FINISH_SECONDS) for pipeline in self._pipelines.values()))
         if (metrics := self._pipelines.get("metrics")) is not None:
             metrics.drop_rest()
         await self._cursors.save()
 
-    def status(self, name: str) -> Mapping[str, Any]:
-        """The body of the status routes, for `metrics`, `logs` or `audit`."""
+    def status(self, name: str) -> Mapping[str, Any] | None:
+        """The body of the status routes, for `metrics`, `logs` or `audit`; None for what `join` will begin."""
         pipeline = self._pipelines.get(name)
-        return pipeline.status() if pipeline is not None else disabled()
+        if pipeline is not None:
+            return pipeline.status()
+        return disabled() if self._is_joined or name == "audit" else None
 
-    def _build_metrics(self, mesh: Mesh) -> None:
-        observe, node = self._config.observe, self._node
+    def _build_audit(self) -> Audit:
+        audit = self._config.audit
+        form = AuditForm(self._description.hostname, audit.max_raw_size)
+        pipeline = self._pipeline("audit", audit, endpoints.AUDIT, form)
+        return Audit(audit, self._config.data_dir, pipeline, self._cursors, form)
+
+    def _build_metrics(self, node: Node, mesh: Mesh) -> None:
+        observe = self._config.observe
         pipeline = self._pipeline("metrics", observe, endpoints.METRICS, _MetricForm(), keeps_when_unprovisioned=False)
         interval = observe.interval.total_seconds()
         interface = self._config.mesh.interface
@@ -98,6 +142,10 @@ class Telemetry:
         async def put_aside(bodies: Sequence[bytes]) -> Path:
             return await asyncio.to_thread(quarantine, self._directory / "quarantine", name, bodies)
 
+        def owed() -> list[list[Any]]:
+            return [list(gap) for gap in pipeline.owed_gaps]
+
+        stored = self._cursors.register(f"{name}_gaps", owed)
         pipeline = self._pipelines[name] = Pipeline(
             name,
             Limits(
@@ -109,9 +157,10 @@ class Telemetry:
             ),
             form,
             partial(self._control.deliver, endpoint),
-            self._node.accepted,
+            self._accepted,
             put_aside,
             keeps_when_unprovisioned=keeps_when_unprovisioned,
+            owed=parse_gaps(stored),
             save=self._cursors.touch,
         )
         return pipeline

@@ -7,8 +7,9 @@ it. What is still owed is kept on disk by the pipeline, since the source's posit
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SPACING_SECONDS = 60.0  # between two markers of one source and reason
 
@@ -31,6 +32,16 @@ class Gap(NamedTuple):
     lost: int | None = None
     since: float | None = None
     until: float | None = None
+
+
+def parse_gaps(stored: Any) -> list[Gap]:
+    """From what became of gaps in a file; what can't be read is left out."""
+    gaps = []
+    for item in stored if isinstance(stored, list) else []:
+        with suppress(TypeError, ValueError):
+            source, reason, lost, since, until = item
+            gaps.append(Gap(str(source), Reason(reason), lost, since, until))
+    return gaps
 
 
 class Gaps:

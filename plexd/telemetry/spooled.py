@@ -17,7 +17,7 @@ from plexd.store.spool import Line, Spool, SpoolPosition
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.pipeline import Feed, Pipeline
-from plexd.waiting import set_within
+from plexd.waiting import set_within, to_its_end
 
 log = get_logger("telemetry")
 
@@ -48,6 +48,7 @@ class Spooled:
         self._problem = ""
         self._changed = asyncio.Event()  # for the reader
         self._progress = asyncio.Event()  # for those who wait for the disk
+        self._handed = asyncio.Event()  # for those who wait for the reader
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_writing = False
         self._feed: Feed[SpoolPosition | None] = pipeline.feed(name, self._settled, precounted=True)
@@ -73,12 +74,24 @@ class Spooled:
         self.add_nowait(body)
         await self.flush()
 
-    async def flush(self) -> None:
-        """Until everything added so far is on disk, or the disk has refused it."""
+    async def flush(self) -> bool:
+        """Until everything added so far is on disk, or the disk has refused it; whether it is there."""
         wanted = self._added
         while self._tried < wanted:
             self._progress.clear()
             await self._progress.wait()
+        return not self._problem
+
+    async def read_out(self, seconds: float) -> bool:
+        """Until all of it is in the window, at most that long; whether it is. `collect` has to run."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._spool.unread or self._in_hand or self._pending:
+                    self._handed.clear()
+                    await self._handed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _push_out(self) -> None:
         limits = self._pipeline.window.limits
@@ -176,16 +189,20 @@ class Spooled:
             return
         async with self._disk:
             try:
-                await self._open()
-                self._in_hand.extend(await asyncio.to_thread(self._spool.read))
+                await to_its_end(self._read_lines())  # else a cancellation would lose what was just read
             except OSError as exc:
                 self._failed(exc)
+
+    async def _read_lines(self) -> None:
+        await self._open()
+        self._in_hand.extend(await asyncio.to_thread(self._spool.read))
 
     async def _hand_over(self) -> None:
         while self._in_hand:
             line = self._in_hand[0]
             if self._feed.offer(line.body, line.end):
                 self._in_hand.popleft()
+                self._handed.set()
             else:
                 await self._feed.room(len(line.body))
 

@@ -1,0 +1,112 @@
+"""What the agent tells of itself is on disk before anyone relies on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plexd.mesh.keys import PublicKey
+from plexd.store.cursors import Cursors
+from plexd.store.spool import Spool
+from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.spooled import Spooled
+from plexd.telemetry.trail import AuditTrail
+from tests.services.stage import EPOCH
+from tests.telemetry.stage import Plane, Stage
+from tests.virtual_time import run_virtual
+
+KEY = PublicKey(bytes(range(32)))
+FINGERPRINT = hashlib.sha256(bytes(range(32))).hexdigest()[:16]
+
+
+def make_trail(directory: Path) -> tuple[AuditTrail, Stage]:
+    cursors = Cursors(directory / "telemetry")
+    cursors.load()
+    stage = Stage(Plane())
+    spooled = Spooled("spool", stage.pipeline, Spool(directory / "telemetry" / "spool", 4 << 20), cursors, "s")
+    stage.pipeline.sources[:] = [spooled]
+    return AuditTrail(stage.pipeline, spooled, AuditForm("edge-03", 65536), lambda: EPOCH), stage
+
+
+def on_disk(directory: Path) -> list[dict[str, Any]]:
+    lines = (directory / "telemetry" / "spool" / "00000001.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("tell", "event_type", "action", "about", "subject"),
+    [
+        (
+            lambda trail: trail.agent_started("0.1.0", "sha256:12"),
+            "agent_started", "start", {"version": "0.1.0", "checksum": "sha256:12", "reason": "start"},
+            {"agent": "plexd"},
+        ),
+        (
+            lambda trail: trail.agent_stopped("0.1.0", "sha256:12", "stop signal"),
+            "agent_stopped", "stop", {"version": "0.1.0", "checksum": "sha256:12", "reason": "stop signal"},
+            {"agent": "plexd"},
+        ),
+        (
+            lambda trail: trail.node_registered("n_1", bytes([10, 100, 0, 7])),
+            "node_registered", "register", {"node_id": "n_1", "mesh_ip": "10.100.0.7"}, {"agent": "plexd"},
+        ),
+        (
+            lambda trail: trail.mesh_key_rotated(KEY),
+            "mesh_key_rotated", "rotate", {"fingerprint": FINGERPRINT}, {"agent": "plexd"},
+        ),
+        (
+            lambda trail: trail.signing_key_rotated(bytes(KEY), "ev-7"),
+            "signing_key_rotated", "rotate", {"fingerprint": FINGERPRINT},
+            {"control_plane": True, "event_id": "ev-7"},
+        ),
+        (
+            lambda trail: trail.signing_key_rotated(bytes(KEY), ""),
+            "signing_key_rotated", "rotate", {"fingerprint": FINGERPRINT}, {"control_plane": True},
+        ),
+        (
+            lambda trail: trail.record("secret_read", "read", {"key": "db", "version": 3}, subject={"uid": 1001}),
+            "secret_read", "read", {"key": "db", "version": 3}, {"uid": 1001},
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_told_is_on_disk(
+    tmp_path: Path,
+    tell: Callable[[AuditTrail], Awaitable[None]],
+    event_type: str,
+    action: str,
+    about: dict[str, Any],
+    subject: dict[str, Any],
+) -> None:
+    async def main() -> None:
+        trail, _ = make_trail(tmp_path)
+        await tell(trail)
+
+    run_virtual(main())
+    assert on_disk(tmp_path) == [
+        {
+            "timestamp": "2027-01-15T08:00:00Z", "source": "plexd", "event_type": event_type, "subject": subject,
+            "object": about, "action": action, "result": "success", "hostname": "edge-03", "raw": "",
+        }
+    ]  # fmt: skip
+
+
+def test_a_rejected_event_holds_nobody_up_and_reaches_the_control_plane(tmp_path: Path) -> None:
+    async def main() -> None:
+        trail, stage = make_trail(tmp_path)
+        async with stage:
+            trail.event_rejected("bad_signature", "ev-9", "policy_updated")
+            trail.event_rejected("malformed", "", "")
+            await stage.pipeline.sources[0].flush()  # type: ignore[attr-defined]
+        first, second = on_disk(tmp_path)
+        assert (first["action"], first["result"]) == ("bad_signature", "failure")
+        assert first["object"] == {"event_id": "ev-9", "event_type": "policy_updated"}
+        assert first["subject"] == {"control_plane": True, "event_id": "ev-9"}
+        assert second["subject"] == {"control_plane": True}
+        assert stage.pipeline.row("plexd").entries == 2
+
+    run_virtual(main())
