@@ -27,12 +27,17 @@ class Verdict(NamedTuple):
     console: str
 
 
-def boot(image: Image, command: Sequence[str], deadline_seconds: float) -> Verdict:
-    """Run `command` in the guest, from the repository's directory; the console goes to standard output as it comes."""
+def boot(image: Image, command: Sequence[str], deadline_seconds: float, parameters: Sequence[str] = ()) -> Verdict:
+    """Run `command` in the guest, from the repository's directory; the console goes to standard output as it comes.
+
+    `parameters` are further ones of the guest's kernel.
+    """
     with tempfile.TemporaryDirectory(prefix="plexd-guest-") as scratch:
         initramfs = Path(scratch) / "initramfs"
         write_initramfs(image, command, initramfs)
-        with subprocess.Popen(_qemu(image, initramfs), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as emulator:
+        with subprocess.Popen(
+            _qemu(image, initramfs, parameters), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        ) as emulator:
             try:
                 console, reason = _follow(emulator, time.monotonic() + deadline_seconds)
             finally:
@@ -45,14 +50,14 @@ def boot(image: Image, command: Sequence[str], deadline_seconds: float) -> Verdi
     return Verdict(None, reason, console)
 
 
-def _qemu(image: Image, initramfs: Path) -> list[str]:
+def _qemu(image: Image, initramfs: Path, parameters: Sequence[str]) -> list[str]:
     # the emulator must not outlive a killed runner
     return [
         "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
         "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072",
         "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-nic", "none",
         "-kernel", str(image.kernel), "-initrd", str(initramfs),
-        "-append", "console=ttyS0 loglevel=3 panic=-1 mitigations=off plexd.guest",
+        "-append", " ".join(("console=ttyS0 loglevel=3 panic=-1 mitigations=off plexd.guest", *parameters)),
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
     ]  # fmt: skip
 

@@ -64,8 +64,10 @@ class Network:
             run("ip", "netns", "delete", namespace.name)
 
 
-def cable(one: Namespace, other: Namespace, name: str, numbers: tuple[int, int], *, mtu: int = 1500) -> None:
-    """A link of that name at both ends, with the addresses 192.0.N.H and 2001:db8:N::H.
+def cable(
+    one: Namespace, other: Namespace, name: str, numbers: tuple[int, int], *, mtu: int = 1500, ipv6: bool = True
+) -> None:
+    """A link of that name at both ends, with the addresses 192.0.N.H and (with `ipv6`) 2001:db8:N::H.
 
     `numbers` are N and the H of the first; the other has the next H.
     """
@@ -74,7 +76,8 @@ def cable(one: Namespace, other: Namespace, name: str, numbers: tuple[int, int],
     for namespace, number in ((one, host), (other, host + 1)):
         namespace.run("ip", "link", "set", name, "mtu", str(mtu), "up")
         namespace.run("ip", "address", "add", f"192.0.{net}.{number}/24", "dev", name)
-        namespace.run("ip", "address", "add", f"2001:db8:{net}::{number}/64", "dev", name, "nodad")
+        if ipv6:
+            namespace.run("ip", "address", "add", f"2001:db8:{net}::{number}/64", "dev", name, "nodad")
 
 
 def route(namespace: Namespace, net: int, via: tuple[int, int]) -> None:
@@ -147,9 +150,13 @@ class Living:
         identity = Identity(f"n_{member.interface}", parse_ip(member.mesh_ip), SecretStr(""), member.key)
         self.node = Node(identity, Desired(), 0.0, self.health)
         for other in others:
-            self.node.fold(PeerAdded(other.as_peer()))
+            self.add(other)
         self.door = Kernel(member.interface, "auto", "wireguard-go")
         self.converger = Converger(self.door, self.node, member.settings, self.health)
+
+    def add(self, other: Member) -> None:
+        """The control plane tells of another member."""
+        self.node.fold(PeerAdded(other.as_peer()))
 
     @contextlib.asynccontextmanager
     async def entered(self) -> AsyncIterator[Living]:
