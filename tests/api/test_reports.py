@@ -317,6 +317,41 @@ def test_killed_first_write_and_write_after_delete(tmp_path: Path) -> None:
         ]
 
 
+def deliver(path: Path, step: str) -> None:
+    """What the control plane's answer does to the one report that is due."""
+
+    async def main() -> None:
+        directory = DataDirectory(path)
+        reports = Reports(ReportStore(directory))
+        (operation,) = reports.pending.values()
+        if step == "sent":
+            await reports.sent({"k": operation})
+        elif step == "parked":
+            await reports.park("k", operation)
+        else:
+            await reports.raise_version("k", operation, 42)
+        directory.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("step", "done"), [("sent", {}), ("parked", {}), ("raised", {"k": Operation("put", 42)})])
+def test_killed_bookkeeping_of_a_delivery_forgets_nothing(
+    tmp_path: Path, step: str, done: dict[str, Operation]
+) -> None:
+    seen = []
+    for n in crashes(lambda n: deliver(tmp_path / str(n), step), lambda n: write(tmp_path / str(n), "1")):
+        directory = DataDirectory(tmp_path / str(n))
+        entries, delivery = ReportStore(directory).load()
+        directory.close()
+        assert delivery.pending in [{"k": Operation("put", 1)}, done]
+        assert entries["k"].version == (42 if delivery.pending == {"k": Operation("put", 42)} else 1)
+        assert delivery.next_version("k") == entries["k"].version + 1
+        seen.append(delivery.pending)
+    assert {"k": Operation("put", 1)} in seen
+    assert done in seen
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"pending":{"k":1}}', b"\xff", b"[" * 100_000])
 def test_lost_bookkeeping_sends_everything_again(tmp_path: Path, damage: bytes) -> None:
     write(tmp_path, "1", "2")

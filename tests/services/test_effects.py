@@ -79,7 +79,8 @@ class World:
         self.done.saved_keys.append(keys)
 
     async def _save_entries(self, desired: Desired) -> None:
-        assert desired is not self.node.desired
+        held = self.node.desired
+        assert (desired.metadata, desired.data, desired.secret_refs) != (held.metadata, held.data, held.secret_refs)
         self.done.saved_entries.append(desired)
 
     async def come_up(self) -> None:

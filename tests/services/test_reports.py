@@ -158,6 +158,9 @@ def test_what_was_not_sent_before_a_restart_goes_at_once_after_it(tmp_path: Path
     async def second(world: World) -> None:
         await asyncio.sleep(0.1)
         assert world.plane.requests == [(0.0, {"a": None if deleted else 1})]
+        await world.put("b")
+        await asyncio.sleep(10)
+        assert world.plane.times == [0.0, 0.1 + DEBOUNCE]
 
     play(tmp_path, first)
     play(tmp_path, second)
