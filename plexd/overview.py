@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, me
 from plexd.mesh.desired import Candidates, PolicyRule
 from plexd.mesh.firewall import Hits
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
-from plexd.mesh.policy import Resolved, explain_rules
+from plexd.mesh.policy import Resolved, Rule, deciding, explain_rules
 from plexd.mesh.target import Target
 from plexd.node import Node
 from plexd.reports import Reports
@@ -163,7 +163,7 @@ class Overview:
         about = {
             "nat": self._nat(),
             "mtu": observed.link.mtu if observed is not None and observed.link is not None else None,
-            "policy": None if self.config.policy.enabled else "not enforced",
+            "policy": await self._deciding(self.membership, view),
             "state_fetched_at": _time(node.fetched_at or None),
             "generation": node.generation,
         }
@@ -172,6 +172,33 @@ class Overview:
             for source, text in reversed(candidates.offers)
         ]
         return _encode({**_peer(view), "candidates": offers, "node": about})
+
+    async def _deciding(self, membership: Membership, view: PeerView) -> Document | None:
+        """Which rules decide about packets from and to a peer; None while no policy is enforced."""
+        if not self.config.policy.enabled or view.mesh_ip is None:
+            return None
+        identity = membership.node.identity
+        here, there = (identity.node_id, identity.mesh_ip), (view.id, view.mesh_ip)
+        resolved, hits = await membership.mesh.look_at_policies()
+
+        def told(rules: Iterator[Rule]) -> list[Document]:
+            return [
+                {
+                    "policy": rule.policy_id,
+                    "rule": rule.number,
+                    "action": rule.action.value,
+                    "protocol": rule.protocol.value,
+                    "port": rule.port,
+                    "packets": hits[rule.policy_id, rule.number].packets if hits is not None else None,
+                }
+                for rule in rules
+            ]
+
+        return {
+            "default": self.config.policy.default,
+            "inward": told(deciding(resolved.rules, there, here)),
+            "outward": told(deciding(resolved.rules, here, there)),
+        }
 
     async def _sight(self, membership: Membership) -> Sight:
         node, mesh = membership.node, membership.mesh

@@ -422,6 +422,30 @@ def test_policies_tell_what_each_rule_met_and_why_others_do_nothing() -> None:
     asyncio.run(main())
 
 
+def test_one_peer_is_told_with_the_rules_that_decide_each_direction() -> None:
+    async def main() -> None:
+        stage = Stage()
+        stage.settings = enforcing
+        await stage.join()
+        rules = (
+            PolicyRule("n_2", "n_self", 443, "tcp", "allow"),
+            PolicyRule("n_3", "n_self", 0, "", "allow"),
+            PolicyRule("10.100.0.0/16", "10.100.0.1", 0, "", "deny"),
+            PolicyRule("n_2", "*", 22, "tcp", "allow"),
+        )
+        stage.node.desired = replace(stage.node.desired, policies=(Policy("web", rules),))
+        stage.kernel.hits = counted(web_0=3)
+        policy = json.loads(await stage.overview.peer("n_2") or b"")["node"]["policy"]
+        assert policy["default"] == "deny"
+        assert [(rule["rule"], rule["action"], rule["packets"]) for rule in policy["inward"]] == [
+            (0, "allow", 3),
+            (2, "deny", 0),
+        ]
+        assert policy["outward"] == []
+
+    asyncio.run(main())
+
+
 def test_policies_without_a_table_have_no_counts() -> None:
     async def main() -> None:
         stage = Stage()

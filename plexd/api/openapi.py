@@ -113,6 +113,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/v1/status"): Operation("How this node is", {"type": "object"}),
     ("GET", "/v1/peers"): Operation("Who it is connected with, and why not", _list({"type": "object"})),
     ("GET", "/v1/peers/{key}"): Operation("One of them, by id or mesh address", {"type": "object"}, others=(404,)),
+    ("GET", "/v1/policies"): Operation("Who may talk to whom, and what each rule has met", {"type": "object"}),
+    ("GET", "/v1/metrics/status"): Operation("How metrics are delivered", {"type": "object"}, others=(503,)),
+    ("GET", "/v1/log-status"): Operation("How logs are delivered", {"type": "object"}, others=(503,)),
+    ("GET", "/v1/audit/status"): Operation("How audit entries are delivered", {"type": "object"}, others=(503,)),
     ("GET", "/v1/health"): Operation("Which conditions hold", {"type": "object"}),
     ("POST", "/v1/reconcile"): Operation(
         "Compare with the control plane now", _object(status=TEXT), status=202, others=(503,)

@@ -18,6 +18,7 @@ from plexd.config.api_socket import find_socket
 Document = dict[str, Any]
 
 TITLE_WIDTH = 14
+MAX_RULES = 5  # of a direction, in words; --json has them all
 
 
 def why(args: argparse.Namespace) -> int:
@@ -84,6 +85,28 @@ def _rows(peer: Document, now: float) -> Iterator[tuple[str, str]]:
     nat = node["nat"]
     yield "This node", f"{nat['public_endpoint']}, NAT {nat['type']}" if nat else "does not know how peers reach it"
     yield "MTU", str(node["mtu"]) if node["mtu"] else "-"
-    yield "Policy", node["policy"] or "enforced; see plexd policies"
+    policy = node["policy"]
+    if policy is None:
+        yield "Policy", "not enforced"
+    else:
+        yield "From it", _decided(policy["inward"], policy["default"])
+        yield "To it", _decided(policy["outward"], policy["default"])
     fetched = f"fetched {since(node['state_fetched_at'], now)} ago" if node["state_fetched_at"] else "never fetched"
     yield "State", f"{fetched}, {node['generation']} events since the start"
+
+
+def _decided(rules: list[Document], default: str) -> str:
+    """What the policies say about one direction, in their order."""
+    parts = [_rule(rule) for rule in rules[:MAX_RULES]]
+    if len(rules) > MAX_RULES:
+        parts.append(f"{len(rules) - MAX_RULES} more rules")
+    if not rules or rules[-1]["port"] or rules[-1]["protocol"] != "any":
+        parts.append(f"else {default}" if rules else f"{default}, by default")
+    return "; ".join(parts)
+
+
+def _rule(rule: Document) -> str:
+    what = "all" if rule["protocol"] == "any" and not rule["port"] else rule["protocol"]
+    port = f" port {rule['port']}" if rule["port"] else ""
+    counted = f", {rule['packets']} packets" if rule["packets"] is not None else ""
+    return f"{rule['action']} {what}{port} (policy {rule['policy']} rule {rule['rule']}{counted})"

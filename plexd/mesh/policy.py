@@ -7,7 +7,7 @@ rules that can concern this node (section 6.4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -52,6 +52,11 @@ class Rule(NamedTuple):
     protocol: Protocol
     port: int
     action: Action
+
+    @property
+    def is_about_everything(self) -> bool:
+        """Whether neither protocol nor port narrows it."""
+        return not self.port and self.protocol is Protocol.ANY
 
 
 class Remark(NamedTuple):
@@ -137,6 +142,24 @@ def faults(policies: Iterable[Policy]) -> tuple[Remark, ...]:
         for number, raw in enumerate(policy.rules)
         if (draft := _read(raw)).faults
     )
+
+
+def deciding(rules: Iterable[Rule], src: tuple[str, bytes], dst: tuple[str, bytes]) -> Iterator[Rule]:
+    """The rules that decide about packets from one node to another, in order, up to the first that decides about all.
+
+    A node is its id and its mesh address; what lies behind it may meet other rules.
+    """
+    for rule in rules:
+        if _is_on(rule.src, *src) and _is_on(rule.dst, *dst):
+            yield rule
+            if rule.is_about_everything:
+                return
+
+
+def _is_on(side: Side, node_id: str, mesh_ip: bytes) -> bool:
+    if side.node:
+        return side.node == node_id
+    return side.prefix is None or (len(side.prefix.packed) == len(mesh_ip) and side.prefix.contains(mesh_ip))
 
 
 def explain_rules(policies: Iterable[Policy], resolved: Resolved) -> dict[tuple[str, int], str]:

@@ -17,7 +17,7 @@ PEER: dict[str, Any] = {
         {"endpoint": "gate.example.net:51820", "source": "state", "resolved": "192.0.2.9:51820"},
     ],
     "node": {
-        "nat": {"public_endpoint": "198.51.100.9:51820", "type": "full_cone"}, "mtu": 1420, "policy": "not enforced",
+        "nat": {"public_endpoint": "198.51.100.9:51820", "type": "full_cone"}, "mtu": 1420, "policy": None,
         "state_fetched_at": "2027-01-15T07:59:26Z", "generation": 57,
     },
 }  # fmt: skip
@@ -66,3 +66,23 @@ def test_narrow_terminal_is_not_overrun() -> None:
         "  check that the peer runs, knows this node, and that UDP",
         "  passes from port 51820 here to its endpoint",
     ]
+
+
+def rule(number: int, action: str = "allow", protocol: str = "any", port: int = 0, packets: int | None = 7) -> Any:
+    return {
+        "policy": "web", "rule": number, "action": action, "protocol": protocol, "port": port, "packets": packets
+    }  # fmt: skip
+
+
+def test_policy_is_told_for_each_direction() -> None:
+    inward = [rule(0, protocol="tcp", port=443), rule(2, "deny", packets=None)]
+    node = PEER["node"] | {"policy": {"default": "deny", "inward": inward, "outward": [rule(1, protocol="icmp")]}}
+    lines = list(why_lines(PEER | {"node": node}, NOW, None))
+    assert "From it:      allow tcp port 443 (policy web rule 0, 7 packets); deny all (policy web rule 2)" in lines
+    assert "To it:        allow icmp (policy web rule 1, 7 packets); else deny" in lines
+    node = PEER["node"] | {
+        "policy": {"default": "deny", "inward": [], "outward": [rule(n, port=n) for n in range(1, 9)]}
+    }
+    lines = list(why_lines(PEER | {"node": node}, NOW, None))
+    assert "From it:      deny, by default" in lines
+    assert any("; 3 more rules; else deny" in line for line in lines)

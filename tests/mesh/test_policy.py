@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from plexd.mesh.address import Prefix
+from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.policy import Action, Local, Protocol, Resolved, Side, resolve
+from plexd.mesh.policy import Action, Local, Protocol, Resolved, Side, deciding, resolve
 from tests.mesh import policies as mesh
 from tests.mesh.policies import LOCAL, LOCAL_IPV6, PEERS, world_of
 
@@ -141,3 +141,27 @@ def test_rules_mean_what_the_reference_says(policies: tuple[Policy, ...], local:
     ]
     resolved = resolve(policies, local, PEERS).rules
     assert [(told(r.src), told(r.dst), str(r.protocol), r.port, str(r.action)) for r in resolved] == expected
+
+
+HERE, B, E = ("n_a", parse_ip("10.100.1.1")), ("n_b", parse_ip("10.100.1.2")), ("n_e", parse_ip("fd00:100::5"))
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "numbers"),
+    [(B, HERE, [0, 2, 4]), (HERE, B, [3]), (E, HERE, [4]), (HERE, E, [])],
+    ids=["in by name and prefix", "out", "another family", "out to another family"],
+)
+def test_rules_that_decide_about_a_pair_end_with_the_first_about_everything(
+    src: tuple[str, bytes], dst: tuple[str, bytes], numbers: list[int]
+) -> None:
+    rules = (
+        PolicyRule("n_b", "n_a", 443, "tcp", "allow"),
+        PolicyRule("n_c", "n_a", 0, "", "allow"),
+        PolicyRule("10.100.0.0/16", "n_a", 0, "icmp", "allow"),
+        PolicyRule("10.100.1.1", "10.100.1.2", 0, "", "deny"),
+        PolicyRule("*", "n_a", 0, "", "deny"),
+        PolicyRule("*", "n_a", 0, "", "allow"),
+        PolicyRule("n_a", "n_b", 0, "", "allow"),
+    )
+    resolved = resolve((Policy("p", rules),), LOCAL, PEERS)
+    assert [rule.number for rule in deciding(resolved.rules, src, dst)] == numbers
