@@ -13,17 +13,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 APT_BASE := python3-venv ca-certificates
 APT_MESH := iproute2 iputils-ping nftables wireguard-go wireguard-tools
 APT_STUN := coturn
+APT_JOURNAL := systemd
 APT_GUEST := qemu-system-x86 busybox-static cpio kmod nftables
 APT := apt-get install -y -qq --no-install-recommends
 
-.PHONY: help demo test test-kernel check format bench fuzz lock clean
+.PHONY: help demo test test-kernel check format bench fuzz chaos lock clean
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/ready $(STAMPS)/apt-mesh  ## three nodes, a mesh, sabotage and healing, in network namespaces (root)
 	$(VENV)/bin/plexd lab up --nodes 3
 
-test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun  ## unit, contract, integration and namespace tests (root for the last)
+test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun $(STAMPS)/apt-journal  ## unit, contract, integration and namespace tests (root for the last)
 	$(VENV)/bin/pytest -m "not kernel"
 
 test-kernel: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## the agent against the Debian kernel in QEMU (root)
@@ -49,6 +50,9 @@ fuzz: $(VENV)/fuzz  ## inputs that break a parser; FUZZ_SECONDS=600 each, FUZZ_T
 
 LOCK := pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
   --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+chaos: $(VENV)/ready $(STAMPS)/apt-journal  ## 200 seeds of log lines, kills and a control plane that misbehaves (root)
+	$(VENV)/bin/python -m tests.chaos 200
+
 lock: $(VENV)/ready  ## renew the lock files from pyproject.toml and requirements-fuzz.in
 	$(VENV)/bin/$(LOCK) --all-extras --output-file requirements.lock pyproject.toml
 	$(VENV)/bin/$(LOCK) --output-file requirements-fuzz.lock requirements-fuzz.in
@@ -87,5 +91,7 @@ $(STAMPS)/apt-mesh:
 	$(call apt,$(APT_MESH))
 $(STAMPS)/apt-stun:
 	$(call apt,$(APT_STUN))
+$(STAMPS)/apt-journal:
+	$(call apt,$(APT_JOURNAL))
 $(STAMPS)/apt-guest:
 	$(call apt,$(APT_GUEST))

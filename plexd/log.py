@@ -53,7 +53,7 @@ def set_up(
     colours = out.isatty() and "NO_COLOR" not in environ
     renderer = {"json": _as_json, "journal": _as_journal, "console": _in_colour if colours else _as_console}[log_format]
     structlog.configure(
-        processors=[_level, _values, RateLimit(monotonic), renderer],
+        processors=[_level, _values, RateLimit(monotonic), _overhear, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_: Sink(out),
         cache_logger_on_first_use=False,  # module loggers follow when this is called again
@@ -129,6 +129,24 @@ class RateLimit:
             del self._said[next(iter(self._said))]
         self._said[text] = (now, 0)
         return {**record, "suppressed": held_back} if held_back else record
+
+
+Listener = Callable[[str, str, str], None]
+_listeners: list[Listener] = []
+
+
+def add_listener(listener: Listener) -> None:
+    """Have `listener(level, component, text)` called for every record that is written."""
+    _listeners.append(listener)
+
+
+def _overhear(_: Any, __: str, record: EventDict) -> EventDict:
+    if _listeners:
+        level, component, message, rest = _parts(record)
+        text = " ".join([f"{_line(component)}: {_line(message)}", *_pairs(rest)])
+        for listener in _listeners:
+            listener(level, component, text)
+    return record
 
 
 def _parts(record: EventDict) -> tuple[str, str, str, MutableMapping[str, Any]]:

@@ -344,3 +344,12 @@ def test_programs_for_terminals_stay_out_of_the_daemon(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\nimportable afterwards\n"
+
+
+def test_listener_hears_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(log, "_listeners", [lambda *record: heard.append(record)])
+    set_up("info", "json", stream=io.StringIO())
+    get_logger("mesh").info("peer added", peer="n_1", text="two words")
+    get_logger("mesh").debug("not written")
+    assert heard == [("info", "mesh", 'mesh: peer added peer=n_1 text="two words"')]

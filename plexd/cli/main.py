@@ -80,6 +80,7 @@ why, and what each source does. With --json the answer as it came, with all coun
 """
 PIPELINES = (  # command, route, what it is about
     ("metrics-status", "/v1/metrics/status", "metrics"),
+    ("log-status", "/v1/log-status", "logs"),
     ("audit", "/v1/audit/status", "audit events"),
 )
 STATE = """\

@@ -439,6 +439,51 @@ class Audit(Pipeline):
     kubernetes: KubernetesAudit = KubernetesAudit()
 
 
+SEVERITIES = (
+    "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug",
+    "emergency", "panic", "critical", "error", "warn", "informational",
+)  # fmt: skip
+
+
+class LogFilter(Subject):
+    min_severity: str = ""
+    include_units: tuple[str, ...] = ()
+    exclude_units: tuple[str, ...] = ()
+
+    @field_validator("min_severity")
+    @classmethod
+    def _is_a_severity(cls, value: str) -> str:
+        if value and value.lower() not in SEVERITIES:
+            raise ValueError(f"must be one of {', '.join(SEVERITIES[:8])}")
+        return value.lower()
+
+
+class Journald(Subject):
+    enabled: bool = True
+    directory: str = ""
+
+    @field_validator("directory")
+    @classmethod
+    def _is_absolute(cls, value: str) -> str:
+        return str(absolute_path(value)) if value else ""
+
+
+def _absolute_glob(value: str) -> str:
+    if not value.startswith("/") or not value.isprintable():
+        raise ValueError("must be an absolute path, with wildcards where needed")
+    return value
+
+
+class Logs(Pipeline):
+    batch_max_size: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    max_line_size: Annotated[Size, _size_between(256, 1 << 20)] = 16384
+    initial_lookback: Duration = timedelta(seconds=60)
+    start_at: Literal["end", "beginning"] = "end"
+    journald: Journald = Journald()
+    file_patterns: tuple[Annotated[str, AfterValidator(_absolute_glob)], ...] = ()
+    filter: LogFilter = LogFilter()
+
+
 class Config(Subject):
     """The whole configuration. `tls` stands before `api`, whose check needs it."""
 
@@ -462,6 +507,7 @@ class Config(Subject):
     observe: Observe = Observe()
     health: Health = Health()
     audit: Audit = Audit()
+    logs: Logs = Logs()
 
     @field_validator("api")
     @classmethod

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +15,21 @@ from plexd.config.models import Config
 from plexd.config.models import Pipeline as Settings
 from plexd.control import ControlPlane
 from plexd.linux import host
+from plexd.log import add_listener, detect_format
 from plexd.node import Node
 from plexd.store.cursors import Cursors
 from plexd.store.quarantine import quarantine
 from plexd.telemetry.audit import Audit
 from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.files import Files
 from plexd.telemetry.gaps import Gap, parse_gaps
+from plexd.telemetry.journal import NAME as JOURNALD
+from plexd.telemetry.journal import Journal
 from plexd.telemetry.metrics import Agent, Group, Latency, Mesh, Metrics, System, Tunnel
+from plexd.telemetry.own_log import OwnLog
 from plexd.telemetry.pipeline import Form, Pipeline, disabled
+from plexd.telemetry.records import OWN_SOURCE, LogForm, log_marker, shortened
+from plexd.telemetry.severity import Filter, parse_severity
 from plexd.telemetry.trail import AuditTrail
 from plexd.telemetry.window import Limits
 from plexd.uplink import SelfDescription
@@ -76,6 +86,8 @@ class Telemetry:
         early = set(self._pipelines)
         if self._config.observe.enabled:
             self._build_metrics(node, mesh)
+        if self._config.logs.enabled:
+            self._build_logs()
         return [pipeline for name, pipeline in self._pipelines.items() if name not in early]
 
     async def start(self) -> None:
@@ -133,6 +145,48 @@ class Telemetry:
         }
         pipeline.sources.append(Metrics(pipeline, [groups[name]() for name in observe.metrics], interval))
 
+    def _build_logs(self) -> None:
+        logs, unit, hostname = self._config.logs, self._config.systemd.unit, self._description.hostname
+        pipeline = self._pipeline("logs", logs, endpoints.LOGS, _LogForms(hostname, unit))
+        least = logs.filter.min_severity
+        wanted = Filter(
+            parse_severity(least) if least else None, logs.filter.include_units, logs.filter.exclude_units, unit
+        )
+
+        def form(source: str) -> LogForm:
+            return LogForm(source, hostname, logs.max_line_size)
+
+        if logs.journald.enabled:
+            pipeline.sources.append(
+                Journal(
+                    pipeline,
+                    self._cursors,
+                    form(JOURNALD),
+                    wanted,
+                    lookback=logs.initial_lookback.total_seconds(),
+                    directory=Path(logs.journald.directory) if logs.journald.directory else None,
+                    sees_all=os.geteuid() == 0,
+                    is_wanted=lambda transport: not (transport == "audit" and "audit" in self._pipelines),
+                )
+            )
+        if logs.file_patterns:
+            pipeline.sources.append(
+                Files(
+                    pipeline,
+                    self._cursors,
+                    form,
+                    wanted,
+                    patterns=logs.file_patterns,
+                    interval=logs.interval.total_seconds(),
+                    from_beginning=logs.start_at == "beginning",
+                    max_line_bytes=logs.max_line_size,
+                )
+            )
+        if detect_format(sys.stderr, os.environ) != "journal":
+            own = OwnLog(pipeline, form(OWN_SOURCE), unit)
+            add_listener(own.add)
+            pipeline.sources.append(own)
+
     def _gauges(self) -> Mapping[str, Any]:
         return {name: pipeline.gauges() for name, pipeline in self._pipelines.items()}
 
@@ -164,6 +218,18 @@ class Telemetry:
             save=self._cursors.touch,
         )
         return pipeline
+
+
+class _LogForms:
+    def __init__(self, hostname: str, unit: str) -> None:
+        self._hostname = hostname
+        self._unit = unit
+
+    def marker(self, gap: Gap) -> bytes | None:
+        return log_marker(gap, time.time(), self._hostname, self._unit)
+
+    def shorten(self, body: bytes) -> bytes | None:
+        return shortened(body, "message")
 
 
 class _MetricForm:

@@ -367,6 +367,9 @@ class Pipeline:
         failing = False
         while True:
             started = self.monotonic()
+            for row in self.rows:
+                if row.name == source.name and row.state is SourceState.FAILED:
+                    row.state, row.detail = SourceState.READING, ""
             try:
                 await source.collect()
                 return

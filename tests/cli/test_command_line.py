@@ -45,14 +45,25 @@ def test_no_command_prints_help(run: Run) -> None:
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == run("--help").stdout
-    for command in ("up", "join", "down", "deregister", "status", "peers", "metrics-status", "config", "lab"):
+    for command in (
+        "up",
+        "join",
+        "down",
+        "deregister",
+        "status",
+        "peers",
+        "metrics-status",
+        "log-status",
+        "config",
+        "lab",
+    ):
         assert f"    {command} " in done.stdout
 
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "run", "join", "down", "deregister", "status", "peers", "metrics-status", "config", "config check",
-     "config show", "lab", "lab up", "lab controlplane"],
+    ["up", "run", "join", "down", "deregister", "status", "peers", "metrics-status", "log-status", "config",
+     "config check", "config show", "lab", "lab up", "lab controlplane"],
 )  # fmt: skip
 def test_every_command_explains_itself(run: Run, command: str) -> None:
     for flag in ("--help", "-h"):

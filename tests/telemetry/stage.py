@@ -130,3 +130,12 @@ class Stage:
 
     def _saved(self) -> None:
         self.saves += 1
+
+
+async def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """In real time. TimeoutError when it does not happen."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,21 @@ observe:
   interval: 5s
   batch_interval: 5s
 """
+LOGS = """\
+logs:
+  interval: 1s
+  batch_interval: 1s
+  journald: {{enabled: false}}
+  file_patterns: ["{logs}/*.log"]
+"""
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path, extra=OBSERVE) as world:
+    logs = tmp_path / "log"
+    logs.mkdir()
+    (logs / "app.log").touch()
+    with World(tmp_path, extra=OBSERVE + LOGS.format(logs=logs)) as world:
         world.register()
         yield world
 
@@ -70,3 +81,34 @@ def test_agent_that_is_stopped_sends_what_it_has(world: World) -> None:
     world.start_agent()
     wait_until("the agent runs", lambda: world.said("plexd started")[1:])
     assert world.end_agent() == 0
+
+
+def test_killed_agent_goes_on_where_it_was_and_keeps_secrets_to_itself(world: World) -> None:
+    """T2, and redaction: bootstrap token, node key and private key in the lines of a log."""
+    log = world.directory / "log" / "app.log"
+    data = world.data
+    identity = json.loads((data / "identity.json").read_text())
+    secrets = [(data / name).read_text().strip() for name in ("node_secret_key", "private_key")]
+    assert identity["node_id"] == world.node_id
+
+    def forwarded() -> list[str]:
+        entries = world.plane.ask("GET", f"/nodes/{world.node_id}/telemetry/logs")
+        return [entry["message"] for entry in entries if entry["source"] == str(log)]
+
+    wait_until("the file is followed", lambda: "files" in (data / "telemetry" / "cursors.json").read_text())
+    with log.open("a") as file:
+        file.writelines(f"line {number}\n" for number in range(100))
+        file.writelines(f"secret {secret} planted\n" for secret in secrets)
+    wait_until("the lines arrive", lambda: len(forwarded()) >= 102)
+    world.end_agent(signal.SIGKILL)
+    with log.open("a") as file:
+        file.writelines(f"line {number}\n" for number in range(100, 200))
+    world.start_agent()
+    wait_until("the other lines arrive", lambda: "line 199" in forwarded())
+    arrived = forwarded()
+    assert [f"line {n}" for n in range(200)] == list(dict.fromkeys(text for text in arrived if text.startswith("line")))
+    assert "secret [redacted] planted" in arrived
+    assert not any(secret in text for text in arrived for secret in secrets)
+    status = json.loads(ask(world, "log-status", "--json"))
+    assert {source["name"] for source in status["sources"]} == {"files", "agent"}
+    assert "files" in ask(world, "log-status")

@@ -1,0 +1,140 @@
+"""Log files as the file system knows them: which there are, which of them is which, and pieces of their content.
+
+A path says little about a file that is rotated; its device, inode and first bytes say which one it is. Everything here
+blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip")
+FINGERPRINT_BYTES = 256
+MAX_FILES = 500
+_WILD = set("*?[")
+
+
+class FileId(NamedTuple):
+    dev: int
+    inode: int
+
+
+class LogFile:
+    """An open log file. `fingerprint` is of its first bytes, as many as there were, and grows up to 256."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError; also for what is no regular file."""
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{path} is no regular file")
+            self.id = FileId(status.st_dev, status.st_ino)
+            self.fingerprint = self._fingerprint(FINGERPRINT_BYTES)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def modified_ns(self) -> int:
+        return os.fstat(self._descriptor).st_mtime_ns
+
+    def read(self, offset: int, count: int) -> bytes:
+        return os.pread(self._descriptor, count, offset)
+
+    def renew(self) -> None:
+        """What it begins with now is what it is known by."""
+        self.fingerprint = self._fingerprint(FINGERPRINT_BYTES)
+
+    def is_same_content(self) -> bool:
+        """Whether it still begins with what it began with; the fingerprint grows with a file that is still short."""
+        length = fingerprint_length(self.fingerprint)
+        if self._fingerprint(length) != self.fingerprint:
+            return False
+        if length < FINGERPRINT_BYTES:
+            self.renew()
+        return True
+
+    def matches(self, fingerprint: str) -> bool:
+        return self._fingerprint(fingerprint_length(fingerprint)) == fingerprint
+
+    def _fingerprint(self, length: int) -> str:
+        start = os.pread(self._descriptor, length, 0)
+        return f"{hashlib.sha256(start).hexdigest()}:{len(start)}"
+
+
+def fingerprint_length(fingerprint: str) -> int:
+    length = fingerprint.rpartition(":")[2]
+    return int(length) if length.isdecimal() else 0
+
+
+def file_id(path: Path) -> FileId | None:
+    """None when there is no regular file of that name."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return FileId(status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+def find(patterns: Sequence[str]) -> list[Path]:
+    """The log files that fit, sorted, at most 500; each file under one name only."""
+    found: dict[FileId, Path] = {}
+    for pattern in patterns:
+        root = os.path.realpath(_fixed_part(pattern))
+        for name in sorted(glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+            path = Path(name)
+            identity = file_id(path)
+            if identity is None or name.endswith(PACKED):
+                continue
+            real = os.path.realpath(name)
+            if path.is_symlink() and not real.startswith(root.rstrip("/") + "/"):
+                continue
+            if len(found) < MAX_FILES:
+                found.setdefault(identity, path)
+    return sorted(found.values())
+
+
+def siblings(path: Path) -> list[Path]:
+    """What rotation may have made of earlier files of this path, the least recently written first; unpacked ones."""
+    rotated = re.compile(
+        rf"{re.escape(path.name)}[-._][-\w.]+|{re.escape(path.stem)}[-._]\d[-\d_.T]*{re.escape(path.suffix)}"
+    )
+    dated: list[tuple[int, int, str]] = []
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if not rotated.fullmatch(entry.name) or entry.name.endswith(PACKED):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    number = entry.name.rpartition(".")[2]  # of rotations; a date has more digits
+                    age = int(number) if number.isdecimal() and len(number) <= 3 else 0
+                    dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, -age, entry.name))
+    return [path.parent / name for _, _, name in sorted(dated)]
+
+
+def _fixed_part(pattern: str) -> str:
+    """The directory of a pattern down to its first wildcard."""
+    parts = Path(pattern).parts
+    fixed = [part for index, part in enumerate(parts) if not any(_WILD & set(p) for p in parts[: index + 1])]
+    return str(Path(*fixed)) if len(fixed) < len(parts) else str(Path(pattern).parent)

@@ -1,0 +1,295 @@
+"""One run of chaos: numbered lines into a journal and into files that are rotated, an agent that is killed, a control
+plane that answers with errors, hangs and disappears. Everything is drawn from one seed.
+
+Afterwards every line has arrived at least once, each source's in order, or is covered by a marker of a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plexd.lab.controlplane import LabControlPlane
+from plexd.lab.controlplane.faults import Effect, Fault
+from tests.lab.test_controlplane_admin import register
+from tests.telemetry.journald import Journald
+
+WRITING_SECONDS = 4.0
+SETTLE_SECONDS = 30.0
+PATTERN = r"^(?P<source>[a-z]+) line (?P<number>\d+)\b"
+SECRET_NAME = "node_key"
+POISON = "POISON"
+
+CONFIG = """\
+api: {url}
+data_dir: {data}
+hostname: chaos
+observe: {{enabled: false}}
+audit: {{enabled: false}}
+logs:
+  interval: 1s
+  batch_interval: 1s
+  batch_max_size: 200
+  buffer_size: 1000
+  start_at: beginning
+  journald: {{directory: {journal}}}
+  file_patterns: ["{logs}/*.log"]
+"""
+
+
+@dataclass
+class Report:
+    """What came of it. `problems` are broken promises, none of them is good."""
+
+    seed: int
+    lines: int = 0
+    kills: int = 0
+    repeated: int = 0
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        verdict = "; ".join(self.problems) or "nothing lost"
+        return (
+            f"seed {self.seed}: {self.lines} lines, {self.kills} kills, {self.repeated} repeated,"
+            f" {len(self.gaps)} gaps, {self.seconds:.1f} s: {verdict}"
+        )
+
+
+class Chaos:
+    def __init__(
+        self, seed: int, root: Path, plane: LabControlPlane, identity: dict[str, Any], journald: Journald
+    ) -> None:
+        self.report = Report(seed)
+        self._dice = random.Random(seed)
+        self._root = root
+        self._plane = plane
+        self._identity = identity
+        self._journald = journald
+        self._logs = root / "log"
+        self._written = {"journal": 0, "app": 0, "web": 0, "cut": 0}
+        self._process: asyncio.subprocess.Process | None = None
+
+    # the agent
+
+    async def _start(self) -> None:
+        with (self._root / "agent.log").open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.chaos.shipper", str(self._root / "config.yaml"),
+                self._identity["node_id"], str(self._root / "key"), stdout=asyncio.subprocess.PIPE, stderr=output,
+            )  # fmt: skip
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline() == b"ready\n", (self._root / "agent.log").read_text()
+
+    async def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+        await self._process.communicate()
+
+    async def _keep_killing(self) -> None:
+        while True:
+            await asyncio.sleep(self._dice.random())
+            await self._end(self._dice.choice([signal.SIGKILL] * 7 + [signal.SIGTERM]))
+            self.report.kills += 1
+            await asyncio.sleep(self._dice.choice([0.0, 0.0, 0.3]))
+            await self._start()
+
+    # the sources
+
+    def _line(self, source: str) -> str:
+        number = self._written[source]
+        self._written[source] += 1
+        return f"{source} line {number} {'x' * self._dice.choice([5, 60, 400])}"
+
+    async def _write_journal(self) -> None:
+        while True:
+            for _ in range(self._dice.choice([1, 5, 40])):
+                self._journald.write(self._line("journal"))
+            if self._dice.random() < 0.01:
+                self._journald.write(f"journal {POISON}")
+            if self._dice.random() < 0.02:
+                await asyncio.to_thread(self._journald.control, "--rotate")
+            await asyncio.sleep(self._dice.random() * 0.05)
+
+    async def _write_file(self, source: str) -> None:
+        path = self._logs / f"{source}.log"
+        while True:
+            with path.open("a") as file:
+                for _ in range(self._dice.choice([1, 5, 40])):
+                    file.write(self._line(source) + "\n")
+                    if self._dice.random() < 0.1:
+                        file.flush()
+                        await asyncio.sleep(0)
+                if self._dice.random() < 0.1:
+                    rotate(path)
+                    if self._dice.random() < 0.5:  # the writer has not noticed yet
+                        file.write(self._line(source) + "\n")
+            await asyncio.sleep(self._dice.random() * 0.1)
+
+    async def _write_emptied_file(self) -> None:
+        """It is emptied once the agent has seen what is in it; of what it never saw, nobody could tell."""
+        path = self._logs / "cut.log"
+        since = 0
+        while True:
+            with path.open("a") as file:
+                for _ in range(self._dice.choice([1, 5, 20])):
+                    file.write(self._line("cut") + "\n")
+            if self._dice.random() < 0.2 and self._followed()["sources"]["cut"]["arrived"] > since:
+                os.truncate(path, 0)
+                since = self._written["cut"]
+            await asyncio.sleep(self._dice.random() * 0.2)
+
+    # the control plane
+
+    async def _misbehave(self) -> None:
+        admin = self._plane.admin
+        faults = [
+            Fault(effect=Effect.STATUS, status=500, count=3), Fault(effect=Effect.STATUS, status=503, count=2),
+            Fault(effect=Effect.STATUS, status=429, headers={"retry-after": "1"}),
+            Fault(effect=Effect.STATUS, status=413, larger_than=20_000, count=20),
+            Fault(effect=Effect.STATUS, status=401), Fault(effect=Effect.STATUS, status=408),
+            Fault(effect=Effect.STATUS, status=302, headers={"location": "/elsewhere"}),
+            Fault(effect=Effect.DISCONNECT, count=2), Fault(effect=Effect.CUT), Fault(delay_seconds=1.0),
+            Fault(effect=Effect.DISCONNECT, delay_seconds=0.5),
+        ]  # fmt: skip
+        while True:
+            await asyncio.sleep(self._dice.random() * 0.4)
+            if self._dice.random() < 0.15:
+                await admin.stop_listening()
+                await asyncio.sleep(self._dice.random())
+                await admin.start_listening()
+            else:
+                admin.inject(self._dice.choice(faults).model_copy(update={"endpoint": "logs"}))
+
+    # the run
+
+    async def run(self) -> Report:
+        started = time.monotonic()
+        self._logs.mkdir()
+        (self._root / "key").write_text(self._identity["node_secret_key"])
+        (self._root / "config.yaml").write_text(
+            CONFIG.format(
+                url=self._plane.url, data=self._root / "data", journal=self._journald.directory, logs=self._logs
+            )
+        )
+        (self._root / "data").mkdir()
+        self._plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=400, contains=POISON, count=None))
+        self._journald.write(f"the key is {self._identity['node_secret_key']}.")
+        for source in ("app", "web", "cut"):
+            (self._logs / f"{source}.log").touch()
+        await self._start()
+        await self._until_files_are_known()
+        storms = [self._keep_killing(), self._write_journal(), self._write_file("app"), self._write_file("web"),
+                  self._write_emptied_file(),
+                  self._misbehave()]  # fmt: skip
+        await self._for(WRITING_SECONDS, *storms)
+        if self._process is not None and self._process.returncode is None:
+            await self._end(signal.SIGKILL)
+        await self._settle()
+        self._judge()
+        self.report.seconds = time.monotonic() - started
+        return self.report
+
+    async def _for(self, seconds: float, *work: Coroutine[Any, Any, None]) -> None:
+        tasks = [asyncio.create_task(coroutine) for coroutine in work]
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _until_files_are_known(self) -> None:
+        """A file that comes and goes between two looks of the agent was never there for it."""
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while True:
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    if len(json.loads((self._root / "data/telemetry/cursors.json").read_text())["files"]) == 3:
+                        return
+                await asyncio.sleep(0.02)
+
+    async def _settle(self) -> None:
+        """The weather clears: everything has time to arrive."""
+        admin = self._plane.admin
+        admin.clear_faults()
+        admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=400, contains=POISON, count=None))
+        await admin.start_listening()
+        await asyncio.to_thread(self._journald.control, "--sync")
+        await self._start()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            await asyncio.sleep(0.2)
+            if self._is_complete() or time.monotonic() > deadline:
+                break
+        await asyncio.sleep(1.0)  # markers that were held back follow
+        await self._end(signal.SIGTERM)
+
+    def _followed(self) -> dict[str, Any]:
+        return self._plane.admin.follow_logs(self._identity["node_id"], PATTERN, self._written)
+
+    def _is_complete(self) -> bool:
+        """All lines, or of a file that was emptied the last one."""
+        found = self._followed()["sources"]
+        lost = found.pop("cut")["missing"]
+        return not any(sequence["missing"] for sequence in found.values()) and (
+            not lost or lost[-1] < self._written["cut"] - 1
+        )
+
+    def _judge(self) -> None:
+        report, found = self.report, self._followed()
+        report.lines = sum(self._written.values())
+        report.gaps = found["gaps"]
+        for source, sequence in found["sources"].items():
+            report.repeated += sequence["repeated"]
+            if sequence["disordered"]:
+                report.problems.append(f"{source}: out of order {sequence['disordered'][:5]}")
+            missing = sequence["missing"]
+            if missing and not self._is_covered(source, len(missing)):
+                report.problems.append(f"{source}: {len(missing)} lost without a marker, first {missing[:5]}")
+        entries = self._plane.admin.telemetry(self._identity["node_id"], "logs")
+        texts = [entry["message"] for entry in entries]
+        if any(self._identity["node_secret_key"] in text for text in texts):
+            report.problems.append("the node key was forwarded")
+        if "the key is [redacted]." not in texts:
+            report.problems.append("the line with the redacted key did not arrive")
+
+    def _is_covered(self, source: str, missing: int) -> bool:
+        name = "journald" if source == "journal" else str(self._logs / f"{source}.log")
+        markers = [gap for gap in self.report.gaps if gap["source"] == name]
+        return any(gap["lost"] is None for gap in markers) or sum(gap["lost"] for gap in markers) >= missing > 0
+
+
+def rotate(path: Path, keep: int = 50) -> None:
+    for number in range(keep, 0, -1):
+        old = path.with_name(f"{path.name}.{number}")
+        if old.exists():
+            old.rename(path.with_name(f"{path.name}.{number + 1}"))
+    path.rename(path.with_name(f"{path.name}.1"))
+    path.touch()
+
+
+async def chaos(seed: int, root: Path) -> Report:
+    with Journald(root / "journald") as journald:
+        async with LabControlPlane() as plane:
+            identity = await register(plane.url, plane.admin.issue_token(), f"chaos-{seed}")
+            return await Chaos(seed, root, plane, identity, journald).run()
+
+
+def run(seed: int, root: Path, judge: Callable[[Report], None] = lambda _: None) -> Report:
+    root.mkdir(exist_ok=True)
+    report = asyncio.run(chaos(seed, root))
+    judge(report)
+    return report
