@@ -444,6 +444,26 @@ def test_watching_in_a_terminal_draws_one_screen_and_leaves_none_behind(daemon: 
     assert b"State:           \033[32mconnected\033[0m" in heard
 
 
+@pytest.mark.parametrize(("environ", "is_coloured"), [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)])
+def test_terminal_gets_colours_unless_it_wants_none(daemon: Daemon, environ: dict[str, str], is_coloured: bool) -> None:
+    daemon.body = json.dumps(STATUS).encode()
+    ours, theirs = pty.openpty()
+    command = [str(PLEXD), "status", "--socket", str(daemon.path)]
+    plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=plain | environ) as process:
+        os.close(theirs)
+        shown = b""
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                shown += os.read(ours, 1 << 16)
+            except OSError:  # everybody has left
+                break
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert b"connected" in shown
+    assert (b"\033[" in shown) == is_coloured
+
+
 def test_status_fits_into_a_narrow_terminal() -> None:
     assert max(map(len, status_lines(STATUS, NOW, 80))) <= 80
     assert len(status_lines(STATUS, NOW, 80)) > len(status_lines(STATUS, NOW))
