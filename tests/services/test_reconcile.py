@@ -34,6 +34,7 @@ from plexd.mesh.desired import Desired, FullState, SigningKeys
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import PeerAdded
 from plexd.node import Node
+from plexd.services.clocks import Clocks, Reading
 from plexd.services.drift import DriftReports
 from plexd.services.persist import Persist
 from plexd.services.reconcile import Reconcile
@@ -508,6 +509,36 @@ def test_damage_is_repaired_without_a_control_plane(tmp_path: Path) -> None:
         loop = Loop(tmp_path, Pulled(lambda _: Transient("gone")))
         await loop.run(5, damage(loop))
         assert loop.peers == {"n_2", "n_3"}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("jump", [Reading(0, 3600, 3600), Reading(0, 0, 3600), Reading(0, 0, -3600)])
+def test_suspended_machine_and_set_clock_do_not_wait_for_the_timer(tmp_path: Path, jump: Reading) -> None:
+    """A peer went meanwhile, of which nothing tells; the control plane does not answer yet."""
+
+    async def main() -> None:
+        control = Pulled(lambda n: BOTH if n == 1 else Transient("the network is not back yet"))
+        loop = Loop(tmp_path, control)
+        unseen = Reading(0, 0, 0)
+
+        def read() -> Reading:
+            now = asyncio.get_running_loop().time()
+            return Reading(*(now + more for more in unseen))
+
+        clocks = asyncio.create_task(Clocks(loop.reconcile.request, read).run())
+
+        async def sleep_and_wake() -> None:
+            nonlocal unseen
+            await asyncio.sleep(9)
+            loop.kernel.remove_peer(peer(2).public_key)
+            unseen = jump
+            await asyncio.sleep(3)
+            assert loop.peers == {"n_2", "n_3"}
+
+        await loop.run(0, sleep_and_wake())
+        assert loop.control.pulls == pytest.approx([0, 10])
+        clocks.cancel()
 
     run_virtual(main())
 
