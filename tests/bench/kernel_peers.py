@@ -83,7 +83,7 @@ async def _compare(kind: str, peers: list[TargetPeer], scratch: Path) -> list[Fi
         assert not [outcome for outcome in await kernel.apply(changes) if outcome.error]
 
     async def idle_pass() -> None:
-        assert not plan(target, await kernel.observe(), time.time())
+        assert not plan(target, await kernel.observe(target.endpoints()), time.time())
 
     async def noop() -> None:
         _wg("--version")
