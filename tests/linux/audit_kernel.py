@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,8 @@ from plexd.linux.audit import NETLINK_AUDIT, AuditStream
 AUDIT_GET, AUDIT_SET, AUDIT_TRUSTED_APP = 1000, 1001, 1121
 NLM_F_REQUEST, NLM_F_ACK = 1, 4
 STATUS = struct.Struct("=11I")  # mask, enabled, failure, pid, rate and backlog limit, lost, backlog, …
-MASK_ENABLED, MASK_BACKLOG_WAIT_TIME = 0x1, 0x20
+MASK_ENABLED = 0x1
+REFUSED = {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ECONNREFUSED}
 
 
 class AuditKernel:
@@ -58,22 +62,24 @@ class AuditKernel:
 
 @contextlib.contextmanager
 def audit_kernel() -> Iterator[AuditKernel]:
-    """Skips where records cannot be made and heard."""
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_AUDIT) as sock:
+    """Skips where records cannot be made and heard. The switch is one for the whole machine, so one test has it."""
+    with contextlib.ExitStack() as undo:
+        try:
+            lock = undo.enter_context(Path(tempfile.gettempdir(), "plexd-audit-kernel.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sock = undo.enter_context(
+                socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_AUDIT)
+            )
             sock.settimeout(20)
             sock.bind((0, 0))
             kernel = AuditKernel(sock)
-            before = kernel.status()[1]
+            undo.callback(kernel.switch, kernel.status()[1])
             kernel.switch(1)
-            try:
-                yield kernel
-            finally:
-                kernel.switch(before)
-    except OSError as exc:
-        if exc.errno not in {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ECONNREFUSED}:
-            raise
-        pytest.skip(f"no audit records can be made here: {exc.strerror}")
+        except OSError as exc:
+            if exc.errno not in REFUSED:
+                raise
+            pytest.skip(f"no audit records can be made here: {exc.strerror}")
+        yield kernel
 
 
 def can_listen() -> str:
