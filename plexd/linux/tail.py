@@ -6,22 +6,19 @@ and another file is known to be another one under the same name. Everything here
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import stat
+import errno
 from collections import deque
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from plexd.linux.logfiles import FileId, LogFile, file_id, siblings
+
 READ_BYTES = 256 << 10
-TURN_BYTES = 1 << 20  # in one call of `read`: other files want their turn
-FINGERPRINT_BYTES = 256
+TURN_BYTES = 1 << 20  # in one call of `read`: others want their turn
 AFTERGLOW_SECONDS = 5.0  # a rotated file may still be written to
 HELD_SECONDS = 30.0  # then a line without an end is one
-PACKED = frozenset({".gz", ".xz", ".bz2", ".zst", ".zip"})
 
 
 class Mark(NamedTuple):
@@ -30,7 +27,11 @@ class Mark(NamedTuple):
     dev: int
     inode: int
     offset: int
-    fingerprint: str  # SHA-256 of the first bytes, and how many those are
+    fingerprint: str
+
+    @property
+    def file(self) -> FileId:
+        return FileId(self.dev, self.inode)
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
@@ -65,8 +66,6 @@ class Hole(NamedTuple):
 
 Item = Line | Oversized | Hole
 
-_Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change
-
 
 class Tail:
     """`mark` is where an earlier process was; without one, reading begins at the end, or at the beginning.
@@ -85,14 +84,12 @@ class Tail:
         self._max_line = max_line
         self._older: deque[tuple[Path, int]] = deque()  # rotated files to be read before the path, and from where on
         self._is_older = False
-        self._left: tuple[int, int] | None = None  # the file read last, by device and inode
-        self._file: int | None = None
-        self._dev = self._inode = 0
+        self._left: FileId | None = None  # the file read last
+        self._file: LogFile | None = None
         self._offset = 0  # behind the last line that was given out
         self._held = b""  # what follows it, without an end so far
         self._skipped = 0  # bytes of a line that is too long
         self._grown_at = 0.0
-        self._fingerprint = fingerprint(b"")
         self._gone_since: float | None = None
 
     def read(self, now: float) -> list[Item]:
@@ -100,213 +97,157 @@ class Tail:
         items: list[Item] = []
         room = TURN_BYTES
         while room > 0:
-            if self._file is None and not self._open(items):
+            file = self._file or self._open(items)
+            if file is None:
                 break
-            count = self._read_some(items, min(READ_BYTES, room), now)
+            count = self._read_some(file, items, min(READ_BYTES, room), now)
             room -= count
-            if not count and not self._at_eof(items, now):
+            if not count and not self._at_eof(file, items, now):
                 break
         return items
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     # files
 
-    def _open(self, items: list[Item]) -> bool:
-        """Whether there is a file now."""
+    def _open(self, items: list[Item]) -> LogFile | None:
+        """The next file, if there is one."""
         sought, self._sought = self._sought, None
         if sought is not None:
             self._hole = self._seek_out(sought)
         if self._left is not None and not self._older:
-            self._queue_later(*self._left)
+            self._queue_later(self._left)
         while self._older:
             path, offset = self._older.popleft()
-            if self._open_at(path, offset):
+            if (file := self._open_at(path, offset)) is not None:
                 self._is_older = True
-                self.began = self.began or self._mark()
-                return True
+                self.began = self.began or _mark(file, offset)
+                return file
         self._is_older = False
-        self.is_there = self._open_at(self._path, 0)
-        if self.is_there:
+        file = self._open_at(self._path, 0)
+        self.is_there = file is not None
+        if file is not None:
             self._left = None
-            if sought is not None and self._is_at(sought):
+            if sought is not None and file.id == sought.file and _holds(file, sought):
                 self._offset = sought.offset
             elif self._at_end:
-                self._offset = self._last_line_end()
-            self._update_fingerprint(self._offset)
-            self.began = self.began or self._mark()
+                self._offset = self._last_line_end(file)
+            self.began = self.began or _mark(file, self._offset)
             if self._hole is not None:
-                items.append(Hole(self._hole, self._mark()))
+                items.append(Hole(self._hole, _mark(file, self._offset)))
                 self._hole = None
         self._at_end = False  # what comes from now on is new
-        return self.is_there
+        return file
 
     def _seek_out(self, mark: Mark) -> Reason | None:
         """Find where reading ended: at the path, or in a rotated file, then those after it come first as well."""
-        here = _identity(self._path)
-        if here is not None and here[:2] == (mark.dev, mark.inode):
-            if _starts_as(self._path, mark.fingerprint):
-                return None if here[2] >= mark.offset else Reason.TRUNCATED_FILE
-            return Reason.TRUNCATED_FILE if here[2] < mark.offset else Reason.ROTATED_AWAY
-        for path, identity in self._siblings():
-            if identity[:2] == (mark.dev, mark.inode) and _starts_as(path, mark.fingerprint):
-                self._older.append((path, mark.offset))
-                self._queue_later(mark.dev, mark.inode)
-                return None
+        here = _try(self._path)
+        if here is not None:
+            with here:
+                if here.id == mark.file:
+                    if here.size() < mark.offset:
+                        return Reason.TRUNCATED_FILE
+                    return None if here.matches(mark.fingerprint) else Reason.ROTATED_AWAY
+        for path in siblings(self._path):
+            if file_id(path) == mark.file and (file := _try(path)) is not None:
+                with file:
+                    if _holds(file, mark):
+                        self._older.append((path, mark.offset))
+                        self._queue_later(mark.file)
+                        return None
         return Reason.ROTATED_AWAY
 
-    def _queue_later(self, dev: int, inode: int) -> None:
+    def _queue_later(self, known: FileId) -> None:
         """Files rotated after that one, which may have been more than one since somebody looked."""
-        siblings = self._siblings()
-        for _, known in siblings:
-            if known[:2] == (dev, inode):
-                later = sorted((identity[3], path) for path, identity in siblings if identity[3] > known[3])
-                self._older.extend((path, 0) for _, path in later if self._is_rotation(path))
+        rotated = siblings(self._path)
+        for position, path in enumerate(rotated):
+            if file_id(path) == known:
+                self._older.extend((later, 0) for later in rotated[position + 1 :])
 
-    def _siblings(self) -> list[tuple[Path, _Identity]]:
-        try:
-            names = [path for path in self._path.parent.iterdir() if path.name != self._path.name]
-        except OSError:
-            return []
-        found = [(path, _identity(path)) for path in names if path.suffix not in PACKED]
-        return [(path, identity) for path, identity in found if identity is not None]
+    def _open_at(self, path: Path, offset: int) -> LogFile | None:
+        self._file = _try(path)
+        if self._file is not None:
+            self._offset = offset
+            self._held, self._skipped, self._gone_since = b"", 0, None
+        return self._file
 
-    def _is_rotation(self, path: Path) -> bool:
-        """By its name: audit.log.1, error.log-20260301, audit-2026-03-01T10-20-30.123.log."""
-        stem, suffix = re.escape(self._path.stem), re.escape(self._path.suffix)
-        return re.fullmatch(rf"{stem}(?:{suffix})?[-.][0-9TZ:.-]+(?:{suffix})?", path.name) is not None
-
-    def _open_at(self, path: Path, offset: int) -> bool:
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return False
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(file)
-            return False
-        self._file, self._dev, self._inode, self._offset = file, status.st_dev, status.st_ino, offset
-        self._held, self._skipped, self._gone_since = b"", 0, None
-        self._fingerprint = fingerprint(b"")
-        self._update_fingerprint(offset)
-        return True
-
-    def _is_at(self, mark: Mark) -> bool:
-        assert self._file is not None  # noqa: S101 - the caller has opened it
-        if (self._dev, self._inode) != (mark.dev, mark.inode) or os.fstat(self._file).st_size < mark.offset:
-            return False
-        return _matches(self._file, mark.fingerprint)
-
-    def _last_line_end(self) -> int:
+    def _last_line_end(self, file: LogFile) -> int:
         """Behind the last complete line: one that is being written is taken whole."""
-        assert self._file is not None  # noqa: S101 - the caller has opened it
-        size = os.fstat(self._file).st_size
+        size = file.size()
         start = max(0, size - self._max_line)
-        found = os.pread(self._file, size - start, start).rfind(b"\n")
+        found = file.read(start, size - start).rfind(b"\n")
         return start + found + 1 if found >= 0 else start
 
     # lines
 
-    def _read_some(self, items: list[Item], size: int, now: float) -> int:
-        assert self._file is not None  # noqa: S101 - the caller has opened it
-        if self._was_rewritten(self._file):
-            self._give_held(items)
-            self._offset, self._fingerprint = 0, fingerprint(b"")
-            items.append(Hole(Reason.TRUNCATED_FILE, self._mark()))
-        at = self._read_to()
-        data = os.pread(self._file, size, at)
+    def _read_some(self, file: LogFile, items: list[Item], size: int, now: float) -> int:
+        if file.size() < self._read_to() or not file.is_same_content():
+            self._give_held(file, items)
+            self._offset = 0
+            file.renew()
+            items.append(Hole(Reason.TRUNCATED_FILE, _mark(file, 0)))
+        data = file.read(self._read_to(), size)
         if data:
             self._grown_at = now
-            self._update_fingerprint(at + len(data))
-            self._split(items, data)
+            self._split(file, items, data)
         return len(data)
 
     def _read_to(self) -> int:
         return self._offset + self._skipped + len(self._held)
 
-    def _was_rewritten(self, file: int) -> bool:
-        return os.fstat(file).st_size < self._read_to() or not _matches(file, self._fingerprint)
-
-    def _split(self, items: list[Item], data: bytes) -> None:
+    def _split(self, file: LogFile, items: list[Item], data: bytes) -> None:
         *lines, rest = (self._held + data).split(b"\n")
         for text in lines:
             self._offset += self._skipped + len(text) + 1
-            too_long = self._skipped or len(text) > self._max_line
+            mark = _mark(file, self._offset)
+            items.append(Oversized(mark) if self._skipped or len(text) > self._max_line else Line(text, mark))
             self._skipped = 0
-            items.append(Oversized(self._mark()) if too_long else Line(text, self._mark()))
         if self._skipped or len(rest) > self._max_line:
             self._skipped += len(rest)
             rest = b""
         self._held = rest
 
-    def _at_eof(self, items: list[Item], now: float) -> bool:
+    def _at_eof(self, file: LogFile, items: list[Item], now: float) -> bool:
         """Whether there is more to read, in this file or in another one."""
-        if self._is_older:
-            self._leave(items)
-            return True
-        identity = _identity(self._path)
-        if identity is not None and identity[:2] == (self._dev, self._inode):
-            self._gone_since = None
-            if self._held and now - self._grown_at >= HELD_SECONDS:
-                self._give_held(items)
-            return False
-        if self._gone_since is None:
-            self._gone_since = now
-        if now - self._gone_since < AFTERGLOW_SECONDS:
-            return False
-        self._leave(items)
+        if not self._is_older:
+            if file_id(self._path) == file.id:
+                self._gone_since = None
+                if self._held and now - self._grown_at >= HELD_SECONDS:
+                    self._give_held(file, items)
+                return False
+            if self._gone_since is None:
+                self._gone_since = now
+            if now - self._gone_since < AFTERGLOW_SECONDS:
+                return False
+        self._give_held(file, items)
+        self._left = file.id
+        self.close()
         return True
 
-    def _leave(self, items: list[Item]) -> None:
-        self._give_held(items)
-        self._left = (self._dev, self._inode)
-        self.close()
-
-    def _give_held(self, items: list[Item]) -> None:
+    def _give_held(self, file: LogFile, items: list[Item]) -> None:
         if self._skipped or self._held:
             self._offset += self._skipped + len(self._held)
-            items.append(Oversized(self._mark()) if self._skipped else Line(self._held, self._mark()))
+            mark = _mark(file, self._offset)
+            items.append(Oversized(mark) if self._skipped else Line(self._held, mark))
             self._held, self._skipped = b"", 0
 
-    def _mark(self) -> Mark:
-        return Mark(self._dev, self._inode, self._offset, self._fingerprint)
 
-    def _update_fingerprint(self, read_to: int) -> None:
-        """It covers the more of a young file the more of it was read."""
-        assert self._file is not None  # noqa: S101 - the caller has opened it
-        if int(self._fingerprint.partition(":")[2]) < min(FINGERPRINT_BYTES, read_to):
-            self._fingerprint = fingerprint(os.pread(self._file, min(FINGERPRINT_BYTES, read_to), 0))
+def _mark(file: LogFile, offset: int) -> Mark:
+    return Mark(*file.id, offset, file.fingerprint)
 
 
-def fingerprint(beginning: bytes) -> str:
-    return f"{hashlib.sha256(beginning).hexdigest()}:{len(beginning)}"
+def _holds(file: LogFile, mark: Mark) -> bool:
+    return file.matches(mark.fingerprint) and file.size() >= mark.offset
 
 
-def _matches(file: int, wanted: str) -> bool:
-    size = wanted.partition(":")[2]
-    return size.isdecimal() and fingerprint(os.pread(file, int(size), 0)) == wanted
-
-
-def _starts_as(path: Path, wanted: str) -> bool:
+def _try(path: Path) -> LogFile | None:
+    """None for what is not there, or is no file. Raises OSError for what may not be read."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        return _matches(file, wanted)
-    finally:
-        os.close(file)
-
-
-def _identity(path: Path) -> _Identity | None:
-    """None for what is no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return LogFile(path)
+    except OSError as exc:
+        if exc.errno in {None, errno.ENOENT, errno.ENOTDIR}:
+            return None
+        raise

@@ -165,7 +165,6 @@ def test_rotations_during_the_restart_lose_nothing(path: Path) -> None:
     add(path, "two\n")
     path.rename(path.with_name("a.log.2"))
     add(path.with_name("a.log.1"), "three\n")
-    add(path.with_name("a.log.bak"), "of no concern\n")
     add(path.with_name("a.log.0.gz"), "packed\n")
     add(path, "four\n")
     reader.restart()
