@@ -535,6 +535,8 @@ class _Daemon:
                 await kernel.tear_down(key.public() if key is not None else None)
         if is_given_up:
             async with _step("retire the identity", STOP_STEP_SECONDS):
+                if telemetry.trail is not None:
+                    await telemetry.trail.node_deregistered(node.identity.node_id, node.identity.mesh_ip)
                 await asyncio.to_thread(self._identities.retire, ".deregistered")
                 log.info("node deregistered", node_id=node.identity.node_id)
         async with _step("end the heartbeat", STOP_STEP_SECONDS):

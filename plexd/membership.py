@@ -13,10 +13,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from plexd import log as logging
 from plexd.config.load import Loaded
-from plexd.config.models import Config
+from plexd.config.models import Config, effective_hostname
 from plexd.control import ControlPlane
 from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.errors import ConfigError, ControlError, LocalStateError, PlexdError, PrivilegeError, Unauthenticated
@@ -28,6 +29,7 @@ from plexd.store.files import DataDirectory, DirectoryLocked
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken, NoToken, check_token
+from plexd.telemetry import trail
 
 log = get_logger("membership")
 
@@ -88,6 +90,7 @@ async def _join(
             token = BootstrapToken(check_token(ask(), "what was typed"))
     control = make_control_plane(config)
     registrar = make_registrar(lambda: config, control, describe(config), identities, SnapshotStore(directory))
+    registrar.on_granted.append(partial(_tell, config, "node_registered", "register"))
     aside = f".replaced-{int(time.time())}"
     try:
         if known is not None:
@@ -126,6 +129,8 @@ def deregister(loaded: Loaded, *, purge: bool, force: bool) -> Left:
             if not config.api:
                 raise ConfigError("api: is required to deregister; set it in the file, with --api or PLEXD_API")
             asyncio.run(_give_up(config, identity, force=force))
+            if not purge:
+                asyncio.run(_tell(config, "node_deregistered", "deregister", identity.node_id, identity.mesh_ip))
         asyncio.run(_tear_down(config, identity))
         if purge:
             _purge(config)
@@ -194,6 +199,18 @@ async def _give_up(config: Config, identity: Identity, *, force: bool) -> None:
         log.warning("control plane not told", error=str(exc))
     finally:
         await control.close()
+
+
+async def _tell(config: Config, event_type: str, action: str, node_id: str, mesh_ip: bytes) -> None:
+    """For the audit trail of a daemon that runs later."""
+    if not config.audit.enabled:
+        return
+    about = trail.node(node_id, mesh_ip)
+    try:
+        entry = trail.own_entry(effective_hostname(config), time.time(), event_type, action, about)
+        await asyncio.to_thread(trail.leave_for_daemon, config.data_dir, config.audit.spool_max_bytes, entry)
+    except (OSError, ConfigError) as exc:
+        log.warning("audit event not kept", event_type=event_type, error=str(exc))
 
 
 def _purge(config: Config) -> None:

@@ -62,4 +62,5 @@ class Audit:
             selection,
             (lambda: Path(configured)) if configured else find_log,
             self._settings.interval.total_seconds(),
+            is_expected=settings.enabled is True,
         )

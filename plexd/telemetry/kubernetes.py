@@ -53,13 +53,17 @@ class KubernetesAudit:
         selection: kubernetes.Selection,
         locate: Callable[[], Path],
         interval: float,
+        *,
+        is_expected: bool = False,
     ) -> None:
+        """`is_expected`: a log that is not there is worth a line."""
         self._pipeline = pipeline
         self._cursors = cursors
         self._form = form
         self._selection = selection
         self._locate = locate
         self._interval = interval
+        self._is_expected = is_expected
         self._path: Path | None = None
         self._mark: Mark | None = None
         stored = cursors.register("k8s_audit", self._position)
@@ -91,6 +95,11 @@ class KubernetesAudit:
                     await self._take(item)
                     if number % BURST == BURST - 1:
                         await asyncio.sleep(0)
+                if self._is_expected and not tail.is_there:
+                    log.warning(
+                        "kubernetes audit log not there", path=str(path), next_step="it is looked for each minute"
+                    )
+                    self._is_expected = False
                 if not items:
                     await asyncio.sleep(self._interval if tail.is_there else ABSENT_SECONDS)
         finally:

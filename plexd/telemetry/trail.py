@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from plexd.audit.entry import FAILURE, SUCCESS, Entry, Value
 from plexd.mesh.address import format_ip
 from plexd.mesh.keys import PublicKey
+from plexd.store.files import DIRECTORY_MODE
+from plexd.store.spool import Spool
 from plexd.telemetry.audit_form import AuditForm
 from plexd.telemetry.pipeline import Pipeline
+from plexd.telemetry.records import to_json
 from plexd.telemetry.spooled import Spooled
 from plexd.wire.times import format_time
 
@@ -49,8 +53,7 @@ class AuditTrail:
         self, event_type: str, action: str, about: Mapping[str, Value], subject: Mapping[str, Value], result: str
     ) -> None:
         now = self._now()
-        entry = Entry(format_time(now), SOURCE, event_type, subject, about, action, result, self._form.hostname, "")
-        self._spooled.add_nowait(self._form.write(entry)[0])
+        self._spooled.add_nowait(own_entry(self._form.hostname, now, event_type, action, about, subject, result))
         self._row.entries += 1
         self._row.last_entry_at = now
 
@@ -63,7 +66,10 @@ class AuditTrail:
         await self.record("agent_stopped", "stop", {"version": version, "checksum": checksum, "reason": reason})
 
     async def node_registered(self, node_id: str, mesh_ip: bytes) -> None:
-        await self.record("node_registered", "register", {"node_id": node_id, "mesh_ip": format_ip(mesh_ip)})
+        await self.record("node_registered", "register", node(node_id, mesh_ip))
+
+    async def node_deregistered(self, node_id: str, mesh_ip: bytes) -> None:
+        await self.record("node_deregistered", "deregister", node(node_id, mesh_ip))
 
     async def mesh_key_rotated(self, public_key: PublicKey) -> None:
         await self.record("mesh_key_rotated", "rotate", {"fingerprint": fingerprint(public_key)})
@@ -93,6 +99,36 @@ class AuditTrail:
         """Nobody waits for this one: it is on disk within a second."""
         about = {"event_id": event_id, "event_type": event_type}
         self._add("event_rejected", reason, about, _control_plane(event_id), FAILURE)
+
+
+def leave_for_daemon(data_dir: Path, max_bytes: int, entry: bytes) -> None:
+    """Put an entry into the spool of a daemon that does not run, for when it does. Blocks; raises OSError."""
+    directory = data_dir / "telemetry"
+    directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    spool = Spool(directory / "audit-spool", max_bytes)
+    spool.open(None)
+    try:
+        spool.append([entry])
+    finally:
+        spool.close()
+
+
+def own_entry(
+    hostname: str,
+    now: float,
+    event_type: str,
+    action: str,
+    about: Mapping[str, Value],
+    subject: Mapping[str, Value] = AGENT,
+    result: str = SUCCESS,
+) -> bytes:
+    """`now` is in Unix seconds."""
+    entry = Entry(format_time(now), SOURCE, event_type, subject, about, action, result, hostname, "")
+    return to_json(entry._asdict())
+
+
+def node(node_id: str, mesh_ip: bytes) -> Mapping[str, Value]:
+    return {"node_id": node_id, "mesh_ip": format_ip(mesh_ip)}
 
 
 def _control_plane(event_id: str) -> Mapping[str, Value]:

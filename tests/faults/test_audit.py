@@ -145,6 +145,24 @@ def test_what_happened_before_the_registration_is_told_after_it(world: World) ->
     wait_until("the event was told", lambda: numbers(world)["auditd"] == [0])
 
 
+def test_joining_and_leaving_are_told_though_no_daemon_runs(world: World) -> None:
+    def plexd(command: str) -> None:
+        run(*world.inside, *PLEXD, command, "--config", str(world.directory / "config.yaml"))
+
+    world.put_token(world.plane.issue_token())
+    plexd("join")
+    world.node_id = world.plane.nodes()[0]["id"]
+    world.start_agent()
+    wait_until("the start was told", lambda: told(world, "agent_started"))
+    assert [entry["event_type"] for entry in entries(world)][:2] == ["node_registered", "agent_started"]
+    assert world.end_agent() == 0
+    plexd("deregister")
+    spool = world.data / "telemetry" / "audit-spool"
+    lines = [json.loads(line) for path in sorted(spool.iterdir()) for line in path.read_text().splitlines()]
+    assert lines[-1]["event_type"] == "node_deregistered"
+    assert lines[-1]["object"]["node_id"] == world.node_id
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_nothing_is_lost_whatever_dies_or_refuses(world: World, seed: int) -> None:
     chance = random.Random(seed)
