@@ -160,6 +160,19 @@ class Kernel:
                         outcomes[created] = _failed(changes[created], cause)
                         return outcomes + [_failed(skipped, cause) for skipped in changes[len(outcomes) :]]
         await self._follow_new_endpoints(changes)
+        return await self._begin_handshakes(outcomes)
+
+    async def _begin_handshakes(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Of new peers in great number, now that everything is in place; none of them is done when this fails."""
+        try:
+            for device in self._devices.values():
+                await device.begin_handshakes()
+        except OSError as exc:
+            cause = self._translate(exc, "have the new peers shake hands")
+            return [
+                _failed(outcome.change, cause) if outcome.error is None and _is_new_peer(outcome.change) else outcome
+                for outcome in outcomes
+            ]
         return outcomes
 
     async def _follow_new_endpoints(self, changes: Sequence[Change]) -> None:
@@ -375,6 +388,10 @@ def _kind(change: Change) -> str:
 
 def _is_peer_change(change: Change) -> TypeGuard[PeerChange]:
     return isinstance(change, RemovePeer | PutPeer)
+
+
+def _is_new_peer(change: Change) -> bool:
+    return isinstance(change, PutPeer) and change.is_new
 
 
 def _failed(change: Change, cause: KernelError) -> Outcome:

@@ -32,6 +32,7 @@ NLM_F_DUMP, NLM_F_DUMP_INTR = 0x300, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+SO_SNDBUFFORCE = 32  # not in the socket module
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
@@ -88,12 +89,18 @@ class NetlinkSocket:
     def __exit__(self, *_: object) -> None:
         self._sock.close()
 
-    def send(self, messages: Sequence[Message]) -> list[int]:
+    def send(self, messages: Sequence[Message], *, at_once: bool = False) -> list[int]:
         """Have the kernel carry out `messages` in order; for each 0 or the errno it was refused with.
 
-        One refused message does not keep the rest from being tried.
+        One refused message does not keep the rest from being tried. `at_once` they go in one system call, for which
+        there must not be more than some dozen.
         """
         results = [0] * len(messages)
+        if at_once and messages:
+            total = sum(HEADER.size + len(message.payload) for message in messages)
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * total)
+            self._send_some(messages, 0, len(messages), results)
+            return results
         start = size = 0
         for position, message in enumerate(messages):
             size += len(message.payload)

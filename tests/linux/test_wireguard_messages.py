@@ -149,6 +149,22 @@ def test_many_peers_are_spread_over_messages_in_order() -> None:
     assert seen == [change.public_key for change in changes]
 
 
+def test_peers_added_silently_get_nothing_but_their_keepalive_later() -> None:
+    new = [put()._replace(public_key=PublicKey(number.to_bytes(32, "big"))) for number in range(1000)]
+    changes: list[PeerChange] = [
+        RemovePeer(None, KEY), put(is_new=False, keepalive=7), put(keepalive=0), put(keepalive=None), *new
+    ]  # fmt: skip
+    written = [peer for sent in messages.change_peers("plexd0", changes, silently=True) for peer in read_peers(sent)]
+    others = [RemovePeer(None, KEY), put(is_new=False, keepalive=7), put(keepalive=0), put(keepalive=0)]
+    assert [read_change(peer) for peer in written] == [*others, *[put(keepalive=0)] * len(new)]
+    begun = [peer for sent in messages.set_keepalives("plexd0", changes) for peer in read_peers(sent)]
+    assert [read_change(peer) for peer in begun] == [
+        put(is_new=False, psk=None, endpoint=None, allowed_ips=None)
+    ] * len(new)
+    for peers in (written[len(others) :], begun):
+        assert [peer[messages.PEER_PUBLIC_KEY] for peer in peers] == [change.public_key for change in new]
+
+
 def test_peer_with_more_allowed_ips_than_fit_is_continued_without_replacing() -> None:
     many = tuple(Prefix.host(number.to_bytes(16, "big")) for number in range(2000))
     sent = list(messages.change_peers("plexd0", [put(allowed_ips=many), RemovePeer(None, KEY)]))

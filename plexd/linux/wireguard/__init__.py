@@ -26,4 +26,11 @@ class WireGuardDevice(Protocol):
         """Set key and port, and fwmark to 0; peers stay."""
 
     async def change_peers(self, changes: Sequence[PeerChange]) -> None:
-        """In order, as one batch. After an error some of it may be done; all of it may be repeated."""
+        """In order, as one batch. After an error some of it may be done; all of it may be repeated.
+
+        New peers in great number may be left without their handshakes, which take many times as long to compute as it
+        takes to add them; `begin_handshakes` is due then.
+        """
+
+    async def begin_handshakes(self) -> None:
+        """Have those peers begin, now that everything else is in place."""

@@ -18,7 +18,7 @@ from plexd.mesh.observed import Device
 NLCTRL = 0x10  # the one generic netlink family with a fixed number
 GET_FAMILY = 3
 FAMILY_ID, FAMILY_NAME = 1, 2
-ENCODE_AHEAD = 500  # peers: two messages and more
+BULK = 500  # peers: two messages and more
 
 
 class KernelDevice:
@@ -27,6 +27,7 @@ class KernelDevice:
     def __init__(self, interface: str) -> None:
         self.writes = 0
         self._interface = interface
+        self._silent: list[PeerChange] = []
 
     async def dump(self) -> Device | None:
         return await asyncio.to_thread(self._dump)
@@ -35,8 +36,16 @@ class KernelDevice:
         await asyncio.to_thread(self._write, [messages.set_device(self._interface, private_key, listen_port)])
 
     async def change_peers(self, changes: Sequence[PeerChange]) -> None:
-        payloads = messages.change_peers(self._interface, changes)
-        await asyncio.to_thread(self._write, payloads if len(changes) < ENCODE_AHEAD else _ahead(payloads))
+        if len(changes) < BULK:
+            await asyncio.to_thread(self._write, messages.change_peers(self._interface, changes))
+            return
+        self._silent += changes
+        await asyncio.to_thread(self._write, _ahead(messages.change_peers(self._interface, changes, silently=True)))
+
+    async def begin_handshakes(self) -> None:
+        silent, self._silent = self._silent, []
+        if silent:
+            await asyncio.to_thread(self._write_at_once, list(messages.set_keepalives(self._interface, silent)))
 
     def _dump(self) -> Device | None:
         try:
@@ -59,6 +68,15 @@ class KernelDevice:
                 (code,) = carrier.send([Message(family, 0, payload)])
                 refused = refused or code
         if refused:
+            raise OSError(refused, os.strerror(refused))
+
+    def _write_at_once(self, payloads: Sequence[bytes]) -> None:
+        """In one system call: after it, as many threads as there are new peers want the processors."""
+        with NetlinkSocket(NETLINK_GENERIC) as carrier:
+            family = _family(carrier)
+            self.writes += len(payloads)
+            codes = carrier.send([Message(family, 0, payload) for payload in payloads], at_once=True)
+        if refused := next(filter(None, codes), 0):
             raise OSError(refused, os.strerror(refused))
 
 

@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from plexd.linux.netlink import ATTRIBUTE, NESTED, attribute, attributes
 from plexd.mesh.address import Endpoint, Prefix
@@ -68,18 +69,40 @@ def _name(interface: str) -> bytes:
     return attribute(DEVICE_IFNAME, interface.encode() + b"\0")
 
 
-def change_peers(interface: str, changes: Sequence[PeerChange]) -> Iterator[bytes]:
-    """The messages that carry out `changes` in order."""
+def change_peers(interface: str, changes: Iterable[PeerChange], *, silently: bool = False) -> Iterator[bytes]:
+    """The messages that carry out `changes` in order.
+
+    A new peer with a keepalive interval begins its handshake at once. `silently` it does not, until it gets its
+    interval by `set_keepalives`.
+    """
+    return _messages(interface, chain.from_iterable(map(_peer, map(_silent, changes) if silently else changes)))
+
+
+def set_keepalives(interface: str, changes: Iterable[PeerChange]) -> Iterator[bytes]:
+    """The messages that give new peers their keepalive interval, and nothing else."""
+    return _messages(
+        interface,
+        (
+            _KEEPALIVE.pack(
+                _KEEPALIVE_PEER, _USUAL_KEY, change.public_key, _USUAL_FLAGS, UPDATE_ONLY,
+                _USUAL_KEEPALIVE, change.keepalive,
+            )
+            for change in changes
+            if isinstance(change, PutPeer) and change.is_new and change.keepalive
+        ),
+    )  # fmt: skip
+
+
+def _messages(interface: str, peers: Iterable[bytes]) -> Iterator[bytes]:
     prefix = _GENL.pack(SET_DEVICE, GENL_VERSION, 0) + _name(interface)
     parts: list[bytes] = []
     size = 0
-    for change in changes:
-        for part in _peer(change):
-            if parts and size + len(part) > MESSAGE_BYTES:
-                yield _message(prefix, parts, size)
-                parts, size = [], 0
-            parts.append(part)
-            size += len(part)
+    for part in peers:
+        if parts and size + len(part) > MESSAGE_BYTES:
+            yield _message(prefix, parts, size)
+            parts, size = [], 0
+        parts.append(part)
+        size += len(part)
     if parts:
         yield _message(prefix, parts, size)
 
@@ -125,6 +148,17 @@ _USUAL_PSK, _USUAL_ENDPOINT = _header(KEY_BYTES, PEER_PSK), _header(16, PEER_END
 _USUAL_KEEPALIVE, _USUAL_ALLOWED_IPS = _header(2, PEER_KEEPALIVE), _header(28, PEER_ALLOWED_IPS | NESTED)
 _USUAL_ALLOWED_IP, _USUAL_FAMILY = _header(24, NESTED), _header(2, ALLOWED_IP_FAMILY)
 _USUAL_ADDRESS, _USUAL_LENGTH = _header(4, ALLOWED_IP_ADDRESS), _header(1, ALLOWED_IP_LENGTH)
+
+
+_KEEPALIVE = struct.Struct("=I I32s II IHxx".replace(" ", ""))
+_KEEPALIVE_PEER = _header(_KEEPALIVE.size - 4, NESTED)
+
+
+def _silent(change: PeerChange) -> PeerChange:
+    if isinstance(change, RemovePeer) or not change.is_new:
+        return change
+    peer_id, key, is_new, psk, endpoint, _, allowed_ips, fields = change
+    return PutPeer(peer_id, key, is_new, psk, endpoint, 0, allowed_ips, fields)
 
 
 def _peer(change: PeerChange) -> Iterable[bytes]:
