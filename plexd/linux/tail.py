@@ -82,7 +82,7 @@ class Tail:
         self._hole: Reason | None = None  # to be shown where reading goes on
         self._at_end = at_end and mark is None
         self._max_line = max_line
-        self._older: deque[tuple[Path, int]] = deque()  # rotated files to be read before the path, and from where on
+        self._older: deque[tuple[LogFile, int]] = deque()  # rotated files to be read before the path, and from where on
         self._is_older = False
         self._left: FileId | None = None  # the file read last
         self._file: LogFile | None = None
@@ -107,6 +107,11 @@ class Tail:
         return items
 
     def close(self) -> None:
+        self._leave()
+        while self._older:
+            self._older.popleft()[0].close()
+
+    def _leave(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -120,16 +125,16 @@ class Tail:
             self._hole = self._seek_out(sought)
         if self._left is not None and not self._older:
             self._queue_later(self._left)
-        while self._older:
-            path, offset = self._older.popleft()
-            if (file := self._open_at(path, offset)) is not None:
-                self._is_older = True
-                self.began = self.began or _mark(file, offset)
-                return file
+        if self._older:
+            older, offset = self._older.popleft()
+            self._is_older = True
+            self.began = self.began or _mark(older, offset)
+            return self._begin(older, offset)
         self._is_older = False
-        file = self._open_at(self._path, 0)
+        file = _try(self._path)
         self.is_there = file is not None
         if file is not None:
+            self._begin(file, 0)
             self._left = None
             if sought is not None and file.id == sought.file and _holds(file, sought):
                 self._offset = sought.offset
@@ -151,28 +156,30 @@ class Tail:
                     if here.size() < mark.offset:
                         return Reason.TRUNCATED_FILE
                     return None if here.matches(mark.fingerprint) else Reason.ROTATED_AWAY
-        for path in siblings(self._path):
-            if file_id(path) == mark.file and (file := _try(path)) is not None:
-                with file:
-                    if _holds(file, mark):
-                        self._older.append((path, mark.offset))
-                        self._queue_later(mark.file)
-                        return None
-        return Reason.ROTATED_AWAY
+        return None if self._queue_from(mark.file, mark) else Reason.ROTATED_AWAY
 
     def _queue_later(self, known: FileId) -> None:
         """Files rotated after that one, which may have been more than one since somebody looked."""
-        rotated = siblings(self._path)
-        for position, path in enumerate(rotated):
-            if file_id(path) == known:
-                self._older.extend((later, 0) for later in rotated[position + 1 :])
+        self._queue_from(known, None)
 
-    def _open_at(self, path: Path, offset: int) -> LogFile | None:
-        self._file = _try(path)
-        if self._file is not None:
-            self._offset = offset
-            self._held, self._skipped, self._gone_since = b"", 0, None
-        return self._file
+    def _queue_from(self, known: FileId, mark: Mark | None) -> bool:
+        """Those that follow the known file, with `mark` also its own rest; whether it was found."""
+        files = _rotated(self._path)
+        ids = [file.id for file in files]
+        at = ids.index(known) if known in ids else len(files)
+        found = at < len(files) and (mark is None or _holds(files[at], mark))
+        wanted = files[at if mark is not None else at + 1 :] if found else []
+        for file in files:
+            if file in wanted:
+                self._older.append((file, mark.offset if mark is not None and file.id == known else 0))
+            else:
+                file.close()
+        return found
+
+    def _begin(self, file: LogFile, offset: int) -> LogFile:
+        self._file, self._offset = file, offset
+        self._held, self._skipped, self._gone_since = b"", 0, None
+        return file
 
     def _last_line_end(self, file: LogFile) -> int:
         """Behind the last complete line: one that is being written is taken whole."""
@@ -224,7 +231,7 @@ class Tail:
                 return False
         self._give_held(file, items)
         self._left = file.id
-        self.close()
+        self._leave()
         return True
 
     def _give_held(self, file: LogFile, items: list[Item]) -> None:
@@ -241,6 +248,16 @@ def _mark(file: LogFile, offset: int) -> Mark:
 
 def _holds(file: LogFile, mark: Mark) -> bool:
     return file.matches(mark.fingerprint) and file.size() >= mark.offset
+
+
+def _rotated(path: Path) -> list[LogFile]:
+    """What rotation made of earlier files of the path, opened, oldest first. Names move on while one looks."""
+    while True:
+        files = [file for sibling in siblings(path) if (file := _try(sibling)) is not None]
+        if [file.id for file in files] == [file_id(sibling) for sibling in siblings(path)]:
+            return files
+        for file in files:
+            file.close()
 
 
 def _try(path: Path) -> LogFile | None:
