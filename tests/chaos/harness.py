@@ -1,5 +1,6 @@
-"""One run of chaos: numbered lines into a journal and into files that are rotated, an agent that is killed, a control
-plane that answers with errors, hangs and disappears. Everything is drawn from one seed.
+"""One run of chaos: numbered lines into a journal and into files that are rotated, numbered events into the audit logs
+of the kernel's daemon and of Kubernetes, an agent that is killed, a control plane that answers with errors, hangs and
+disappears. Everything is drawn from one seed.
 
 Afterwards every line has arrived at least once, each source's in order, or is covered by a marker of a gap.
 """
@@ -35,7 +36,13 @@ api: {url}
 data_dir: {data}
 hostname: chaos
 observe: {{enabled: false}}
-audit: {{enabled: false}}
+audit:
+  interval: 1s
+  batch_interval: 1s
+  batch_max_size: 100
+  buffer_size: 400
+  auditd: {{method: file, log_path: "{audit}/auditd.log"}}
+  kubernetes: {{enabled: true, log_path: "{audit}/k8s-audit.log"}}
 logs:
   interval: 1s
   batch_interval: 1s
@@ -78,7 +85,9 @@ class Chaos:
         self._identity = identity
         self._journald = journald
         self._logs = root / "log"
+        self._audit = root / "audit"
         self._written = {"journal": 0, "app": 0, "web": 0, "cut": 0}
+        self._events = {"auditd": 0, "k8s-audit": 0}
         self._process: asyncio.subprocess.Process | None = None
 
     # the agent
@@ -151,6 +160,21 @@ class Chaos:
                 since = self._written["cut"]
             await asyncio.sleep(self._dice.random() * 0.2)
 
+    async def _write_audit(self, source: str) -> None:
+        path = self._audit / f"{source}.log"
+        while True:
+            with path.open("a") as file:
+                for _ in range(self._dice.choice([1, 5, 20])):
+                    for line in audit_lines(source, self._events[source]):
+                        file.write(line + "\n")
+                        if self._dice.random() < 0.1:
+                            file.flush()
+                            await asyncio.sleep(0)
+                    self._events[source] += 1
+            if self._dice.random() < 0.1:
+                rotate(path)
+            await asyncio.sleep(self._dice.random() * 0.2)
+
     # the control plane
 
     async def _misbehave(self) -> None:
@@ -171,17 +195,23 @@ class Chaos:
                 await asyncio.sleep(self._dice.random())
                 await admin.start_listening()
             else:
-                admin.inject(self._dice.choice(faults).model_copy(update={"endpoint": "logs"}))
+                where = self._dice.choice(["logs", "audit"])
+                admin.inject(self._dice.choice(faults).model_copy(update={"endpoint": where}))
 
     # the run
 
     async def run(self) -> Report:
         started = time.monotonic()
         self._logs.mkdir()
+        self._audit.mkdir()
         (self._root / "key").write_text(self._identity["node_secret_key"])
         (self._root / "config.yaml").write_text(
             CONFIG.format(
-                url=self._plane.url, data=self._root / "data", journal=self._journald.directory, logs=self._logs
+                url=self._plane.url,
+                data=self._root / "data",
+                journal=self._journald.directory,
+                logs=self._logs,
+                audit=self._audit,
             )
         )
         (self._root / "data").mkdir()
@@ -189,10 +219,12 @@ class Chaos:
         self._journald.write(f"the key is {self._identity['node_secret_key']}.")
         for source in ("app", "web", "cut"):
             (self._logs / f"{source}.log").touch()
+        for source in self._events:
+            (self._audit / f"{source}.log").touch()
         await self._start()
         await self._until_files_are_known()
         storms = [self._keep_killing(), self._write_journal(), self._write_file("app"), self._write_file("web"),
-                  self._write_emptied_file(),
+                  self._write_emptied_file(), self._write_audit("auditd"), self._write_audit("k8s-audit"),
                   self._misbehave()]  # fmt: skip
         await self._for(WRITING_SECONDS, *storms)
         if self._process is not None and self._process.returncode is None:
@@ -217,7 +249,8 @@ class Chaos:
         async with asyncio.timeout(SETTLE_SECONDS):
             while True:
                 with contextlib.suppress(OSError, ValueError, KeyError):
-                    if len(json.loads((self._root / "data/telemetry/cursors.json").read_text())["files"]) == 3:
+                    known = json.loads((self._root / "data/telemetry/cursors.json").read_text())
+                    if len(known["files"]) == 3 and "inode" in known["k8s_audit"] and "inode" in known["auditd_log"]:
                         return
                 await asyncio.sleep(0.02)
 
@@ -244,13 +277,37 @@ class Chaos:
         """All lines, or of a file that was emptied the last one."""
         found = self._followed()["sources"]
         lost = found.pop("cut")["missing"]
+        if any(set(numbers) != set(range(self._events[source])) for source, numbers in self._audited().items()):
+            return False
         return not any(sequence["missing"] for sequence in found.values()) and (
             not lost or lost[-1] < self._written["cut"] - 1
         )
 
+    def _audited(self) -> dict[str, list[int]]:
+        """The numbers of audit events that arrived, by source."""
+        found: dict[str, list[int]] = {source: [] for source in self._events}
+        for entry in self._plane.admin.telemetry(self._identity["node_id"], "audit"):
+            if entry["source"] == "auditd":
+                found["auditd"].append(entry["object"]["exit"])
+            elif entry["source"] == "k8s-audit":
+                found["k8s-audit"].append(int(entry["object"]["uri"][1:]))
+        return found
+
+    def _judge_audit(self) -> None:
+        for source, numbers in self._audited().items():
+            first = list(dict.fromkeys(numbers))
+            self.report.lines += self._events[source]
+            self.report.repeated += len(numbers) - len(first)
+            missing = sorted(set(range(self._events[source])) - set(first))
+            if missing:
+                self.report.problems.append(f"{source}: {len(missing)} lost, first {missing[:5]}")
+            if first != sorted(first):
+                self.report.problems.append(f"{source}: out of order")
+
     def _judge(self) -> None:
         report, found = self.report, self._followed()
         report.lines = sum(self._written.values())
+        self._judge_audit()
         report.gaps = found["gaps"]
         for source, sequence in found["sources"].items():
             report.repeated += sequence["repeated"]
@@ -270,6 +327,17 @@ class Chaos:
         name = "journald" if source == "journal" else str(self._logs / f"{source}.log")
         markers = [gap for gap in self.report.gaps if gap["source"] == name]
         return any(gap["lost"] is None for gap in markers) or sum(gap["lost"] for gap in markers) >= missing > 0
+
+
+def audit_lines(source: str, number: int) -> list[str]:
+    if source == "k8s-audit":
+        event = {"stage": "ResponseComplete", "verb": "get", "requestURI": f"/{number}"}
+        return [json.dumps(event)]
+    stamp = f"audit({1_795_629_645 + number // 1000}.{number % 1000:03d}:{number})"
+    return [
+        f"type=SYSCALL msg={stamp}: arch=c000003e syscall=257 success=yes exit={number} pid=7 uid=0",
+        f'type=CWD msg={stamp}: cwd="/{number}"',
+    ]
 
 
 def rotate(path: Path, keep: int = 50) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from plexd import log as logging
+from plexd.audit import assembly as records_to_events
 from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.control import ControlPlane
 from plexd.health import Health
-from plexd.linux import host
+from plexd.linux import host, tail
 from plexd.masking import register_secret
 from plexd.mesh.address import parse_ip
 from plexd.mesh.desired import Desired
@@ -40,6 +41,8 @@ class NoMesh:
 def hurry() -> None:
     pipeline.BACKOFF_FIRST_SECONDS, pipeline.BACKOFF_LAST_SECONDS = 0.05, 0.4
     reaction.REFUSED_SECONDS = 0.3
+    tail.AFTERGLOW_SECONDS, tail.HELD_SECONDS = 0.3, 2.0
+    records_to_events.WAIT_SECONDS = 0.3
     files.KEPT_SECONDS, files.UNFINISHED_SECONDS = 0.3, 2.0
     gaps.SPACING_SECONDS = 0.5
     cursors.SPACING_SECONDS = 0.1
