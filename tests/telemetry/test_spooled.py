@@ -166,3 +166,18 @@ def test_torn_line_is_counted_as_malformed(tmp_path: Path, kept: int) -> None:
             assert stage.pipeline.counters.dropped == {"malformed": 1}
 
     run_virtual(main())
+
+
+def test_what_is_on_disk_can_be_waited_for_until_it_is_in_the_window(tmp_path: Path) -> None:
+    async def main() -> None:
+        process = Process(tmp_path / "t", Plane(judge=lambda batch: error(503)))
+        async with process.stage as stage:
+            for n in range(50):
+                process.spooled.add_nowait(body(n))
+            assert await process.spooled.read_out(5.0)
+            assert stage.pipeline.window.count == 50
+            for n in range(100):
+                process.spooled.add_nowait(body(n))
+            assert not await process.spooled.read_out(5.0)  # the window is full
+
+    run_virtual(main())

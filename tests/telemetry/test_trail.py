@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
 from plexd.telemetry.audit_form import AuditForm
 from plexd.telemetry.spooled import Spooled
-from plexd.telemetry.trail import AuditTrail
+from plexd.telemetry.trail import AuditTrail, leave_for_daemon, own_entry
 from tests.services.stage import EPOCH
 from tests.telemetry.stage import Plane, Stage
 from tests.virtual_time import run_virtual
@@ -72,6 +73,14 @@ def on_disk(directory: Path) -> list[dict[str, Any]]:
             lambda trail: trail.record("secret_read", "read", {"key": "db", "version": 3}, subject={"uid": 1001}),
             "secret_read", "read", {"key": "db", "version": 3}, {"uid": 1001},
         ),
+        (
+            lambda trail: trail.secret_read("db", 3, 1001, 100, 77, "ok"),
+            "secret_read", "read", {"key": "db", "version": 3}, {"uid": 1001, "gid": 100, "pid": 77},
+        ),
+        (
+            lambda trail: trail.node_deregistered("n_1", bytes([10, 100, 0, 7])),
+            "node_deregistered", "deregister", {"node_id": "n_1", "mesh_ip": "10.100.0.7"}, {"agent": "plexd"},
+        ),
     ],
 )  # fmt: skip
 def test_what_was_told_is_on_disk(
@@ -93,6 +102,31 @@ def test_what_was_told_is_on_disk(
             "object": about, "action": action, "result": "success", "hostname": "edge-03", "raw": "",
         }
     ]  # fmt: skip
+
+
+def test_a_secret_that_was_not_given_is_told_with_the_reason(tmp_path: Path) -> None:
+    async def main() -> None:
+        trail, _ = make_trail(tmp_path)
+        await trail.secret_read("db", None, None, None, None, "secret_forbidden")
+
+    run_virtual(main())
+    (entry,) = on_disk(tmp_path)
+    assert (entry["result"], entry["subject"]) == ("failure", {})
+    assert entry["object"] == {"key": "db", "reason": "secret_forbidden"}
+
+
+def test_what_is_left_for_the_daemon_is_delivered_by_it(tmp_path: Path) -> None:
+    leave_for_daemon(tmp_path, 4 << 20, own_entry("edge-03", EPOCH, "node_registered", "register", {"node_id": "n"}))
+    (tmp_path / "telemetry" / "audit-spool").rename(tmp_path / "telemetry" / "spool")
+
+    async def main() -> None:
+        trail, stage = make_trail(tmp_path)
+        async with stage:
+            await trail.agent_started("0.1.0", "sha256:12")
+            await asyncio.sleep(30)
+        assert [entry["event_type"] for entry in stage.plane.taken] == ["node_registered", "agent_started"]
+
+    run_virtual(main())
 
 
 def test_a_rejected_event_holds_nobody_up_and_reaches_the_control_plane(tmp_path: Path) -> None:
