@@ -128,6 +128,7 @@ class Converger:
         self._guard = Guard()
         self._built: Built | None = None
         self._admitted: Admitted | None = None
+        self._may_be_left = True  # a firewall, although none is wanted (any more)
         self._rejected: str | None = None  # digest of the ruleset that the kernel refused last
         self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
         self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
@@ -160,8 +161,6 @@ class Converger:
             guard = self._guard
             try:
                 whole = whole or target is not self._applied or not self.clean.is_set()
-                if target.firewall is None and (self._applied is None or self._applied.firewall is not None):
-                    await self._forget_firewall()
                 observed, changes = await self._look(target, whole=whole)
                 due = changes
                 # what a changed target asks for is news and no repair, whoever fights over what was there before
@@ -209,7 +208,7 @@ class Converger:
     async def _look(self, target: Target, *, whole: bool) -> tuple[Observed, tuple[Change, ...]]:
         """What there is, and what there is to do. Raises KernelError."""
         endpoints = None if target.settings.mtu else target.endpoints()
-        judged = target.firewall is not None
+        judged = target.firewall is not None or self._may_be_left
         if not whole:
             observed = await self._kernel.observe(endpoints, device=False, firewall=judged)
             changes = plan_network(target, observed)
@@ -218,6 +217,9 @@ class Converger:
                 return observed, changes
         observed = await self._kernel.observe(endpoints, firewall=judged)
         self._note_ipv6(target, observed)
+        if target.firewall is None and observed.firewall is not None:
+            await self._forget_firewall()
+        self._may_be_left = target.firewall is not None
         return observed, plan(target, observed, self._now(), self._moved())
 
     def _note_ipv6(self, target: Target, observed: Observed) -> None:

@@ -68,7 +68,7 @@ class Agent:
     kernel: Kernel = field(default_factory=lambda: Kernel(INTERFACE, "kernel", "wireguard-go"))
 
     def observe(self) -> Observed:
-        return asyncio.run(self.kernel.observe())
+        return asyncio.run(self.kernel.observe(firewall=False))
 
     def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         return asyncio.run(self.kernel.apply(changes))
@@ -77,7 +77,7 @@ class Agent:
         """One pass; what it did."""
 
         async def one_pass() -> list[Outcome]:
-            changes = plan(self.target, await self.kernel.observe(), time.time())
+            changes = plan(self.target, await self.kernel.observe(firewall=False), time.time())
             return await self.kernel.apply(changes) if changes else []
 
         return asyncio.run(one_pass())

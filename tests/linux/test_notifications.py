@@ -305,5 +305,6 @@ def test_door_tells_of_damage(namespace: str, interface: str) -> None:
             await kernel.noticed.wait()
         task.cancel()
         await asyncio.wait({task})
+        await kernel.close()
 
     asyncio.run(main())

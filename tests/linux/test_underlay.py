@@ -221,6 +221,7 @@ def test_peer_at_the_end_of_a_narrower_way_makes_a_look_due(links: str) -> None:
             if is_due:
                 wanted = frozenset(map(parse_ip, (NEAR, FAR)))
                 assert (await door.observe(wanted, device=False)).underlay_mtu == 1440
+        await door.close()
 
     asyncio.run(scenario())
 
