@@ -20,7 +20,7 @@ def _why_not() -> str | None:
         return "needs root"
     if not Path("/dev/net/tun").exists():
         return "needs /dev/net/tun"
-    absent = [program for program in ("ip", "wg", "wireguard-go", "ping") if shutil.which(program) is None]
+    absent = [program for program in ("ip", "nft", "wg", "wireguard-go", "ping") if shutil.which(program) is None]
     return f"needs {', '.join(absent)}" if absent else None
 
 

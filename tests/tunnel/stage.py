@@ -22,8 +22,9 @@ from plexd.converge import Converger
 from plexd.health import Health
 from plexd.lab.namespaces import UAPI_SOCKETS, Namespace, run, stop_processes
 from plexd.linux.kernel import Kernel
+from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.desired import Desired, Peer
+from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import PresharedKey, PrivateKey
@@ -36,6 +37,7 @@ from tests.namespaces import inside
 PORT = 51820
 DEADLINE_SECONDS = 60.0
 PSK = PresharedKey(bytes(range(32)))
+ALLOW_ALL = Policy("everybody", (PolicyRule("*", "*", 0, "any", "allow"),))
 
 
 class Network:
@@ -104,7 +106,10 @@ class Member:
 
     def settings(self, identity: Identity) -> Settings:
         """The defaults of the configuration."""
-        return Settings(identity.node_id, self.interface, self.key, identity.mesh_ip, PORT, 0, 25, None)
+        policy = firewall.Settings(identity.mesh_ip, (self.interface,))
+        return Settings(
+            identity.node_id, self.interface, self.key, identity.mesh_ip, PORT, 0, 25, None, policy=policy
+        )  # fmt: skip
 
     def join(self, *others: Member) -> None:
         """Set the interface up, and leave it to itself."""
@@ -148,7 +153,7 @@ class Living:
         self.health = Health()
         self.reports: list[str] = []
         identity = Identity(f"n_{member.interface}", parse_ip(member.mesh_ip), SecretStr(""), member.key)
-        self.node = Node(identity, Desired(), 0.0, self.health)
+        self.node = Node(identity, Desired(policies=(ALLOW_ALL,)), 0.0, self.health)
         for other in others:
             self.add(other)
         self.door = Kernel(member.interface, "auto", "wireguard-go")

@@ -33,6 +33,7 @@ def test_mesh_of_ipv4_works_and_prefixes_of_ipv6_are_left_out(network: Network) 
     async def script(living: Living) -> None:
         await until(lambda: left.reaches(right))
         assert left.mtu == 1420
+        assert "10.100.0.2" in left.namespace.run("nft", "list", "table", "inet", "plexd")
         for _ in range(3):
             result = await living.converger.converge()
             assert (result.changed, result.failed) == (0, 0)
@@ -53,6 +54,7 @@ def test_mesh_address_of_ipv6_is_said_to_be_impossible(network: Network) -> None
     async def scenario() -> None:
         living = Living(left)
         assert (await living.converger.converge()).failed == 1
+        await living.door.close()
         details = {finding.condition: finding.detail for finding in living.health.findings()}
         assert details[Condition.MESH_DOWN].startswith("the mesh address fd00:100::1 needs IPv6")
 
