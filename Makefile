@@ -14,6 +14,7 @@ APT_BASE := python3-venv ca-certificates
 APT_MESH := iproute2 iputils-ping nftables wireguard-go wireguard-tools
 APT_STUN := coturn
 APT_JOURNAL := systemd
+APT_SHIPPER := syslog-ng-core syslog-ng-mod-http
 APT_GUEST := qemu-system-x86 busybox-static cpio kmod nftables
 APT := apt-get install -y -qq --no-install-recommends
 
@@ -40,7 +41,7 @@ format: $(VENV)/ready  ## put the code in order
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## figures and ratios; nothing is asserted (root)
+bench: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest $(STAMPS)/apt-journal $(STAMPS)/apt-shipper  ## figures and ratios; nothing is asserted (root)
 	$(VENV)/bin/python -m tests.bench
 
 FUZZ_SECONDS := 30
@@ -93,5 +94,7 @@ $(STAMPS)/apt-stun:
 	$(call apt,$(APT_STUN))
 $(STAMPS)/apt-journal:
 	$(call apt,$(APT_JOURNAL))
+$(STAMPS)/apt-shipper:
+	$(call apt,$(APT_SHIPPER))
 $(STAMPS)/apt-guest:
 	$(call apt,$(APT_GUEST))
