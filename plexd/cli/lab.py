@@ -19,7 +19,7 @@ OPTIONS = {"listen", "http", "mesh_cidr", "tokens", "stun"}
 
 def up(args: argparse.Namespace) -> int:
     log.set_up("info", "auto")
-    return tour(args.nodes, keep=args.keep, nat=Nat(args.nat))
+    return tour(args.nodes, keep=args.keep, nat=Nat(args.nat), ipv6=args.ipv6)
 
 
 def policies(args: argparse.Namespace) -> int:

@@ -364,6 +364,7 @@ def parser() -> Parser:
         default="none",
         help="put each node behind a NAT of this kind; with symmetric the first one stays in the open (default: none)",
     )
+    lab_up.add_argument("--ipv6", action="store_true", help="IPv6 alone, between the nodes and in the mesh")
     lab_up.add_argument("--keep", action="store_true", help="leave the mesh up until Ctrl-C")
     lab_policies = _command(
         lab,

@@ -20,7 +20,9 @@ def answer(*ports: str) -> int:
     """Until it is killed."""
     waiting = selectors.DefaultSelector()
     for port in ports:
-        listener = socket.create_server(("", int(port)))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listener = socket.create_server(("", int(port)), family=family, dualstack_ipv6=both)
         waiting.register(listener, selectors.EVENT_READ, True)
     print("listening", flush=True)
     while True:

@@ -74,23 +74,27 @@ class Namespace:
 class Network:
     """The hub and its nodes. `address(0)` is the hub, `address(n)` the n-th node or its NAT, all in 192.0.2.0/24.
 
+    With `ipv6` they are in 2001:db8::/64 and know no IPv4; there are no NATs then.
     Behind a symmetric NAT nobody can be reached who does not know where the other is: there the first node has none.
     """
 
     MAX_NODES = 200
     STUN_ADDRESSES = ("192.0.2.1", "192.0.2.254")  # both the hub's
 
-    def __init__(self, lab: str, nat: Nat = Nat.NONE) -> None:
+    def __init__(self, lab: str, nat: Nat = Nat.NONE, *, ipv6: bool = False) -> None:
         self.nat = nat
+        self.ipv6 = ipv6
         self.hub = Namespace(f"{lab}-hub")
         self._lab = lab
 
     def node(self, number: int) -> Namespace:
         return Namespace(f"{self._lab}-n{number}")
 
-    @staticmethod
-    def address(number: int) -> str:
-        return f"192.0.2.{number + 1}"
+    def address(self, number: int) -> str:
+        return f"2001:db8::{number + 1:x}" if self.ipv6 else f"192.0.2.{number + 1}"
+
+    def _on_link(self, number: int) -> str:
+        return f"{self.address(number)}/{64 if self.ipv6 else 24}"
 
     def namespaces(self) -> list[Namespace]:
         """Those of this lab that exist."""
@@ -104,7 +108,7 @@ class Network:
         run("ip", "netns", "add", self.hub.name)
         self.hub.run("ip", "link", "set", "lo", "up")
         self.hub.run("ip", "link", "add", "br0", "type", "bridge")
-        self.hub.run("ip", "address", "add", f"{self.address(0)}/24", "dev", "br0")
+        self.hub.run(*add_address(self._on_link(0), "br0"))
         if self.nat is not Nat.NONE:
             self.hub.run("ip", "address", "add", f"{self.STUN_ADDRESSES[1]}/24", "dev", "br0")
         self.hub.run("ip", "link", "set", "br0", "up")
@@ -116,11 +120,11 @@ class Network:
         run("ip", "netns", "add", node.name)
         node.run("ip", "link", "set", "lo", "up")
         if not self.is_behind_nat(number):
-            connect(self.hub, port, node, "eth0", f"{self.address(number)}/24", self.address(0))
+            connect(self.hub, port, node, "eth0", self._on_link(number), self.address(0))
         else:
             gateway = Namespace(f"{self._lab}-g{number}")
             run("ip", "netns", "add", gateway.name)
-            connect(self.hub, port, gateway, "wan", f"{self.address(number)}/24", self.address(0))
+            connect(self.hub, port, gateway, "wan", self._on_link(number), self.address(0))
             connect(gateway, "lan", node, "eth0", "192.168.1.2/24", "192.168.1.1")
             gateway.run("ip", "address", "add", "192.168.1.1/24", "dev", "lan")
             translate(gateway, "masquerade random" if self.nat is Nat.SYMMETRIC else "masquerade")
@@ -140,9 +144,14 @@ def connect(near: Namespace, near_link: str, far: Namespace, far_link: str, addr
     """A cable from `near` to `far`, which gets the address and sends what is not for its own network to `router`."""
     near.run("ip", "link", "add", near_link, "type", "veth", "peer", "name", far_link, "netns", far.name)
     near.run("ip", "link", "set", near_link, "up")
-    far.run("ip", "address", "add", address, "dev", far_link)
+    far.run(*add_address(address, far_link))
     far.run("ip", "link", "set", far_link, "up")
     far.run("ip", "route", "add", "default", "via", router)
+
+
+def add_address(address: str, link: str) -> list[str]:
+    """The words that do it; IPv6 would wait a second for somebody to object."""
+    return ["ip", "address", "add", address, "dev", link, *(["nodad"] if ":" in address else [])]
 
 
 def translate(gateway: Namespace, statement: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plexd.lab.namespaces import UAPI_SOCKETS, LabError, Namespace, Nat, Network
 
-MESH_CIDR = "10.100.0.0/16"
+MESH_CIDR, MESH_CIDR_IPV6 = "10.100.0.0/16", "fd00:100::/64"
 PORT = 8443
 MESH_PORT = 51820
 STUN_PORT = 3478
@@ -37,10 +37,11 @@ class ControlPlaneProcess:
     def __init__(self, network: Network, directory: Path) -> None:
         self.tls = directory / "tls"
         self.admin_socket = directory / "admin.sock"
-        self.url = f"https://{network.address(0)}:{PORT}"
+        self._listen = _authority(network.address(0), PORT)
+        self.url = f"https://{self._listen}"
         self.log = directory / "controlplane.log"
         self._hub = network.hub
-        self._listen = f"{network.address(0)}:{PORT}"
+        self._mesh_cidr = MESH_CIDR_IPV6 if network.ipv6 else MESH_CIDR
         self._process: subprocess.Popen[bytes] | None = None
         self._stun = stun_servers(network)
 
@@ -51,7 +52,7 @@ class ControlPlaneProcess:
                 "--listen", self._listen,
                 "--tls-dir", str(self.tls),
                 "--admin-socket", str(self.admin_socket),
-                "--mesh-cidr", MESH_CIDR,
+                "--mesh-cidr", self._mesh_cidr,
                 *(word for server in self._stun for word in ("--stun", server)),
             ),
             self.log,
@@ -140,8 +141,12 @@ def stun_servers(network: Network) -> list[str]:
 
 def _nat_traversal(network: Network, number: int) -> str:
     if network.nat is Nat.NONE:
-        return f'public_endpoint: "{network.address(number)}:{MESH_PORT}"'
+        return f'public_endpoint: "{_authority(network.address(number), MESH_PORT)}"'
     return f"refresh_interval: 10s, stun_servers: [{', '.join(stun_servers(network))}]"
+
+
+def _authority(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def leftovers(lab: str, directory: Path, network: Network) -> list[str]:

@@ -34,15 +34,15 @@ ALLOW_ALL = [{"id": "everybody", "rules": [{"src": "*", "dst": "*", "port": 0, "
 T = TypeVar("T")
 
 
-def up(nodes: int, *, keep: bool, nat: Nat = Nat.NONE) -> int:
+def up(nodes: int, *, keep: bool, nat: Nat = Nat.NONE, ipv6: bool = False) -> int:
     """Run the lab; 0 when everything happened as it should, 1 otherwise. Raises PrivilegeError without root.
 
     With `keep` the mesh stays up after the tour, until Ctrl-C.
     """
-    _check_host(nat)
+    _check_host(nat, ipv6=ipv6)
     signal.signal(signal.SIGTERM, _interrupt)
     with _only_lab():
-        lab = _Lab(nodes, nat)
+        lab = _Lab(nodes, nat, ipv6=ipv6)
         lab.clean("an earlier lab left")
         try:
             lab.tour()
@@ -76,7 +76,9 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _check_host(nat: Nat) -> None:
+def _check_host(nat: Nat, *, ipv6: bool) -> None:
+    if ipv6 and nat is not Nat.NONE:
+        raise LabError("--ipv6 and --nat do not go together: the lab's NATs are of IPv4")
     if os.geteuid() != 0:
         raise PrivilegeError("the lab makes network namespaces: run it as root (sudo plexd lab up)")
     if not Path("/dev/net/tun").exists() and not Path("/sys/module/wireguard").exists():
@@ -107,10 +109,10 @@ def _only_lab() -> Iterator[None]:
 
 
 class _Lab:
-    def __init__(self, nodes: int, nat: Nat) -> None:
+    def __init__(self, nodes: int, nat: Nat, *, ipv6: bool) -> None:
         if not 2 <= nodes <= Network.MAX_NODES:
             raise LabError(f"--nodes must be 2 to {Network.MAX_NODES}")
-        self.network = Network(LAB, nat)
+        self.network = Network(LAB, nat, ipv6=ipv6)
         self.control_plane = ControlPlaneProcess(self.network, DIRECTORY)
         self.nodes = [
             NodeProcess(n, self.network, DIRECTORY, self.control_plane.url, self.control_plane.tls / "ca.pem", LAB)

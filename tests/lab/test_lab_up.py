@@ -82,6 +82,24 @@ def test_tour_shows_mesh_sabotage_healing_and_a_killed_agent_and_leaves_nothing(
     assert_nothing_left()
 
 
+def test_tour_goes_over_ipv6_alone_too() -> None:
+    done = subprocess.run([*COMMAND[:-1], "2", "--ipv6"], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "control plane at https://[2001:db8::1]:" in done.stdout
+    assert len(re.findall(r"node-\d registered as \S+, mesh address fd00:100::", done.stdout)) == 2
+    assert len(re.findall(r"node-\d -> node-\d fd00:100::\d +[0-9.]+ ms, handshake \d+ s ago", done.stdout)) == 2
+    assert re.search(r"pings sent [1-9]\d+, lost 0", done.stdout)
+    assert_nothing_left()
+
+
+def test_ipv6_and_nats_do_not_go_together() -> None:
+    command = [*COMMAND, "--ipv6", "--nat", "symmetric"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "--ipv6 and --nat do not go together" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_interrupted_lab_takes_everything_down(lab: subprocess.Popen[str]) -> None:
     read_until(lab, "agents started")
     lab.send_signal(signal.SIGINT)
