@@ -1,4 +1,4 @@
-"""From damage done with `ip` to its repair, and what passes over a sound mesh write.
+"""From damage done with `ip` and `nft` to its repair, and what passes over a sound mesh write.
 
 Notifications, repair loop and converger are the daemon's own. The WireGuard is a real `wireguard-go`, in a namespace:
 `ip netns exec NAME python -m tests.bench.damage` prints what `measure` reads.
@@ -21,9 +21,10 @@ from plexd import log
 from plexd.converge import Converger
 from plexd.health import Health
 from plexd.linux.kernel import Kernel
+from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.changes import Change, Outcome
-from plexd.mesh.desired import Desired, Peer
+from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import Backend, Observed
@@ -39,12 +40,14 @@ PEERS = 100
 ROUNDS = 10  # of each kind: one more in a minute would be taken for a fight
 IDLE_PASSES = 100
 DAMAGE = {
-    "link deleted": "link delete {0}",
-    "link down": "link set {0} down",
-    "MTU changed": "link set {0} mtu 1300",
-    "address deleted": "address delete 10.100.255.1/32 dev {0}",
-    "route deleted": "route delete 10.100.0.7/32 dev {0}",
+    "link deleted": "ip link delete {0}",
+    "link down": "ip link set {0} down",
+    "MTU changed": "ip link set {0} mtu 1300",
+    "address deleted": "ip address delete 10.100.255.1/32 dev {0}",
+    "route deleted": "ip route delete 10.100.0.7/32 dev {0}",
+    "ruleset flushed": "nft flush ruleset",
 }
+EVERYBODY = Policy("everybody", (PolicyRule("*", "*", 0, "", "allow"),))
 
 
 def measure() -> list[Figure]:
@@ -102,7 +105,7 @@ async def _run() -> tuple[dict[str, list[float]], int]:
     private_key = PrivateKey.generate()
     health = Health()
     identity = Identity("n_self", parse_ip("10.100.255.1"), SecretStr(""), private_key)
-    node = Node(identity, Desired(), 0.0, health)
+    node = Node(identity, Desired(policies=(EVERYBODY,)), 0.0, health)
     for number in range(1, PEERS + 1):
         node.fold(PeerAdded(_peer(number)))
     kernel = _TimedKernel(door := Kernel(INTERFACE, "userspace", "wireguard-go"))
@@ -117,6 +120,7 @@ async def _run() -> tuple[dict[str, list[float]], int]:
             mtu=0,
             keepalive=25,
             backend=Backend.USERSPACE,
+            policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)),
         )
 
     converger = Converger(kernel, node, settings, health)
@@ -129,14 +133,17 @@ async def _run() -> tuple[dict[str, list[float]], int]:
         if result.failed:
             raise RuntimeError(f"{result.failed} changes failed: {health.findings()}")
         repair = Repair(door, converger, started, lambda _: None)
-        loops = [asyncio.create_task(door.watch(converger.is_wanted)), asyncio.create_task(repair.run())]
+        watches = (door.watch(converger.is_wanted), door.watch_firewall())
+        loops = [asyncio.create_task(loop) for loop in (*watches, repair.run())]
         for _ in range(ROUNDS):
             for kind, command in DAMAGE.items():
                 await asyncio.sleep(0.3)  # the look that the last repair earned is over
-                process = await asyncio.create_subprocess_exec("ip", *command.format(INTERFACE).split())
+                begun = time.perf_counter()
+                process = await asyncio.create_subprocess_exec(*command.format(INTERFACE).split())
                 if await process.wait():
-                    raise RuntimeError(f"ip {command} failed")
-                at = time.perf_counter()
+                    raise RuntimeError(f"{command} failed")
+                # nft is held up at its end, long after the damage is done
+                at = begun if command.startswith("nft") else time.perf_counter()
                 async with asyncio.timeout(10):
                     while (done := await kernel.done.get()) < at:  # of the pass before
                         pass
