@@ -147,7 +147,7 @@ def fingerprint(table: Json) -> str:
 def hits(table: Json, rules: Iterable[Rule]) -> dict[tuple[str, int], Hits]:
     """What each of `rules` (policy id, rule number) has matched, by the counters in a read-back.
 
-    A rule that an equal one before it hides never matched. Ids that differ only in what a comment cannot hold count
+    A packet counts at one of the rules that judge it alike. Ids that differ only in what a comment cannot hold count
     together.
     """
     counted: dict[str, Hits] = {}

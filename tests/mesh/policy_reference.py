@@ -35,10 +35,14 @@ class World:
 
     @cached_property
     def rules(self) -> list[Meaning]:
-        meanings = (self.meaning(rule) for policy in self.policies for rule in policy.rules)
+        meanings = (
+            self._meaning(rule, (policy.id, number))
+            for policy in self.policies
+            for number, rule in enumerate(policy.rules)
+        )
         return [meaning for meaning in meanings if meaning is not None]
 
-    def meaning(self, rule: PolicyRule) -> Meaning | None:
+    def _meaning(self, rule: PolicyRule, origin: tuple[str, int]) -> Meaning | None:
         allows = rule.action.lower() == "allow"
         protocol = rule.protocol.lower()
         if protocol in {"any", "all", "*"}:
@@ -50,7 +54,7 @@ class World:
             return None
         src, dst = ("*" if bad else text for bad, text in zip(bad_sides, (rule.src, rule.dst), strict=True))
         port = 0 if bad_port else rule.port
-        return Meaning(self, src, dst, "" if bad_protocol else protocol, port, "allow" if allows else "deny")
+        return Meaning(self, origin, src, dst, "" if bad_protocol else protocol, port, "allow" if allows else "deny")
 
     def member(self, node_id: str) -> Member | None:
         if node_id == self.own.id:
@@ -78,6 +82,7 @@ class World:
 @dataclass(frozen=True)
 class Meaning:
     world: World
+    origin: tuple[str, int]  # policy id and number
     src: str
     dst: str
     protocol: str
@@ -140,39 +145,47 @@ class Filter:
 
     def decide(self, world: World, packet: Packet) -> str:
         """`accept` or `drop`."""
+        return self.judge(world, packet)[0]
+
+    def judge(self, world: World, packet: Packet) -> tuple[str, Meaning | None]:
+        """The verdict, and the rule that made it, None for anything else that did."""
         own = world.own.mesh_ip
         from_elsewhere = packet.hook == "input" and packet.iifname not in {"lo", *self.managed}
         if self.guard_mesh_ip and from_elsewhere and packet.to == own:
-            return "drop"
+            return "drop", None
         if not {packet.iifname, packet.oifname} & set(self.managed):
-            return "accept"
+            return "accept", None
         if packet.state == "invalid":
-            return "drop"
+            return "drop", None
         if packet.state == "related" or (packet.state, packet.direction) == ("established", "reply"):
-            return "accept"
-        if packet.state != "untracked":
-            if self.allow_ping and self._is_ping(world, packet):
-                return "accept"
-            for protocol, port, dst, sources in self.openings:
-                is_asked_for = (packet.l4proto, packet.port, packet.dst) == (protocol, port, dst)
-                if is_asked_for and (sources is None or packet.src in sources):
-                    return "accept"
-        return {"allow": "accept", "deny": "drop"}[self._by_policy(world, packet)]
+            return "accept", None
+        if packet.state != "untracked" and (self._is_ping(world, packet) or self._is_open(packet)):
+            return "accept", None
+        for rule in world.rules:
+            concerns_us = rule.touches(rule.src, world.own) or rule.touches(rule.dst, world.own)
+            if concerns_us and rule.matches(packet):
+                return {"allow": "accept", "deny": "drop"}[rule.action], rule
+        return {"allow": "accept", "deny": "drop"}[world.default], None
+
+    def _is_open(self, packet: Packet) -> bool:
+        return any(
+            (packet.l4proto, packet.port, packet.dst) == (protocol, port, dst)
+            and (sources is None or packet.src in sources)
+            for protocol, port, dst, sources in self.openings
+        )
 
     def _is_ping(self, world: World, packet: Packet) -> bool:
         visible = world.visible
         peers = {peer.mesh_ip for peer in world.peers if peer.id in visible}
         ends = (packet.src, packet.dst)
-        return packet.icmp_type == "echo-request" and (
-            (ends[0] == world.own.mesh_ip and ends[1] in peers) or (ends[1] == world.own.mesh_ip and ends[0] in peers)
+        return (
+            self.allow_ping
+            and packet.icmp_type == "echo-request"
+            and (
+                (ends[0] == world.own.mesh_ip and ends[1] in peers)
+                or (ends[1] == world.own.mesh_ip and ends[0] in peers)
+            )
         )
-
-    def _by_policy(self, world: World, packet: Packet) -> str:
-        for rule in world.rules:
-            concerns_us = rule.touches(rule.src, world.own) or rule.touches(rule.dst, world.own)
-            if concerns_us and rule.matches(packet):
-                return rule.action
-        return world.default
 
 
 @lru_cache
