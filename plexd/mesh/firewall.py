@@ -176,10 +176,9 @@ def _told(kind: str, content: Json) -> list[Any]:
 
 
 def _told_element(element: Any) -> str:
-    key, verdict = element if isinstance(element, list) else (element, None)
-    if isinstance(key, dict) and "elem" in key:
-        key = {name: None if name == "counter" else value for name, value in key["elem"].items()}
-    return json.dumps([key, verdict])
+    if isinstance(element, dict) and "elem" in element:
+        element = {name: None if name == "counter" else value for name, value in element["elem"].items()}
+    return json.dumps(element)
 
 
 def _counters(table: Json) -> Iterator[tuple[str, Json]]:
@@ -187,7 +186,7 @@ def _counters(table: Json) -> Iterator[tuple[str, Json]]:
     for item in table["nftables"]:
         if (rule := item.get("rule")) and "comment" in rule:
             yield from ((rule["comment"], part["counter"]) for part in rule["expr"] if "counter" in part)
-        for element, _ in item.get("map", {}).get("elem", ()):
+        for element in item.get("set", {}).get("elem", ()):
             marked = element["elem"] if isinstance(element, dict) and "elem" in element else {}
             if "comment" in marked and "counter" in marked:
                 yield marked["comment"], marked["counter"]
@@ -252,8 +251,9 @@ class _Writer:
     def set(self, name: str, type_: str, elements: Sequence[str]) -> None:
         self._sets.append(_add("set", name=name, type=type_, elem=elements))
 
-    def verdict_map(self, name: str, type_: str | Sequence[str], elements: Sequence[tuple[Json, Json]]) -> None:
-        self._sets.append(_add("map", name=name, type=type_, map="verdict", stmt=[_COUNTER], elem=elements))
+    def counted_set(self, name: str, types: Sequence[str], elements: Sequence[Json]) -> None:
+        """With a counter for each element."""
+        self._sets.append(_add("set", name=name, type=_one_or_all(types), stmt=[_COUNTER], elem=elements))
 
     def rule(self, chain: str, *expressions: Json, comment: str = "") -> None:
         mark = {"comment": comment} if comment else {}
@@ -308,25 +308,30 @@ def _ping(writer: _Writer, mesh_ip: bytes, visible: Iterable[bytes]) -> None:
 
 
 def _judging(writer: _Writer, subject: str, groups: Sequence[Group]) -> None:
-    """`groups` in order. The subject names their maps."""
+    """`groups` in order. The subject names their sets.
+
+    Sets, not a verdict map: the kernel takes the elements of a map away at the instant it switches to the new table,
+    and a packet still on its way through the old one would miss the rule that is meant for it.
+    """
     for number, each in enumerate(groups):
-        if len(each.lines) <= FEW:
-            for line in each.lines:
-                writer.rule("mesh", *_conditions(line), _COUNTER, _VERDICTS[line.action], comment=line.comment)
-            continue
-        name = f"{subject}{number}"
-        elements = [
-            ({"elem": {"val": _joined(_values(match)), "comment": line.comment}}, _VERDICTS[line.action])
-            for line in each.lines
-            for match in line.matches
-        ]
-        shape = each.shape
-        fields = list(_fields(shape))
-        types = [type_ for type_, _ in fields]
-        writer.verdict_map(name, types if len(types) > 1 else types[0], elements)
-        key = _joined([expression for _, expression in fields])
-        port_of = [] if shape.port_of is None else [_equal(_meta("l4proto"), shape.port_of)]
-        writer.rule("mesh", *_family(shape), *port_of, {"vmap": {"key": key, "data": f"@{name}"}})
+        for action in Action:
+            lines = [line for line in each.lines if line.action is action]
+            if len(lines) > FEW:
+                _judge_by_set(writer, f"{subject}{number}-{action}", each.shape, lines, _VERDICTS[action])
+                continue
+            for line in lines:
+                writer.rule("mesh", *_conditions(line), _COUNTER, _VERDICTS[action], comment=line.comment)
+
+
+def _judge_by_set(writer: _Writer, name: str, shape: Shape, lines: Sequence[Line], verdict: Json) -> None:
+    elements = [
+        {"elem": {"val": _joined(_values(match)), "comment": line.comment}} for line in lines for match in line.matches
+    ]
+    fields = list(_fields(shape))
+    writer.counted_set(name, [type_ for type_, _ in fields], elements)
+    port_of = [] if shape.port_of is None else [_equal(_meta("l4proto"), shape.port_of)]
+    key = _joined([expression for _, expression in fields])
+    writer.rule("mesh", *_family(shape), *port_of, _equal(key, f"@{name}"), verdict)
 
 
 def _conditions(line: Line) -> Iterator[Json]:
@@ -351,7 +356,7 @@ def _family(shape: Shape) -> Iterator[Json]:
 
 
 def _fields(shape: Shape) -> Iterator[tuple[str, Json]]:
-    """The parts of a map's key: type and expression. The order is that of `_values`."""
+    """The parts of a set's key: type and expression. The order is that of `_values`."""
     for name, length in (("saddr", shape.src_length), ("daddr", shape.dst_length)):
         if length is not None:
             address = _ct(f"{_IP[shape.family]} {name}")
@@ -372,6 +377,11 @@ def _values(match: Match) -> list[str | int]:
 
 def _joined(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else {"concat": parts}
+
+
+def _one_or_all(types: Sequence[str]) -> str | Sequence[str]:
+    """nft takes a list for a concatenation, even of one."""
+    return types[0] if len(types) == 1 else types
 
 
 def _match(operator: str, left: Json, right: Any) -> Json:

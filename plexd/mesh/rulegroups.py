@@ -1,7 +1,7 @@
 """Rules put together by what they look at, so that one look-up decides for thousands of them.
 
 Rules of one shape (the same fields given, the same prefix lengths) match the same packets or none in common: among
-them the first of equal ones counts and the order of the rest does not. So they become elements of one map, as far as
+them the first of equal ones counts and the order of the rest does not. So they become elements of sets, as far as
 the rules of other shapes between them allow: a rule is moved to the earlier ones of its shape only past rules that
 judge alike or match none of the same packets. Where several judge a packet alike, any of them may be the one to count.
 """

@@ -17,10 +17,9 @@ from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
 from plexd.mesh.firewall import hits, render, rule_comment
-from plexd.mesh.policy import Action, Local, resolve
+from plexd.mesh.policy import Action, resolve
 from plexd.mesh.visibility import visible_peers
-from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive, run
-from tests.mesh import policies as mesh
+from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive
 from tests.mesh.nft_interpreter import Table
 from tests.mesh.packets import ICMP, ICMPV6, TCP, UDP, Packet
 from tests.mesh.policies import LOCAL, LOCAL_IPV6, PEERS, world_of

@@ -25,7 +25,7 @@ class Table:
     def __init__(self, document: dict[str, Any]) -> None:
         self.chains: dict[str, dict[str, Any]] = {}
         self.rules: dict[str, list[dict[str, Any]]] = {}
-        self.sets: dict[str, Any] = {}
+        self.sets: dict[str, dict[Any, str]] = {}
         self.reached: list[str] = []  # comments of what the last packet met a verdict at
         meta, add, delete, again, *rest = document["nftables"]
         assert meta == {"metainfo": {"json_schema_version": 1}}
@@ -42,20 +42,19 @@ class Table:
         self.rules[item["name"]] = []
 
     def _add_set(self, item: dict[str, Any]) -> None:
-        self.sets[f"@{item['name']}"] = {_element(item["type"], element) for element in item["elem"]}
-
-    def _add_map(self, item: dict[str, Any]) -> None:
-        assert item["map"] == "verdict"
-        held: dict[Any, Any] = {}
-        for element, verdict in item["elem"]:
-            value, types = element["elem"]["val"], item["type"]
+        """What each element is commented with."""
+        held: dict[Any, str] = {}
+        types = item["type"]
+        for element in item["elem"]:
+            marked = element["elem"] if isinstance(element, dict) and "elem" in element else {"val": element}
+            value = marked["val"]
             if isinstance(types, str):
                 key = _element(types, value)
             else:
                 assert len(types) > 1, "nft takes it for a concatenation of one"
                 key = tuple(_element(*pair) for pair in zip(types, value["concat"], strict=True))
-            assert key not in held, "the kernel refuses a second element of the same key"
-            held[key] = (verdict, element["elem"]["comment"])
+            held[key] = marked.get("comment", "")
+        assert len(held) == len(item["elem"]), "each counts by itself"
         self.sets[f"@{item['name']}"] = held
 
     def _add_rule(self, item: dict[str, Any]) -> None:
@@ -87,45 +86,34 @@ class Table:
         return None
 
     def _verdict(self, rule: dict[str, Any], packet: Packet) -> dict[str, Any] | None:
+        comment = rule.get("comment", "")
         for expression in rule["expr"]:
             ((kind, content),) = expression.items()
             if kind == "match":
-                if not self._matches(content, packet):
+                found = self._matches(content, packet)
+                if found is None:
                     return None
-            elif kind == "vmap":
-                return self._look_up(content, packet)
+                comment = comment or found
             elif kind in {"accept", "drop", "jump", "goto"}:
-                self.reached += [rule["comment"]] if "comment" in rule else []
+                self.reached += [comment] if comment else []
                 return {kind: content}
             else:
                 assert kind in {"counter", "limit", "log"}, kind
         return None
 
-    def _look_up(self, vmap: dict[str, Any], packet: Packet) -> dict[str, Any] | None:
-        try:
-            found: tuple[dict[str, Any], str] | None = self.sets[vmap["data"]].get(_read(vmap["key"], packet))
-        except _NoMatch:
-            return None
-        if found is None:
-            return None
-        verdict, comment = found
-        self.reached.append(comment)
-        return verdict
-
-    def _matches(self, match: dict[str, Any], packet: Packet) -> bool:
+    def _matches(self, match: dict[str, Any], packet: Packet) -> str | None:
+        """The comment of the element that does, if it has one; None for no match."""
         try:
             left = _read(match["left"], packet)
         except _NoMatch:
-            return False
+            return None
         right = match["right"]
-        if match["op"] == "in":
-            return bool(left == right)
         if isinstance(right, str) and right.startswith("@"):
-            return left in self.sets[right]
-        found = any(
-            _holds(value, left) for value in (right["set"] if isinstance(right, dict) and "set" in right else [right])
-        )
-        return found is (match["op"] == "==")
+            assert match["op"] == "=="
+            return self.sets[right].get(left)
+        values = right["set"] if isinstance(right, dict) and "set" in right else [right]
+        found = any(_holds(value, left) for value in values)
+        return "" if found is (match["op"] != "!=") else None
 
 
 def _element(type_: str, value: Any) -> Any:

@@ -42,8 +42,8 @@ def mesh_rules(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [item for item in added if item.get("chain") == "mesh"]
 
 
-def maps(document: dict[str, Any]) -> list[dict[str, Any]]:
-    return [command["add"]["map"] for command in document["nftables"] if "map" in command.get("add", {})]
+def sets(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [command["add"]["set"] for command in document["nftables"] if "set" in command.get("add", {})]
 
 
 # the compiled rules against the reference
@@ -203,7 +203,7 @@ def test_rules_of_one_shape_become_one_lookup_past_others_that_judge_alike() -> 
         )
     ]
     document = render(SETTINGS, rules_of(*each))
-    assert [len(each["elem"]) for each in maps(document)] == [100, 100]
+    assert [len(each["elem"]) for each in sets(document)] == [100, 100]
 
 
 def test_rules_move_past_others_that_judge_otherwise_but_match_none_of_their_packets() -> None:
@@ -216,7 +216,7 @@ def test_rules_move_past_others_that_judge_otherwise_but_match_none_of_their_pac
         )
     ]
     document = render(SETTINGS, rules_of(*each))
-    assert [len(each["elem"]) for each in maps(document)] == [100, 100]
+    assert [len(each["elem"]) for each in sets(document)] == [100, 100]
 
 
 def test_rule_stays_behind_one_that_judges_some_of_its_packets_otherwise() -> None:
@@ -226,9 +226,9 @@ def test_rule_stays_behind_one_that_judges_some_of_its_packets_otherwise() -> No
         *(PolicyRule(f"10.1.0.{number}", "n_a", 22, "tcp", "allow") for number in range(5, 10)),
     ]
     document = render(SETTINGS, rules_of(*each))
-    assert [len(each["elem"]) for each in maps(document)] == [5, 5]
+    assert [len(each["elem"]) for each in sets(document)] == [5, 5]
     judged = [mesh_rule["expr"][-1] for mesh_rule in mesh_rules(document)][3:-1]
-    assert [next(iter(expression)) for expression in judged] == ["vmap", "goto", "vmap"]
+    assert [next(iter(expression)) for expression in judged] == ["accept", "goto", "accept"]
 
 
 def test_rule_that_was_moved_holds_up_others_where_it_went() -> None:
@@ -250,7 +250,7 @@ def test_whole_of_a_family_is_that_family_alone(count: int) -> None:
     judging = mesh_rules(document)[3]["expr"]
     assert judging[0] == {"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}
     assert "addr" not in repr(judging)
-    assert len(maps(document)) == (count > 1)
+    assert len(sets(document)) == (count > 1)
     packet = Packet("input", "plexd0", "", ip_address("10.1.2.3"), ip_address("10.100.1.1"), TCP, 1)
     assert Table(document).judge(packet) == "accept"
     ipv6 = replace(packet, src=ip_address("fd00::1"), dst=ip_address("fd00::2"))
@@ -259,7 +259,7 @@ def test_whole_of_a_family_is_that_family_alone(count: int) -> None:
 
 def test_few_rules_of_a_shape_are_left_to_be_read() -> None:
     document = render(SETTINGS, rules_of(*(rule(f"10.1.0.{number}", "n_a", 22, "tcp") for number in range(3))))
-    assert maps(document) == []
+    assert sets(document) == []
     assert [each["comment"] for each in mesh_rules(document) if "comment" in each] == ["pol#0", "pol#1", "pol#2"]
 
 
@@ -378,14 +378,12 @@ READ_BACK: dict[str, Any] = {
     "nftables": [
         {"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
         {"table": {"family": "inet", "name": "plexd", "handle": 5}},
-        {"map": {
-            "family": "inet", "table": "plexd", "name": "policy0", "type": ["ipv4_addr", "inet_service"], "handle": 3,
-            "map": "verdict", "stmt": [{"counter": None}], "elem": [
-              [{"elem": {"val": {"concat": ["10.0.0.1", 22]}, "comment": "p#0", "counter": {"packets": 3, "bytes": 9}}},
-               {"accept": None}],
-              [{"elem": {"val": {"concat": ["10.0.0.2", 22]}, "comment": "p#1", "counter": {"packets": 1, "bytes": 3}}},
-               {"goto": {"target": "denied"}}],
-              ["foreign", {"accept": None}]]}},
+        {"set": {
+            "family": "inet", "table": "plexd", "name": "policy0-allow", "type": ["ipv4_addr", "inet_service"],
+            "handle": 3, "stmt": [{"counter": None}], "elem": [
+              {"elem": {"val": {"concat": ["10.0.0.1", 22]}, "comment": "p#0", "counter": {"packets": 3, "bytes": 9}}},
+              {"elem": {"val": {"concat": ["10.0.0.2", 22]}, "comment": "p#1", "counter": {"packets": 1, "bytes": 3}}},
+              "foreign"]}},
         {"rule": {"family": "inet", "table": "plexd", "chain": "mesh", "handle": 9, "comment": "p#2", "expr": [
             {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}},
             {"counter": {"packets": 4, "bytes": 40}}, {"accept": None}]}},
@@ -400,7 +398,7 @@ def test_fingerprint_is_blind_to_handles_counts_and_the_order_of_elements() -> N
     other = json.loads(
         json.dumps(READ_BACK).replace('"packets": 3', '"packets": 4').replace('"handle": 9', '"handle": 99')
     )
-    other["nftables"][2]["map"]["elem"].reverse()
+    other["nftables"][2]["set"]["elem"].reverse()
     other["nftables"][0]["metainfo"]["version"] = "1.1.0"
     assert fingerprint(other) == fingerprint(READ_BACK)
 
