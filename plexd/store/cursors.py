@@ -107,6 +107,6 @@ class Cursors:
             if self.problem:
                 log.info("positions saved again")
             self.problem = ""
-            for name, section in self._sections.items():
-                section.saved(values[name])
+            for name, value in values.items():
+                self._sections[name].saved(value)
             return True
