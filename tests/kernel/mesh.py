@@ -82,6 +82,15 @@ class Agent:
 
         return asyncio.run(one_pass())
 
+    def tear_down(self) -> list[str]:
+        async def take_down() -> list[str]:
+            try:
+                return await self.kernel.tear_down(PRIVATE_KEY.public())
+            finally:
+                await self.kernel.close()
+
+        return asyncio.run(take_down())
+
     def corrections(self) -> list[str]:
         """One pass that must succeed, as the lines of the drift report."""
         outcomes = self.converge()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 
@@ -78,7 +77,7 @@ def test_link_of_somebody_else_is_refused_and_left_as_it_is(kind: str) -> None:
     agent = Agent(mesh_of([numbered_peer(1)]))
     with pytest.raises(ForeignLink, match="ip link delete plexd0"):
         agent.converge()
-    assert asyncio.run(agent.kernel.tear_down(PRIVATE_KEY.public())) == []
+    assert agent.tear_down() == []
     assert ip_json("-details", "link", "show", INTERFACE) == before
     assert agent.kernel.netlink_writes == 0
 
@@ -112,10 +111,10 @@ def test_tear_down_of_a_thousand_peers_is_quick_and_leaves_nothing() -> None:
     agent = Agent(mesh_of([numbered_peer(number) for number in range(1000)]))
     agent.corrections()
     begun = time.monotonic()
-    assert asyncio.run(agent.kernel.tear_down(PRIVATE_KEY.public())) == [INTERFACE]
+    assert agent.tear_down() == [INTERFACE]
     took = time.monotonic() - begun
     assert INTERFACE not in [link["ifname"] for link in ip_json("link", "show")]
     assert ip_json("route", "show", "table", "all", "proto", "112") == []
     assert ip_json("-6", "route", "show", "table", "all", "proto", "112") == []
-    assert asyncio.run(agent.kernel.tear_down(PRIVATE_KEY.public())) == []
+    assert agent.tear_down() == []
     assert took < 8  # with the peers still on it the kernel takes 17 s to delete the link
