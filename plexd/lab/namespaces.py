@@ -113,9 +113,10 @@ class Network:
             self.hub.run("ip", "address", "add", f"{self.STUN_ADDRESSES[1]}/24", "dev", "br0")
         self.hub.run("ip", "link", "set", "br0", "up")
         for number in range(1, nodes + 1):
-            self._add_node(number)
+            self.add_node(number)
 
-    def _add_node(self, number: int) -> None:
+    def add_node(self, number: int) -> None:
+        """The n-th node with its cable to the hub; `build` does it for all."""
         node, port = self.node(number), f"n{number}"
         run("ip", "netns", "add", node.name)
         node.run("ip", "link", "set", "lo", "up")
