@@ -18,6 +18,7 @@ from plexd.log import get_logger
 from plexd.mesh.desired import Desired, FullState, SigningKeys
 from plexd.mesh.events import Foldable
 from plexd.mesh.fold import expire_signing_key, fold, replace_state
+from plexd.mesh.keys import PublicKey
 from plexd.store.identity import Identity
 
 log = get_logger("node")
@@ -59,19 +60,18 @@ class Node:
 
     def fold(self, event: Foldable) -> bool:
         """Fold an event in; whether that changed anything. Raises mesh.fold.Unfoldable."""
-        changed = self._take(fold(self.desired, event))
+        changed = self._take(fold(self.desired, event), "event")
         self.generation += changed
         return changed
 
     def replace(self, state: FullState, fetched_at: float) -> None:
         """Take over a state pull that was answered at `fetched_at` (Unix seconds)."""
         self.fetched_at = fetched_at
-        self._take(replace_state(self.desired, state))
+        self._take(replace_state(self.desired, state), "state")
 
     def adopt_signing_keys(self, keys: SigningKeys | None) -> None:
-        """Keys found on disk at start."""
-        if keys is not None:
-            self._take(replace(self.desired, signing_keys=keys))
+        """Keys found on disk at start, before anything else happens."""
+        self.desired = replace(self.desired, signing_keys=keys)
 
     def rotate(self, identity: Identity) -> None:
         """A new private key is in force."""
@@ -80,9 +80,10 @@ class Node:
 
     def expire_signing_key(self, now: float) -> None:
         """Drop the previous signing key if its time is over; `now` in Unix seconds."""
-        self._take(expire_signing_key(self.desired, now))
+        self._take(expire_signing_key(self.desired, now), "transition over")
 
-    def _take(self, desired: Desired) -> bool:
+    def _take(self, desired: Desired, source: str) -> bool:
+        """`source`: whom the change comes from."""
         if desired is self.desired:
             return False
         was = self.desired
@@ -92,6 +93,12 @@ class Node:
         self.desired = desired
         self.unsaved.set()
         if keys_changed:
+            log.info(
+                "signing keys changed",
+                **_shown(was.signing_keys, "was_"),
+                **_shown(desired.signing_keys),
+                source=source,
+            )
             for listener in self.on_signing_keys:
                 listener()
         if entries_changed:
@@ -137,7 +144,7 @@ class Node:
         self.identity = identity
         self.generation += 1
         self.fetched_at = fetched_at
-        self._take(desired)
+        self._take(desired, "new identity")
         self.unsaved.set()  # the snapshot on disk has the node's id in it
         for listener in self.on_renewed:
             listener()
@@ -148,3 +155,12 @@ class Node:
     def _settle(self) -> None:
         self.suspected.clear()
         self.settled.set()
+
+
+def _shown(keys: SigningKeys | None, prefix: str = "") -> dict[str, str]:
+    """Their beginnings, for the log; empty for none."""
+    current, previous = (keys.current, keys.previous) if keys is not None else (None, None)
+    return {
+        f"{prefix}{name}": PublicKey(key).short if key is not None else ""
+        for name, key in (("current", current), ("previous", previous))
+    }

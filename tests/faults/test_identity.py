@@ -85,3 +85,40 @@ def test_refused_node_with_a_new_token_becomes_a_new_node_in_everything(world: W
     assert "key" not in repaired
     assert "address" not in repaired
     assert world.end_agent() == 0
+
+
+def is_acknowledged(world: World, execution: str) -> bool:
+    return any(arrival["body"]["execution_id"] == execution for arrival in world.plane.arrivals("ack"))
+
+
+def believes(world: World, *signers: str) -> None:
+    """An event of each of these has its effect."""
+    for signer in signers:
+        world.wait_for_ack(world.emit_action(signer=signer))
+
+
+def test_new_signing_keys_arrive_by_event_and_by_state_and_outlive_the_agent(world: World) -> None:
+    world.plane.ask("POST", "/signing-keys/rotate", {"transition_seconds": 3600})
+    believes(world, "current", "previous")
+
+    world.end_agent(signal.SIGKILL)
+    world.start_agent()
+    wait_until("the event stream is open", world.streams)
+    believes(world, "current", "previous")
+
+    # nobody hears of this one: the state has to tell
+    world.end_agent(signal.SIGKILL)
+    wait_until("the event stream is closed", lambda: not world.streams())
+    world.plane.ask("POST", "/signing-keys/rotate", {"transition_seconds": 3600})
+    world.start_agent()
+    wait_until("the event stream is open", world.streams)
+    wait_until("the state has told", lambda: world.said("signing keys changed", source="state"))
+    believes(world, "current", "previous")
+
+    world.plane.ask("POST", "/signing-keys/rotate", {"transition_seconds": 1})
+    wait_until("the transition is over", lambda: world.said("signing keys changed", previous=""))
+    late = world.emit_action(signer="previous")
+    believes(world, "current")
+    assert not is_acknowledged(world, late)
+    assert world.mesh_is_whole()
+    assert world.end_agent() == 0
