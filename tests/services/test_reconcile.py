@@ -458,6 +458,24 @@ def test_drift_of_an_earlier_run_is_delivered(tmp_path: Path) -> None:
     run_virtual(main())
 
 
+def test_refused_identity_is_not_asked_for_its_state(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same))
+
+        async def refuse_then_accept() -> None:
+            await asyncio.sleep(5)
+            loop.node.refuse()
+            loop.reconcile.request("test")
+            await asyncio.sleep(595)
+            loop.node.accept()
+
+        await loop.run(100, refuse_then_accept())
+        assert [at for at in loop.control.pulls if 5 < at < 600] == []
+        assert loop.control.pulls[-1] > 600
+
+    run_virtual(main())
+
+
 def test_refused_identity_keeps_drift_on_disk(tmp_path: Path) -> None:
     async def main() -> None:
         loop = Loop(tmp_path, Pulled(same))
