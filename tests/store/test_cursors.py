@@ -43,6 +43,22 @@ def test_positions_come_back(tmp_path: Path) -> None:
     assert (tmp_path / "telemetry" / "cursors.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_position_that_is_registered_during_a_save_is_in_the_next(tmp_path: Path) -> None:
+    async def main() -> None:
+        cursors = loaded(tmp_path / "telemetry")
+        saved: list[str] = []
+        cursors.register("journald", lambda: {"cursor": "s=1"}, lambda _: saved.append("journald"))
+        saving = asyncio.create_task(cursors.save())
+        await asyncio.sleep(0)
+        cursors.register("auditd", lambda: {"last_event": "1:2"}, lambda _: saved.append("auditd"))
+        assert await saving
+        assert saved == ["journald"]
+        assert await cursors.save()
+        assert saved == ["journald", "journald", "auditd"]
+
+    asyncio.run(main())
+
+
 def test_positions_of_a_pipeline_that_is_off_stay(tmp_path: Path) -> None:
     first = loaded(tmp_path / "telemetry")
     first.register("journald", lambda: {"cursor": "s=1"})
