@@ -17,6 +17,7 @@ MESH_CIDR, MESH_CIDR_IPV6 = "10.100.0.0/16", "fd00:100::/64"
 PORT = 8443
 MESH_PORT = 51820
 STUN_PORT = 3478
+PATIENCE_SECONDS = 60.0  # with a control plane that starts: on an emulated machine its imports alone take 20 s
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -57,7 +58,7 @@ class ControlPlaneProcess:
             ),
             self.log,
         )  # fmt: skip
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.admin_socket.is_socket():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"the control plane did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
