@@ -257,11 +257,10 @@ class Converger:
 
     def _rejection(self, outcomes: Sequence[Outcome]) -> tuple[Correction, ...]:
         """A refused firewall is reported once, until another one is wanted."""
-        for outcome in outcomes:
-            if isinstance(outcome.change, ReplaceFirewall):
-                before, self._rejected = self._rejected, outcome.change.ruleset.digest if outcome.error else None
-                if outcome.error is not None and self._rejected != before:
-                    return (Correction("policy_rejected", outcome.error),)
+        for change, error, _ in outcomes:
+            if isinstance(change, ReplaceFirewall):  # the first; a baseline in its place may follow
+                known, self._rejected = self._rejected, change.ruleset.digest if error is not None else None
+                return (Correction("policy_rejected", error),) if error is not None and self._rejected != known else ()
         return ()
 
     async def apply_event(self) -> bool:

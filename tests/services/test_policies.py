@@ -181,7 +181,9 @@ def test_where_not_even_the_baseline_can_be_had_there_is_no_interface() -> None:
     async def main() -> None:
         world = Enforced(ALLOW_2)
         world.refuse_firewalls()
-        await world.converger.converge()
+        assert said(await world.converger.converge()) == [f"policy_rejected {REFUSED}"]
+        assert said(await world.converger.converge()) == []
+        assert said(await world.converger.converge()) == []
         assert world.kernel.link is None
         assert world.conditions[Condition.MESH_DOWN] == REFUSED
         assert not world.converger.up.is_set()
