@@ -145,7 +145,6 @@ class Node:
         self.generation += 1
         self.fetched_at = fetched_at
         self._take(desired, "new identity")
-        self.unsaved.set()  # the snapshot on disk has the node's id in it
         for listener in self.on_renewed:
             listener()
         self._settle()

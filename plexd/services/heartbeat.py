@@ -58,7 +58,7 @@ class Heartbeat:
         self._request_rotation = request_rotation
         self._uniform = uniform
         self._wanted = asyncio.Event()
-        self._sending = asyncio.Lock()
+        self._sending = asyncio.Lock()  # one at a time
         self._due = float("-inf")  # monotonic
         self._none_before = float("-inf")  # monotonic; the control plane asked to wait
         self._failures = 0
@@ -75,25 +75,27 @@ class Heartbeat:
             await self._node.settled.wait()
             await any_set_within(_until(self._due), suspected, self._wanted)
             if not await set_within(suspected, _until(self._none_before)):
-                await self._send()
+                async with self._sending:
+                    await self._send()
 
     async def probe(self) -> bool | None:
         """Send one, whatever the ticks do; whether the node is accepted, None when the answer does not say."""
         await asyncio.sleep(_until(self._none_before))
-        return await self._send()
+        async with self._sending:
+            # a tick that was still under way may have answered the question
+            return self._node.settled.is_set() or await self._send()
 
     async def _send(self) -> bool | None:
-        """One at a time. What the answer says of the node, the node is told."""
-        async with self._sending:
-            self._wanted.clear()
-            started = asyncio.get_running_loop().time()
-            try:
-                return await self._exchange()
-            finally:
-                # ticks that came while the request was running are skipped
-                interval = self.interval * self._uniform(0.9, 1.1)
-                now = asyncio.get_running_loop().time()
-                self._due = now + interval - (now - started) % interval
+        """What the answer says of the node, the node is told."""
+        self._wanted.clear()
+        started = asyncio.get_running_loop().time()
+        try:
+            return await self._exchange()
+        finally:
+            # ticks that came while the request was running are skipped
+            interval = self.interval * self._uniform(0.9, 1.1)
+            now = asyncio.get_running_loop().time()
+            self._due = now + interval - (now - started) % interval
 
     async def _exchange(self) -> bool | None:
         identity = self._node.identity

@@ -55,6 +55,19 @@ def test_confirmation_waits_5_seconds_spread_by_a_quarter(uniform: Callable[[flo
     assert watched.times[1] == pytest.approx(uniform(3.75, 6.25))
 
 
+def test_confirmation_waits_for_a_heartbeat_that_hangs() -> None:
+    """Two at a time are never under way, and its answer is as good as another's."""
+
+    async def main() -> Beats:
+        watched = Beats(takes=20.0)
+        await watched.run(70, (2.0, watched.suspect))
+        return watched
+
+    watched = run_virtual(main())
+    assert watched.times == [0, 30, 60]
+    assert not watched.is_refused
+
+
 def test_confirmed_refusal_is_probed_after_1_2_4_and_then_every_5_minutes() -> None:
     watched = beats(3000, lambda _: REFUSED)
     assert watched.is_refused
