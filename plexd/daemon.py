@@ -420,7 +420,7 @@ class _Daemon:
             _Watch("watch firewall", kernel.watch_firewall),
             Repair(kernel, converger, converger.up, drift.cycle_ended),
             Clocks(reconcile.request),
-            *self._front.join(node, uplink, listener.on_reconnected, reconcile.request),
+            *self._front.join(node, uplink, listener.on_connected, reconcile.request),
             Garbage(),
             traversal := Exchangeable("nat traversal", traverse),
         ]
@@ -437,7 +437,7 @@ class _Daemon:
 
         self._live["heartbeat"] = self._live["reconcile"] = pace
         work += telemetry.join(node, converger)
-        listener.on_reconnected.append(telemetry.wake)
+        listener.on_connected.append(telemetry.wake)
         if (trail := telemetry.trail) is not None:
             rotation.on_accepted.append(trail.mesh_key_rotated)
             persist.on_new_signing_key.append(trail.signing_key_rotated)

@@ -141,12 +141,12 @@ class Front:
         self,
         node: Node,
         uplink: Upstream,
-        on_reconnected: list[Callable[[], None]],
+        on_connected: list[Callable[[], None]],
         request_reconcile: Callable[[str], None],
     ) -> Sequence[Service]:
         """The node is registered; the services that deliver what was left at the door.
 
-        `on_reconnected` is called when the event stream is back.
+        `on_connected` is called whenever the event stream is there.
         """
         self._node = node
         self._request_reconcile = request_reconcile
@@ -155,7 +155,7 @@ class Front:
         self._revision.move()
         debounce = self._config.node_api.debounce.total_seconds()
         self._report_sync = ReportSync(uplink, node, self.reports, debounce)
-        on_reconnected.append(self._report_sync.retry)
+        on_connected.append(self._report_sync.retry)
         return (self._report_sync,)
 
     async def flush(self) -> None:

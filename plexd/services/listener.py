@@ -73,7 +73,10 @@ class _Queue:
 
 
 class Listener:
-    """`handle` takes a verified event; `request_pull` asks for a reconciliation; `poll_interval` is in seconds."""
+    """`handle` takes a verified event; `request_pull` asks for a reconciliation; `poll_interval` is in seconds.
+
+    `on_connected` is called at every connection, `on_reconnected` at all but the first.
+    """
 
     name = "listener"
 
@@ -90,6 +93,7 @@ class Listener:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.connected = asyncio.Event()
+        self.on_connected: list[Callable[[], None]] = []
         self.on_reconnected: list[Callable[[], None]] = []
         self.on_rejected: list[Callable[[str, str, str], None]] = []  # told reason, event id and type
         self.poll_interval = poll_interval
@@ -202,9 +206,9 @@ class Listener:
         decoder = Decoder()
         async with self._control.events(self._last_event_id) as chunks:
             self.connected.set()
-            if self._connected_at > float("-inf"):
-                for listener in self.on_reconnected:
-                    listener()
+            is_first = self._connected_at == float("-inf")
+            for listener in (*self.on_connected, *(() if is_first else self.on_reconnected)):
+                listener()
             self._node.contact.stream_is(Stream.CONNECTED)
             self._connected_at = loop.time()
             self._health.set(Condition.STREAM_DOWN, False)

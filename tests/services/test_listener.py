@@ -128,6 +128,21 @@ def test_every_connection_but_the_first_is_told_as_a_reconnection() -> None:
     assert [round(at - 0.001, 3) for at in told] == [round(at, 3) for at in watched.streams.times[1:]]
 
 
+def test_every_connection_wakes_what_waits_to_be_delivered() -> None:
+    """Also the first: after a start without a control plane, reports wait for up to five minutes."""
+
+    async def main() -> tuple[Watched, list[float]]:
+        watched = Watched(lambda n: GONE if n in {1, 2, 4} else [1.0] if n == 3 else [FOREVER])
+        told: list[float] = []
+        watched.listener.on_connected.append(lambda: told.append(asyncio.get_running_loop().time()))
+        await watched.run(100)
+        return watched, told
+
+    watched, told = run_virtual(main())
+    attempts = watched.streams.times
+    assert [round(at - 0.001, 3) for at in told] == [round(attempts[n], 3) for n in (2, 4)]
+
+
 def test_first_connection_after_a_start_asks_for_no_replay() -> None:
     watched = watch(always(send("policy_updated", sse_id="1"), FOREVER), 5)
     assert watched.streams.replay_from == [None]
