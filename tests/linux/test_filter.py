@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,14 +13,16 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import hits, render, rule_comment
-from plexd.mesh.policy import Action, resolve
+from plexd.mesh.firewall import Json, Opening, Openings, hits, render, rule_comment
+from plexd.mesh.policy import Action, Protocol, resolve
 from plexd.mesh.visibility import visible_peers
-from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive
+from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive, run
 from tests.mesh.nft_interpreter import Table
 from tests.mesh.packets import ICMP, ICMPV6, TCP, UDP, Packet
 from tests.mesh.policies import LOCAL, LOCAL_IPV6, PEERS, world_of
@@ -139,3 +142,51 @@ def test_kernel_decides_and_counts_as_the_reference_does(
         comment for packet in traffic.values() if interpreted.judge(packet) for comment in interpreted.reached
     )
     assert {rule_comment(*rule): count.packets for rule, count in counted.items() if count.packets} == reached
+
+
+# text from outside
+
+FRAGMENTS = (
+    '"', "'", "\\", "\n", "\r", "\0", "{", "}", ";", "#", "@", "*", "$(reboot)", '" accept comment "', "\u2028",
+    "\ud7ff", '"}}},{"flush":{"ruleset":null}},', "\n} table inet x {", "-f /etc/passwd", "é", "x" * 10_000,
+)  # fmt: skip
+hostile = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join))
+
+
+def hostile_rules(policy_id: str, text: str, node_id: str, action: str) -> tuple[Policy, ...]:
+    """Rules that mean the same whatever the texts are, as long as `action` is no action."""
+    lines = [PolicyRule(node_id, "n_a", port, "tcp", "allow") for port in range(1, 6)]  # a set
+    lines += [PolicyRule(node_id, "n_a", 0, "icmp", "allow"), PolicyRule("n_a", node_id, 0, "", action)]
+    lines += [PolicyRule(f"/{text}", "n_a", 0, "", "allow"), PolicyRule("n_a", f"{text}/", 0, "", "allow")]
+    lines += [PolicyRule(node_id, "n_a", 0, f"?{text}", "allow")]
+    return (Policy(policy_id, tuple(lines)),)
+
+
+@pytest.mark.usefixtures("namespace")
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(policy_id=hostile, name=hostile, text=hostile, node_id=hostile, action=hostile)
+def test_text_from_outside_stands_in_comments_and_changes_nothing_else(
+    policy_id: str, name: str, text: str, node_id: str, action: str
+) -> None:
+    def document(policy_id: str, name: str, text: str, node_id: str, action: str) -> Json:
+        peers = {node_id: PEERS["n_b"]}
+        rules = resolve(hostile_rules(policy_id, text, node_id, action), LOCAL, peers).rules
+        openings = Openings().open(Opening(name, Protocol.UDP, 53, LOCAL.mesh_ip))
+        settings_ = firewall.Settings(LOCAL.mesh_ip, (MESH,))
+        return render(settings_, rules, visible=[PEERS["n_b"].mesh_ip], openings=openings)
+
+    async def listed(document: Json) -> str:
+        door = Nftables()
+        try:
+            await door.apply(document)
+        finally:
+            await door.close()
+        return run("nft", "-s", "list", "ruleset")
+
+    harmless = asyncio.run(listed(document("pol", "name", "text", "node", "act")))
+    # a node id is what is no address and not empty
+    told = asyncio.run(listed(document(policy_id, name, text, f"n {node_id}".replace("/", ""), f"?{action}")))
+    comments = re.compile(r' comment "([^"]*)"')
+    assert comments.sub("", told) == comments.sub("", harmless)
+    assert len(comments.findall(harmless)) >= 8
+    assert all(re.fullmatch(r"[A-Za-z0-9_.:#-]{0,100}", comment) for comment in comments.findall(told))
