@@ -15,6 +15,7 @@ APT_MESH := iproute2 iputils-ping nftables wireguard-go wireguard-tools
 APT_STUN := coturn
 APT_JOURNAL := systemd
 APT_SHIPPER := syslog-ng-core syslog-ng-mod-http
+APT_THROUGHPUT := iperf3
 APT_GUEST := qemu-system-x86 busybox-static cpio kmod nftables
 APT := apt-get install -y -qq --no-install-recommends
 
@@ -41,7 +42,7 @@ format: $(VENV)/ready  ## put the code in order
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest $(STAMPS)/apt-journal $(STAMPS)/apt-shipper  ## figures and ratios; nothing is asserted (root)
+bench: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest $(STAMPS)/apt-journal $(STAMPS)/apt-shipper $(STAMPS)/apt-throughput  ## figures and ratios; nothing is asserted (root)
 	$(VENV)/bin/python -m tests.bench
 
 FUZZ_SECONDS := 30
@@ -96,5 +97,7 @@ $(STAMPS)/apt-journal:
 	$(call apt,$(APT_JOURNAL))
 $(STAMPS)/apt-shipper:
 	$(call apt,$(APT_SHIPPER))
+$(STAMPS)/apt-throughput:
+	$(call apt,$(APT_THROUGHPUT))
 $(STAMPS)/apt-guest:
 	$(call apt,$(APT_GUEST))
