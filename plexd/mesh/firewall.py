@@ -127,7 +127,7 @@ def ruleset(
     rules: Sequence[Rule] = (),
     *,
     visible: Iterable[bytes] = (),
-    openings: Openings = Openings(),
+    openings: Openings = NO_OPENINGS,
 ) -> Ruleset:
     """As `render`, ready to be applied, and told apart from others; rules that are too many are its fault."""
     try:

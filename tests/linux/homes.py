@@ -6,12 +6,10 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tests.linux.wires import run
-
-Inside = Callable[[str], AbstractContextManager[None]]
+from tests.namespaces import inside
 
 MESH, BRIDGE = "plexd0", "docker0"
 NODE = {4: "10.100.1.1", 6: "fd00:100::1"}
@@ -37,8 +35,7 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 class Homes:
     """Names of the namespaces: `node`, `peer`, `container`."""
 
-    def __init__(self, make_namespace: Callable[[], str], inside: Inside) -> None:
-        self.inside = inside
+    def __init__(self, make_namespace: Callable[[], str]) -> None:
         self.node, self.peer, self.container = (make_namespace() for _ in range(3))
         run("ip", "-n", self.node, "link", "add", MESH, "type", "veth", "peer", "name", MESH, "netns", self.peer)
         run(
@@ -86,22 +83,22 @@ class Homes:
             Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1\n")
 
     def listen(self, namespace: str, address: str, port: int) -> socket.socket:
-        with self.inside(namespace):
+        with inside(namespace):
             return socket.create_server((address, port), family=_family(address))
 
     def udp(self, namespace: str, address: str, port: int) -> socket.socket:
-        with self.inside(namespace):
+        with inside(namespace):
             sock = socket.socket(_family(address), socket.SOCK_DGRAM)
             sock.bind((address, port))
             return sock
 
     def connect(self, namespace: str, address: str, port: int) -> socket.socket:
-        with self.inside(namespace):
+        with inside(namespace):
             return socket.create_connection((address, port), DEADLINE_SECONDS)
 
     def try_to_connect(self, namespace: str, address: str, port: int) -> socket.socket:
         """Begins, and does not wait for how it goes."""
-        with self.inside(namespace):
+        with inside(namespace):
             sock = socket.socket(_family(address), socket.SOCK_STREAM)
             sock.setblocking(False)
             sock.connect_ex((address, port))
@@ -109,7 +106,7 @@ class Homes:
 
     def denied(self) -> int:
         """Packets dropped by the filter's last rule so far."""
-        with self.inside(self.node):
+        with inside(self.node):
             listed = json.loads(run("nft", "-j", "list", "chain", "inet", "plexd", "denied"))
         counters = (
             part["counter"]

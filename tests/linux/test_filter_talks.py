@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 
 import pytest
 
@@ -18,15 +18,14 @@ from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.policy import Local, Protocol, resolve
 from tests.linux.homes import CONTAINER, MESH, NODE, PEER, Homes, wait_until
 from tests.linux.wires import run
+from tests.namespaces import inside
 
 pytestmark = pytest.mark.namespaces
 
-Inside = Callable[[str], AbstractContextManager[None]]
-
 
 @pytest.fixture
-def homes(make_namespace: Callable[[], str], inside: Inside) -> Homes:
-    return Homes(make_namespace, inside)
+def homes(make_namespace: Callable[[], str]) -> Homes:
+    return Homes(make_namespace)
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
@@ -69,7 +68,7 @@ class Firewall:
             finally:
                 await door.close()
 
-        with self._homes.inside(self._homes.node):
+        with inside(self._homes.node):
             asyncio.run(each())
 
 
@@ -150,7 +149,7 @@ def test_answers_to_udp_and_icmp_ride_on_the_connection(homes: Homes, firewall: 
 
 def test_error_about_a_connection_comes_back(homes: Homes, firewall: Firewall, version: int) -> None:
     firewall.enforce("allow n_a n_b 7000 udp")
-    with homes.inside(homes.node), closing(homes.udp(homes.node, NODE[version], 7001)) as near:
+    with inside(homes.node), closing(homes.udp(homes.node, NODE[version], 7001)) as near:
         near.connect((PEER[version], 7000))
         near.send(b"nobody listens")
         near.settimeout(10)
@@ -185,7 +184,7 @@ def publish(homes: Homes, version: int) -> None:
     family, address = ("ip", CONTAINER[4]) if version == 4 else ("ip6", f"[{CONTAINER[6]}]")
     chain = "type nat hook prerouting priority dstnat;"
     rules = f"table {family} docker {{ chain out {{ {chain} tcp dport 8080 dnat to {address}:80; }}\n}}"
-    with homes.inside(homes.node):
+    with inside(homes.node):
         run("nft", "-f", "-", stdin=rules)
 
 
@@ -273,7 +272,7 @@ def test_mesh_address_is_no_address_of_the_other_side(homes: Homes, firewall: Fi
         homes.connect(homes.container, NODE[version], 7000).close()
         server.accept()[0].close()
         firewall.enforce("allow * *")
-        with closing(homes.try_to_connect(homes.container, NODE[version], 7000)), homes.inside(homes.node):
+        with closing(homes.try_to_connect(homes.container, NODE[version], 7000)), inside(homes.node):
             wait_until(lambda: "packets 0" not in run("nft", "list", "chain", "inet", "plexd", "input"))
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -287,7 +286,7 @@ def test_nothing_leaks_and_nothing_is_lost_while_the_table_is_replaced(
         "table inet probe { chain input { type filter hook input priority 0;"
         f' iifname "{MESH}" udp dport 8 counter; iifname "{MESH}" udp dport 9 counter; }}\n}}'
     )
-    with homes.inside(homes.node):
+    with inside(homes.node):
         run("nft", "-f", "-", stdin=counted)
     # port 8 passes by one rule alone, port 9 is held back by one alone; here each is a rule, there one among a hundred
     rules = ("deny n_b n_a 9 udp", "allow n_b n_a 8 udp", "allow * n_a 9 udp")
@@ -317,7 +316,7 @@ def test_nothing_leaks_and_nothing_is_lost_while_the_table_is_replaced(
         thread.join()
 
     def passed(port: int) -> int:
-        with homes.inside(homes.node):
+        with inside(homes.node):
             listed = run("nft", "list", "chain", "inet", "probe", "input")
         line = next(line for line in listed.splitlines() if f"dport {port} " in line)
         return int(line.split("packets ")[1].split()[0])

@@ -13,13 +13,11 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from tests.mesh.packets import ICMP, ICMPV6, TCP, UDP, Address, Packet
-
-Inside = Callable[[str], AbstractContextManager[None]]
+from tests.namespaces import inside
 
 MESH, OUTSIDE, NODE = "plexd0", "eth0", ""
 NODE_MAC, FAR_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -57,9 +55,8 @@ def run(*command: str, stdin: str = "") -> str:
 class Wires:
     """`node` is the name of the node's namespace; everything is undone with the namespaces."""
 
-    def __init__(self, make_namespace: Callable[[], str], inside: Inside) -> None:
+    def __init__(self, make_namespace: Callable[[], str]) -> None:
         self.node = make_namespace()
-        self._inside = inside
         self._sources = itertools.count(1024)
         self._far: dict[str, socket.socket] = {}
         with inside(self.node):
@@ -67,7 +64,7 @@ class Wires:
             for interface in (MESH, OUTSIDE):
                 far = make_namespace()
                 _lay(interface, far)
-                self._far[interface] = self._open_far_end(far)
+                self._far[interface] = _open_far_end(far)
             for address in OWN_ADDRESSES:
                 run("ip", "address", "add", str(address), "dev", MESH, *(["nodad"] if address.version == 6 else []))
             for interface, networks in ROUTES.items():
@@ -80,12 +77,6 @@ class Wires:
                 6: socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW),
             }
             self._raw[6].setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
-
-    def _open_far_end(self, namespace: str) -> socket.socket:
-        with self._inside(namespace):
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-            sock.bind(("far", 0))
-            return sock
 
     def close(self) -> None:
         for sock in (*self._far.values(), *self._raw.values()):
@@ -105,7 +96,7 @@ class Wires:
 
     def passed(self) -> set[int]:
         """The numbers of the packets that got past the filter since the last time."""
-        with self._inside(self.node):
+        with inside(self.node):
             found = set()
             for name in ("seen", "seen6"):
                 listed = json.loads(run("nft", "-j", "list", "set", "inet", "probe", name))
@@ -170,6 +161,13 @@ def _switch_on_forwarding() -> None:
     }
     for name, value in settings.items():
         Path("/proc/sys/net", name).write_text(f"{value}\n")
+
+
+def _open_far_end(namespace: str) -> socket.socket:
+    with inside(namespace):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        sock.bind(("far", 0))
+        return sock
 
 
 def _lay(interface: str, far: str) -> None:
