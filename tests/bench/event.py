@@ -30,9 +30,10 @@ from plexd import log
 from plexd.converge import Converger
 from plexd.health import Health
 from plexd.linux.kernel import Kernel
+from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.changes import Change, Outcome
-from plexd.mesh.desired import Desired, FullState, Peer, SigningKeys
+from plexd.mesh.changes import Change, Outcome, ReplaceFirewall
+from plexd.mesh.desired import Desired, FullState, Peer, Policy, PolicyRule, SigningKeys
 from plexd.mesh.events import Foldable
 from plexd.mesh.fold import fold, replace_state
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
@@ -146,7 +147,8 @@ def _desired(key: SigningKey, peers: int) -> Desired:
             (Prefix.host(mesh_ip),),
             NO_PRESHARED_KEY,
         )
-    state = FullState(tuple(wanted.values()), (), None, SigningKeys(bytes(key.verify_key)), {}, {}, {}, {})
+    everybody = Policy("everybody", (PolicyRule("*", "*", 0, "", "allow"),))
+    state = FullState(tuple(wanted.values()), (), (everybody,), SigningKeys(bytes(key.verify_key)), {}, {}, {}, {})
     return replace_state(Desired(), state)
 
 
@@ -178,7 +180,8 @@ class _TimedKernel:
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes = await self._kernel.apply(changes)
-        self.done.put_nowait(time.perf_counter())
+        if not isinstance(changes[-1], ReplaceFirewall):  # the peers come after it
+            self.done.put_nowait(time.perf_counter())
         return outcomes
 
 
@@ -248,6 +251,7 @@ async def _run(peers: int, directory: Path) -> Taken:
             mtu=0,
             keepalive=25,
             backend=Backend.USERSPACE,
+            policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)),
         )
 
     converger = Converger(kernel, node, settings, health)
