@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("kernel_peers", "event", "damage", "firewall", "agent", "metrics", "logs")
+SUBJECTS = ("kernel_peers", "event", "damage", "firewall", "agent", "rotation", "metrics", "logs")
 
 
 def main(subjects: list[str]) -> int:
