@@ -1,0 +1,95 @@
+"""An agent killed with -9 at every step of a key rotation: the next one ends it, with one key that both sides know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plexd.lab.nodes import NodeProcess
+from tests.rotation.pair import Pair, running_pair
+
+pytestmark = [
+    pytest.mark.namespaces,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
+]
+
+# what happens between the order and the end, each with the moment of death: before it begins or after it is done
+STEPS = [
+    ("plexd.store.identity", "IdentityStore.make_pending_key"),
+    ("plexd.uplink", "Uplink.rotate_key"),
+    ("plexd.store.identity", "IdentityStore.commit_pending_key"),
+    ("plexd.node", "Node.rotate"),
+    ("plexd.linux.kernel", "Kernel.apply"),
+    ("plexd.store.snapshot", "SnapshotStore.save"),
+]
+AGENT = """
+import importlib, inspect, os, signal, sys
+
+module, name, moment, armed = sys.argv[1:5]
+owner, method = name.split(".")
+owner = getattr(importlib.import_module(module), owner)
+work = getattr(owner, method)
+
+def die_if(now):
+    if now == moment and os.path.exists(armed):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if inspect.iscoroutinefunction(work):
+    async def mortal(*args, **kwargs):
+        die_if("before")
+        result = await work(*args, **kwargs)
+        die_if("after")
+        return result
+else:
+    def mortal(*args, **kwargs):
+        die_if("before")
+        result = work(*args, **kwargs)
+        die_if("after")
+        return result
+
+setattr(owner, method, mortal)
+from plexd.cli.main import main
+sys.exit(main(sys.argv[5:]))
+"""
+
+
+def start_mortal(node: NodeProcess, module: str, name: str, moment: str, armed: Path) -> None:
+    """The agent, which kills itself at that moment as soon as there is a file `armed`."""
+    arguments = ("up", "--config", str(node.directory / "config.yaml"))
+    with node.log.open("ab") as log:
+        node._process = subprocess.Popen(
+            node.namespace.command(sys.executable, "-c", AGENT, module, name, moment, str(armed), *arguments),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def die_while_rotating(pair: Pair, node: NodeProcess, armed: Path, step: tuple[str, str], moment: str) -> None:
+    before = pair.public_key(node)
+    node.kill()
+    start_mortal(node, *step, moment, armed)
+    pair.wait("the agent", lambda: node.api_socket.exists() and pair.reaches(node))
+    pair.wait("its stream", lambda: pair.ask("GET", f"/nodes/{node.name}")["streams"] == 1)
+    armed.touch()
+    pair.order_rotation(node)
+    pair.wait(f"death {moment} {step[1]}", lambda: not node.is_running())
+    armed.unlink()
+    node.start()
+    pair.wait("one key at both ends", pair.agree)
+    if pair.public_key(node) == before:  # it died before the new key was on its disk: the order is lost with it
+        assert (step[1], moment) == ("IdentityStore.make_pending_key", "before")
+    pair.wait("pings", lambda: pair.reaches(node) and pair.reaches(pair.other(node)))
+    assert len(pair.preshared_keys()) == 1
+
+
+def test_agent_killed_at_any_step_of_a_rotation_comes_to_one_key_that_both_sides_know(tmp_path: Path) -> None:
+    with running_pair("plexd-rk") as pair:
+        node = pair.nodes[0]
+        for step in STEPS:
+            for moment in ("before", "after"):
+                die_while_rotating(pair, node, tmp_path / "armed", step, moment)
