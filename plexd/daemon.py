@@ -354,10 +354,14 @@ class _Daemon:
             self._endpoint = self._endpoint_report(uplink, node, converger, kernel)
             services: list[Service] = []
             if self._endpoint is not None:
-                services += [self._endpoint, HostAddresses(kernel, self._endpoint.request)]
+                services += [self._endpoint, HostAddresses(kernel, readdressed)]
             if self._config.nat_traversal.fallback == "relay":
                 services.append(Fallback(converger))
             return self._supervise("nat traversal", services)
+
+        def readdressed(reason: str) -> None:
+            control.forget_connections()
+            look_again(reason)
 
         def look_again(reason: str) -> None:
             if self._endpoint is not None:

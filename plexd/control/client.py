@@ -38,8 +38,17 @@ UNSUPPORTED_SECONDS = 3600.0
 
 _TOKEN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,510}[\x21-\x7e])?")
 
+RETIRE_SECONDS = 60.0  # longer than any call but the download of a program takes
+
 Body = models.Model | Sequence[models.Model]
 ModelT = TypeVar("ModelT", bound=models.Model)
+
+
+async def _retire(transport: httpx.AsyncBaseTransport) -> None:
+    try:
+        await asyncio.sleep(RETIRE_SECONDS)
+    finally:
+        await transport.aclose()
 
 
 class ControlPlane:
@@ -57,10 +66,18 @@ class ControlPlane:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._uniform = uniform
-        calls = transport or open_transport(api, ssl_context, connections=REQUESTS_AT_ONCE, kept_alive=REQUESTS_AT_ONCE)
+
+        def open_calls() -> httpx.AsyncBaseTransport:
+            return transport or open_transport(
+                api, ssl_context, connections=REQUESTS_AT_ONCE, kept_alive=REQUESTS_AT_ONCE
+            )
+
+        self._open_calls = open_calls
+        calls = open_calls()
         # the stream takes no connection from the calls; two, as the old one may still be closing
         stream = transport or open_transport(api, ssl_context, connections=2, kept_alive=0)
-        self._transports = (calls, stream)
+        self._stream = stream
+        self._retiring: set[asyncio.Task[None]] = set()
         self._exchanger = Exchanger(api, calls, stream)
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE - 1)
         self._heartbeat_slot = asyncio.Semaphore(1)
@@ -87,8 +104,21 @@ class ControlPlane:
     def on_clock_offset(self, hook: Callable[[float], None]) -> None:
         self._exchanger.on_clock_offset = hook
 
+    def forget_connections(self) -> None:
+        """This host's addresses changed, and a connection kept open may lead from one that is gone: calls open new
+        ones from now on. Those under way have a minute to end on the old."""
+        retired, self._exchanger.calls = self._exchanger.calls, self._open_calls()
+        if retired is not self._exchanger.calls:
+            task = asyncio.create_task(_retire(retired), name="retire connections")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
     async def close(self) -> None:
-        for transport in self._transports:
+        retiring = tuple(self._retiring)
+        for task in retiring:
+            task.cancel()
+        await asyncio.gather(*retiring, return_exceptions=True)
+        for transport in (self._exchanger.calls, self._stream):
             await transport.aclose()
 
     # calls with an answer, or with a rule of their own

@@ -89,15 +89,15 @@ class _Traffic:
 class Exchanger:
     """Speaks to one origin and to no other: an answer that points elsewhere is an error, and nothing is sent there.
 
-    `refused` is called with the credential that was answered with 401; `on_clock_offset` with seconds, positive when
-    the control plane is ahead.
+    `calls` carries all but the stream, and may be replaced at any time. `refused` is called with the credential that
+    was answered with 401; `on_clock_offset` with seconds, positive when the control plane is ahead.
     """
 
     def __init__(self, api: str, calls: httpx.AsyncBaseTransport, stream: httpx.AsyncBaseTransport) -> None:
         self.on_clock_offset: Callable[[float], None] = lambda _: None
         self._api = api
         self._host = urlsplit(api).hostname or ""
-        self._calls = calls
+        self.calls = calls
         self._stream = stream
         self._clock = ClockOffset()
         self._tls_logged_at = float("-inf")
@@ -116,7 +116,7 @@ class Exchanger:
         traffic = _Traffic(asyncio.get_running_loop().time(), sent=len(content or b""))
         with self._watched(call, traffic):
             async with asyncio.timeout(call.limit):
-                response = await self._send(self._calls, call, headers, content, traffic, None)
+                response = await self._send(self.calls, call, headers, content, traffic, None)
                 try:
                     await self._check(call, response)
                     if call.endpoint.answer is Answer.NOTHING:
