@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -15,6 +16,8 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 OPEN_FILES = 65536
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+LARGE_BLOCK = 128 << 10  # bytes; glibc's own beginning
 BYTE_CODE = {".pyc", ".pyo"}
 
 
@@ -78,4 +81,17 @@ def prepare_process() -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     # orphans of what it runs come to it instead of to init; where the kernel refuses, they do not
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _give_memory_back()
     os.chdir("/")
+
+
+def _give_memory_back() -> None:
+    """Have glibc return what is free; any other C library is left alone.
+
+    It keeps a heap for every thread, and after each large block freed it takes larger ones from there. With the state
+    of ten thousand peers coming and going every minute, in whichever thread, that adds up to 50 MB of nothing.
+    """
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGE_BLOCK), (M_TRIM_THRESHOLD, LARGE_BLOCK)):
+            mallopt(parameter, value)

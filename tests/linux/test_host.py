@@ -59,3 +59,22 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 """
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert said == f"{0o077} (0, 0) True 1 {os.sep}\n0\n"
+
+
+def test_memory_that_a_prepared_process_is_done_with_goes_back_to_the_system() -> None:
+    """Also after a large block was freed, from which glibc concludes to keep such memory, and with others behind it."""
+    program = """
+from pathlib import Path
+from plexd.linux import host
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) >> 8  # MiB
+host.prepare_process()
+bytes(8 << 20)
+before, behind = resident(), []
+blocks = [bytearray(1 << 20) for _ in range(64) if behind.append(bytearray(4096)) is None]
+during = resident()
+del blocks
+print(during - before >= 64, resident() - before < 8)
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said == "True True\n"
