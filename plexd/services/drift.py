@@ -18,6 +18,7 @@ from plexd.node import Node
 log = get_logger("reconcile")
 
 MAX_UNSENT = 500
+LOGGED = 20  # of one cycle: a first state pull may bring ten thousand peers
 
 
 class ControlPlane(Protocol):
@@ -54,8 +55,10 @@ class DriftReports:
 
     def cycle_ended(self, corrections: Sequence[Correction]) -> None:
         """The cycle, or pass, that made these corrections is over; none is an occasion to try again."""
-        for correction in corrections:
+        for correction in corrections[:LOGGED]:
             log.info("drift corrected", type=correction.type, detail=correction.detail)
+        if len(corrections) > LOGGED:
+            log.info("more drift corrected", count=len(corrections) - LOGGED)
         if corrections:
             self._timestamp = self._now()
             self._new.extend(corrections)

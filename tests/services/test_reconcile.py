@@ -447,6 +447,17 @@ def test_report_that_the_control_plane_does_not_want_is_dropped(tmp_path: Path, 
     run_virtual(main())
 
 
+def test_drift_of_a_whole_mesh_is_not_a_line_for_each_peer(tmp_path: Path) -> None:
+    async def main() -> None:
+        drift = Loop(tmp_path, Pulled(same)).drift
+        with capture_logs() as lines:
+            drift.cycle_ended([Correction("peer_added", f"peer n_{number}") for number in range(10_000)])
+        assert [line["detail"] for line in lines[:-1]] == [f"peer n_{number}" for number in range(20)]
+        assert (lines[-1]["event"], lines[-1]["count"]) == ("more drift corrected", 9980)
+
+    run_virtual(main())
+
+
 def test_drift_of_an_earlier_run_is_delivered(tmp_path: Path) -> None:
     async def main() -> None:
         before = Loop(tmp_path, Pulled(same, report_errors=[Transient("503")] * 9))
