@@ -39,7 +39,7 @@ from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.firewall import Hits, Openings, hits, ruleset
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed, Route
-from plexd.mesh.plan import peers_out_of_touch, plan, plan_event, plan_network, plan_new_handshakes, withhold
+from plexd.mesh.plan import plan, plan_event, plan_network, withhold
 from plexd.mesh.policy import Resolved
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
 from plexd.node import Node
@@ -306,34 +306,6 @@ class Converger:
             self._note_beside_a_pass(outcomes, target)
         for peer_id, endpoint in moves.items():
             log.debug("next endpoint tried", peer=peer_id, endpoint=endpoint)
-
-    async def try_handshakes_again(self, since: float, out_of_touch: frozenset[str] | None) -> frozenset[str]:
-        """Have peers begin anew that a new key of ours, in force since then (Unix seconds), left out of touch.
-
-        Returns them, to be handed in at the next try; None at the first, empty when all are in touch again.
-        """
-        async with self._lock:
-            target = self._applied
-            if target is None:
-                return frozenset()
-            try:
-                device = (await self._kernel.observe(firewall=False)).device
-                if device is None:
-                    return frozenset()
-                if out_of_touch is None:
-                    out_of_touch = peers_out_of_touch(target, device, since)
-                changes = plan_new_handshakes(target, device, out_of_touch, since)
-                failed = [outcome for outcome in await self._kernel.apply(changes) if outcome.error is not None]
-            except KernelError as exc:
-                log.error("handshakes not tried again", error=str(exc))
-                return frozenset()
-            if failed:  # a peer may be missing now
-                self.clean.clear()
-                self._health.set(Condition.CHANGES_FAILED, True, _first_error(failed))
-                log.error("handshakes not tried again", error=failed[0].error, count=len(failed))
-        if changes:
-            log.debug("handshakes tried again", peers=len(changes) // 2)
-        return out_of_touch if changes else frozenset()
 
     async def look(self) -> tuple[Target | None, Observed | None]:
         """What is wanted and what is there, for who explains the difference; nothing here remembers or repairs.

@@ -384,9 +384,7 @@ class _Daemon:
         reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
         resolve = Resolve(node, converger.resolved, host_of_api, reconcile.request_pass)
         converger.on_unresolved = resolve.names_changed.set
-        rotation = Rotation(
-            uplink, self._identities, node, converger.apply_event, converger.try_handshakes_again, reconcile.request
-        )
+        rotation = Rotation(uplink, self._identities, node, converger.apply_event, reconcile.request)
         refusals = Refusals(uplink, node)
         effects = Effects(
             node,

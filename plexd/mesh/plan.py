@@ -22,7 +22,6 @@ from plexd.mesh.changes import (
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
-    RenewSessions,
     ReplaceFirewall,
     SetAlias,
     SetDevice,
@@ -66,8 +65,6 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
     changes.extend(_plan_link(link, observed, target.settings))
     changes.extend(_plan_peers(target, device, now, moved))
     changes.extend(_plan_routes(_possible_routes(target, observed), observed.routes))
-    if device.private_key != target.settings.private_key:
-        changes.extend(_renew(target, (peer for peer in target.peers.values() if peer.public_key in device.peers)))
     return (*_plan_firewall(target, observed), *changes)
 
 
@@ -123,15 +120,10 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
             )
             if change is not None:
                 put.append(change)
-    updated = [change for change in put if not change.is_new]
-    added = [change for change in put if change.is_new]
     device: tuple[Change, ...] = ()
-    renewed: Iterable[Change] = ()
     if before.settings.private_key != after.settings.private_key:
-        # after new preshared keys: a handshake under the new key must find them in place
         device = (SetDevice(after.settings.private_key, after.settings.listen_port, ("key",)),)
-        stayed = {peer.public_key for peer in before.peers.values()}
-        renewed = _renew(after, (peer for peer in after.peers.values() if peer.public_key in stayed))
+    put.sort(key=lambda change: change.is_new)  # updates first, as in a full pass
     routes: Iterable[Change] = ()
     if after.routes is not before.routes:
         new, old = after.routes - before.routes, before.routes - after.routes
@@ -139,13 +131,7 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
     firewall: tuple[Change, ...] = ()
     if after.firewall is not None and after.firewall != before.firewall:
         firewall = (ReplaceFirewall(after.firewall),)
-    return (*firewall, *removed, *updated, *device, *added, *routes, *renewed)
-
-
-def _renew(target: Target, peers: Iterable[TargetPeer]) -> Iterator[Change]:
-    """Without keepalive the mesh is one that stays silent until there is something to send."""
-    if target.settings.keepalive and (keys := tuple(peer.public_key for peer in peers)):
-        yield RenewSessions(keys, target.settings.keepalive)
+    return (*firewall, *device, *removed, *put, *routes)
 
 
 def _is_addressable(settings: Settings, observed: Observed) -> bool:
@@ -159,33 +145,6 @@ def _possible_routes(target: Target, observed: Observed) -> frozenset[Route]:
 
 def _without_ipv6(routes: frozenset[Route]) -> frozenset[Route]:
     return frozenset(route for route in routes if len(route.prefix.packed) == 4)
-
-
-def peers_out_of_touch(target: Target, device: Device, since: float) -> frozenset[str]:
-    """The ids of those that were fresh when a new key of ours ended all sessions, at `since`, and have none yet."""
-    earliest = since - HANDSHAKE_FRESH_SECONDS
-    return frozenset(
-        peer.id
-        for peer in target.peers.values()
-        if (held := device.peers.get(peer.public_key)) is not None and earliest <= held.last_handshake < since
-    )
-
-
-def plan_new_handshakes(
-    target: Target, device: Device, out_of_touch: Container[str], since: float
-) -> tuple[PeerChange, ...]:
-    """Those of `out_of_touch` that still are, taken out and put back, each where it was last heard.
-
-    A new peer begins a handshake at once. WireGuard repeats one only after five seconds, and it may well have failed:
-    sent before the other side knew the new key, or crossed with one from there, which costs both.
-    """
-    changes: list[PeerChange] = []
-    for peer in target.peers.values():
-        held = device.peers.get(peer.public_key)
-        if peer.id in out_of_touch and held is not None and held.last_handshake < since:
-            changes.append(RemovePeer(peer.id, peer.public_key))
-            changes.append(_new_peer(peer, target.settings)._replace(endpoint=held.endpoint or peer.endpoint))
-    return tuple(changes)
 
 
 def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:

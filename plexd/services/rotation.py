@@ -3,15 +3,11 @@
 The new key is on disk before it is offered, and offered until it is answered: the control plane may have accepted it
 although the answer was lost. The rename of the pending key is the commit; whatever dies after it, the next start uses
 the new key, and the pass brings it to the interface.
-
-A new key ends all sessions, and each peer learns of it in its own time. So this node begins the handshakes, and begins
-them again where they came to nothing: sent too early, or crossed with one from the other side.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -24,13 +20,11 @@ from plexd.mesh.events import PeerAdded
 from plexd.mesh.fold import Unfoldable
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.node import Node
-from plexd.waiting import set_within, to_its_end
+from plexd.waiting import to_its_end
 
 log = get_logger("rotation")
 
 REPEAT_SECONDS = 60.0
-HANDSHAKE_PAUSES = (0.1, 0.5, 2.0)  # before handshakes are tried again; then WireGuard's own five seconds are over
-HANDSHAKE_SECONDS = 0.0005  # on top for each peer, which takes that much computing
 
 
 class ControlPlane(Protocol):
@@ -64,21 +58,16 @@ class Rotation:
         keys: KeyStore,
         node: Node,
         apply_event: Callable[[], Awaitable[bool]],
-        try_handshakes_again: Callable[[float, frozenset[str] | None], Awaitable[frozenset[str]]],
         request_pull: Callable[[str], None],
-        now: Callable[[], float] = time.time,
     ) -> None:
         self.on_rotated: list[Callable[[], None]] = []
         self._control = control
         self._keys = keys
         self._node = node
         self._apply_event = apply_event
-        self._try_handshakes_again = try_handshakes_again
         self._request_pull = request_pull
-        self._now = now
         self.on_accepted: list[Callable[[PublicKey], Awaitable[None]]] = []
         self._wanted = asyncio.Event()
-        self._in_force_since: float | None = None
 
     def request(self, reason: str) -> None:
         log.info("key rotation requested", reason=reason)
@@ -92,7 +81,6 @@ class Rotation:
             await self._node.accepted.wait()
             if await self._rotate():
                 self._wanted.clear()
-                await self._see_to_handshakes()
 
     async def _rotate(self) -> bool:
         """Whether the rotation is over, one way or the other."""
@@ -130,27 +118,12 @@ class Rotation:
                 self._node.fold(PeerAdded(peer))
             except Unfoldable as exc:
                 log.warning("updated peer ignored", peer=peer.id, reason=str(exc))
-        self._in_force_since = self._now()
         await self._apply_event()
         log.info("key rotated", public_key=key.public().short, peers_updated=len(updated))
         self._request_pull("key rotation")
         for listener in self.on_rotated:
             listener()
         return True
-
-    async def _see_to_handshakes(self) -> None:
-        """Until all peers are in touch again, a few times, or until the next rotation."""
-        since, self._in_force_since = self._in_force_since, None
-        if since is None:
-            return
-        out_of_touch: frozenset[str] | None = None
-        for pause in HANDSHAKE_PAUSES:
-            # computing a handshake takes each of them its time
-            if await set_within(self._wanted, pause + HANDSHAKE_SECONDS * len(self._node.desired.peers)):
-                return
-            out_of_touch = await self._try_handshakes_again(since, out_of_touch)
-            if not out_of_touch:
-                return
 
     async def _commit(self, key: PrivateKey) -> None:
         """On disk first; from then on there is no other key."""

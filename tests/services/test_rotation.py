@@ -12,10 +12,7 @@ import pytest
 from plexd.converge import Converger
 from plexd.errors import Conflict, ControlError, NotFound, Rejected, Unauthenticated, WireError
 from plexd.health import Health
-from plexd.mesh.address import Endpoint, parse_ip
-from plexd.mesh.changes import Change, PutPeer, RemovePeer, SetDevice
 from plexd.mesh.desired import Peer
-from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.node import Node
 from plexd.services.rotation import Rotation
@@ -26,7 +23,6 @@ from tests.services.stage import EPOCH, OWN_KEY, Asked, make_node, peer, setting
 from tests.virtual_time import run_virtual
 
 PSK = PresharedKey(bytes([0xA1] * 32))
-ROAMED = Endpoint(parse_ip("203.0.113.5"), 4711)
 LOST = WireError("the answer was damaged")
 
 
@@ -60,15 +56,7 @@ class Stage:
         self.kernel = FakeKernel()
         self.converger = Converger(self.kernel, self.node, settings_of, self.health, lambda: EPOCH)
         self.pulls = Asked()
-        self.rotation = Rotation(
-            keeper,
-            self.store,
-            self.node,
-            self.converger.apply_event,
-            self.converger.try_handshakes_again,
-            self.pulls,
-            lambda: EPOCH,
-        )
+        self.rotation = Rotation(keeper, self.store, self.node, self.converger.apply_event, self.pulls)
         self.heartbeats = 0
         self.rotation.on_rotated.append(self._count)
 
@@ -312,61 +300,3 @@ def test_invalid_updated_peer_costs_only_itself(tmp_path: Path) -> None:
     stage = rotate(tmp_path, Keeper([[taken, peer(2)._replace(psk=PSK)]]), 1)
     assert stage.kernel.peers[peer(2).public_key].psk == bytes(PSK)
     assert set(stage.node.desired.peers) == {"n_2", "n_3"}
-
-
-# handshakes after it
-
-
-def rotate_among(tmp_path: Path, handshakes: dict[float, dict[int, float]], *requests: float) -> Stage:
-    """Three peers with the last handshakes given, by when they are seen and by peer, relative to the rotation at 10 s.
-
-    One that was taken out and put back counts again from none.
-    """
-
-    async def main() -> Stage:
-        stage = Stage(tmp_path, Keeper())
-        stage.node.fold(PeerAdded(peer(4)))
-
-        def shake(seen: dict[int, float]) -> None:
-            for number, at in seen.items():
-                key = bytes(peer(number).public_key)
-                held = stage.kernel.peers[key]
-                stage.kernel.peers[key] = held._replace(last_handshake=EPOCH + at, endpoint=ROAMED)
-
-        for when, seen in handshakes.items():
-            asyncio.get_running_loop().call_at(10 + when, shake, seen)
-        await stage.run(100, *requests)
-        return stage
-
-    (tmp_path / PRIVATE_KEY).write_text(OWN_KEY.reveal())
-    return run_virtual(main())
-
-
-def tried_again(stage: Stage) -> list[tuple[str | None, Endpoint | None]]:
-    """The peers taken out and put back, and with which endpoint."""
-    after = stage.kernel.applied[stage.kernel.applied.index(next(filter(is_new_key, stage.kernel.applied))) :]
-    removed = [change.peer_id for change in after if isinstance(change, RemovePeer)]
-    put = [(change.peer_id, change.endpoint) for change in after if isinstance(change, PutPeer) and change.is_new]
-    assert [peer_id for peer_id, _ in put] == removed
-    return list(put)
-
-
-def is_new_key(change: Change) -> bool:
-    return isinstance(change, SetDevice) and change.fields == ("key",)
-
-
-def test_peer_that_the_new_key_left_out_of_touch_begins_anew_where_it_was_last_heard(tmp_path: Path) -> None:
-    """Neither one that was silent before nor one that shook hands with the new key."""
-    before = {2: -10.0, 3: -10.0, 4: -1000.0}
-    stage = rotate_among(tmp_path, {-5.0: before, 0.05: {2: 0.05}, 0.3: {3: 0.3}}, 10.0)
-    assert tried_again(stage) == [("n_3", ROAMED)]
-
-
-def test_handshake_that_fails_again_and_again_is_left_to_wireguard_in_the_end(tmp_path: Path) -> None:
-    stage = rotate_among(tmp_path, {-5.0: {2: -10.0}}, 10.0)
-    assert [peer_id for peer_id, _ in tried_again(stage)] == ["n_2"] * 3
-
-
-def test_rotation_asked_for_while_peers_come_back_is_a_rotation_of_its_own(tmp_path: Path) -> None:
-    stage = rotate_among(tmp_path, {-5.0: {2: -10.0}}, 10.0, 10.3)
-    assert stage.heartbeats == 2
