@@ -14,7 +14,7 @@ from tests.rotation.pair import Pair, running_pair
 
 pytestmark = [
     pytest.mark.namespaces,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
 ]
