@@ -50,6 +50,13 @@ class Site:
         self.mesh_ips = [by_name[node.name].mesh_ip for node in self.nodes]
         self.node_ids = [by_name[node.name].node_id for node in self.nodes]
         until(self.is_whole, "both reach each other")
+        # packets alone may have told a node where the other is, and what they tell is in no snapshot
+        until(lambda: all(map(self._knows_endpoint, self.nodes)), "each has the other's endpoint on its disk")
+
+    @staticmethod
+    def _knows_endpoint(node: NodeProcess) -> bool:
+        path = node.directory / "data/state/desired.json"
+        return path.exists() and all(json.loads(path.read_text())["candidates"].values())
 
     def reaches(self, one: int, other: int) -> bool:
         command = self.nodes[one].namespace.command("ping", "-n", "-c", "1", "-W", "1", self.mesh_ips[other])
