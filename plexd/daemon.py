@@ -25,7 +25,7 @@ from plexd.config.reload import Reloaded, is_below, take_over
 from plexd.control import ControlPlane
 from plexd.converge import Converger
 from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
-from plexd.errors import ConfigError, ControlError, KernelError, Unauthenticated
+from plexd.errors import ConfigError, ControlError, KernelError, LocalStateError, Unauthenticated
 from plexd.front import Front
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
@@ -62,8 +62,8 @@ from plexd.services.resolve import Resolve
 from plexd.services.rotation import Rotation
 from plexd.services.watchdog import Watchdog
 from plexd.store.files import DataDirectory
-from plexd.store.identity import Identity, IdentityStore
-from plexd.store.snapshot import SnapshotStore
+from plexd.store.identity import Identity, IdentityDamaged, IdentityStore
+from plexd.store.snapshot import CachedSnapshot, SnapshotStore
 from plexd.supervisor import Exchangeable, Service, Supervisor
 from plexd.telemetry.assembly import Telemetry
 from plexd.uplink import SelfDescription, Uplink
@@ -136,6 +136,9 @@ class _Daemon:
     async def run(self) -> int:
         self._handle_signals()
         use_own_threads(asyncio.get_running_loop())
+        cached = await asyncio.to_thread(self._recall)
+        if cached is not None:
+            self._front.remember(cached[1].desired)
         async with self._doors():
             description = await asyncio.to_thread(describe, self._config)
             self._overview.description = description
@@ -149,9 +152,19 @@ class _Daemon:
                     if identity is None:
                         log.info("stopped before the node was registered")
                         return 0
-                    return await self._serve(identity, control, description, registrar, telemetry)
+                    if cached is None or cached[0] != identity.node_id:
+                        cached = identity.node_id, await asyncio.to_thread(self._snapshots.load, identity.node_id)
+                    return await self._serve(identity, cached[1], control, description, registrar, telemetry)
             finally:
                 await control.close()
+
+    def _recall(self) -> tuple[str, CachedSnapshot] | None:
+        """Which node this is and what it knew, before the first program can ask; what is wrong is said later."""
+        try:
+            identity = self._identities.look_again()
+        except (IdentityDamaged, LocalStateError, OSError):
+            return None
+        return None if identity is None else (identity.node_id, self._snapshots.load(identity.node_id))
 
     @contextlib.asynccontextmanager
     async def _doors(self) -> AsyncIterator[None]:
@@ -284,6 +297,7 @@ class _Daemon:
     async def _serve(
         self,
         identity: Identity,
+        cached: CachedSnapshot,
         control: ControlPlane,
         description: SelfDescription,
         registrar: Registrar,
@@ -293,7 +307,6 @@ class _Daemon:
         register_secret(identity.node_key.get_secret_value())
         if identity.private_key is not None:
             register_secret(identity.private_key.reveal())
-        cached = await asyncio.to_thread(self._snapshots.load, identity.node_id)
         health = self._health
         node = Node(identity, cached.desired, cached.fetched_at, health, self._accepted)
         control.use_identity(lambda: node.identity.node_id, node.credential, node.suspect)

@@ -74,6 +74,7 @@ class Front:
         self._local: LocalApi | None = None
         self._token: TokenFile | None = None
         self._node: Node | None = None
+        self._cached = Desired()
         self._report_sync: ReportSync | None = None
         self._source: Source | None = None
         self._secrets = SecretRoutes(lambda: self._source)
@@ -115,6 +116,10 @@ class Front:
             *admin_routes(self._reconcile, self._reload),
             document_route(self.routes),
         )
+
+    def remember(self, desired: Desired) -> None:
+        """What the node knew when it ended last: programs read it until `join`."""
+        self._cached = desired
 
     def _token_gate(self) -> TokenGate:
         http = self._config.node_api.http
@@ -168,4 +173,4 @@ class Front:
         self._revision.stop()
 
     def _desired(self) -> Desired:
-        return self._node.desired if self._node is not None else Desired()
+        return self._node.desired if self._node is not None else self._cached

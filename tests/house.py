@@ -17,7 +17,7 @@ from plexd.config.models import Config
 from plexd.config.reload import Reloaded
 from plexd.errors import ConfigError, NotFound
 from plexd.front import Front
-from plexd.mesh.desired import DataEntry
+from plexd.mesh.desired import DataEntry, Desired
 from plexd.node import Node
 from plexd.services.local_api import LocalApi
 from plexd.services.tcp_listener import TcpListener
@@ -91,6 +91,7 @@ class House:
         *,
         is_registered: bool = True,
         is_open: bool = False,
+        cached: Desired | None = None,
         **settings: Any,
     ) -> None:
         """`is_open`: everything is also served over TCP, to anybody, at the port of "everything"."""
@@ -104,6 +105,7 @@ class House:
         )
         self._is_registered = is_registered
         self._is_open = is_open
+        self._cached = cached or Desired()
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -157,6 +159,7 @@ class House:
             for door in self.doors:
                 door.open()
             self.ports = {door.name: door.port for door in self.doors if isinstance(door, TcpListener)}
+            front.remember(self._cached)
             services = list(front.join(*self._member())) if self._is_registered else []
             running = asyncio.create_task(Supervisor(lambda _: None).run([*self.doors, *services]))
             self._ready.set()

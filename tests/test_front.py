@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from plexd.errors import ListenerError
+from plexd.mesh.desired import Desired
 from tests.house import READERS, SECRET_READERS, TOKEN, House
 
 USER, OTHER_GROUP = 47013, 47014
@@ -149,6 +150,13 @@ def test_before_the_registration_state_is_served_and_secrets_are_not(tmp_path: P
         assert (status, document["code"]) == (503, "control_plane_unavailable")
         status, document = curl(house, ROOT, "POST", "/v1/reconcile")
         assert (status, document["code"]) == (503, "registration_pending")
+
+
+@needs_users
+def test_until_the_node_is_up_programs_read_what_it_knew_when_it_ended(tmp_path: Path) -> None:
+    with House(tmp_path, is_registered=False, cached=Desired(metadata={"region": "us-1"})) as house:
+        assert curl(house, ROOT, "GET", "/v1/state/metadata") == (200, {"region": "us-1"})
+        assert curl(house, ROOT, "GET", "/v1/state")[1]["metadata"] == {"region": "us-1"}
 
 
 # over TCP
