@@ -50,11 +50,11 @@ FUZZ_TARGETS :=
 fuzz: $(VENV)/fuzz  ## inputs that break a parser; FUZZ_SECONDS=600 each, FUZZ_TARGETS="config_file ..."
 	$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
-LOCK := pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
-  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 chaos: $(VENV)/ready $(STAMPS)/apt-journal  ## 200 seeds of log lines, kills and a control plane that misbehaves (root)
 	$(VENV)/bin/python -m tests.chaos 200
 
+LOCK := pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 lock: $(VENV)/ready  ## renew the lock files from pyproject.toml and requirements-fuzz.in
 	$(VENV)/bin/$(LOCK) --all-extras --output-file requirements.lock pyproject.toml
 	$(VENV)/bin/$(LOCK) --output-file requirements-fuzz.lock requirements-fuzz.in

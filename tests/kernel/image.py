@@ -64,7 +64,7 @@ for directory in /dev/shm /tmp /run; do mount -t tmpfs -o mode=1777 tmpfs /guest
 chmod 755 /guest/run
 mkdir -p /guest/lib/modules/{release}
 mount --bind /host{modules} /guest/lib/modules/{release}
-for copied in {copied}; do mount --bind "$copied" "/guest$copied"; done
+for copied in {copied}; do mkdir -p "/guest$copied" && mount --bind "$copied" "/guest$copied"; done
 """
 
 SCRIPT = r"""
