@@ -28,6 +28,7 @@ from plexd.mesh.changes import (
     RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     ReplaceFirewall,
     SetAlias,
     SetDevice,
@@ -111,7 +112,7 @@ class FakeKernel:
             outcomes.append(_outcome(change, error))
             if error is None:
                 self.applied.append(change)
-                if not isinstance(change, SetDevice | PutPeer | RemovePeer):
+                if not isinstance(change, SetDevice | PutPeer | RemovePeer | RenewSessions):
                     self.noticed.set()
                 if isinstance(change, PutPeer) and change.endpoint is not None:
                     self._follow(change.endpoint.packed)
@@ -294,6 +295,8 @@ class FakeKernel:
                 self.routes.pop((route.prefix, route.metric), None)
             case SetDevice() | RemovePeer() | PutPeer():
                 return self._configure(change)
+            case RenewSessions():
+                return None if self.answers else "no WireGuard answers"
         return None
 
     def _follow(self, endpoint: bytes) -> None:

@@ -36,6 +36,7 @@ from plexd.mesh.changes import (
     RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     ReplaceFirewall,
     SetAlias,
     SetDevice,
@@ -243,6 +244,8 @@ class Kernel:
                 await network.set_alias(name)
             case SetDevice(private_key, listen_port):
                 await (await self._device()).set_device(private_key, listen_port)
+            case RenewSessions(public_keys, keepalive):
+                await (await self._device()).renew_sessions(public_keys, keepalive)
             case AddAddress(address):
                 await network.add_address(name, address)
             case RemoveAddress(address):
@@ -413,6 +416,8 @@ def _describe(change: Change) -> str:
             return "set the alias"
         case SetDevice():
             return "set key and port"
+        case RenewSessions():
+            return "renew the sessions"
         case AddAddress(address):
             return f"add address {address}"
         case RemoveAddress(address):

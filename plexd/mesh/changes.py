@@ -115,10 +115,21 @@ class RemoveRoute:
     route: Route
 
 
+@dataclass(frozen=True, slots=True)
+class RenewSessions:
+    """Have peers shake hands at once: a new private key ended their sessions.
+
+    WireGuard itself waits for a packet to send, and the other side may have tried while the old key was in force.
+    """
+
+    public_keys: tuple[PublicKey, ...]
+    keepalive: int
+
+
 PeerChange = RemovePeer | PutPeer
 Change = (
     ReplaceFirewall | RemoveFirewall | CreateLink | DeleteLink | SetAlias | SetDevice | AddAddress | RemoveAddress
-    | SetMtu | SetUp | SetDown | RemovePeer | PutPeer | AddRoute | RemoveRoute
+    | SetMtu | SetUp | SetDown | RemovePeer | PutPeer | AddRoute | RemoveRoute | RenewSessions
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from plexd.mesh.changes import (
     RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     ReplaceFirewall,
     SetAlias,
     SetDevice,
@@ -108,7 +109,9 @@ class Guard:
         of its own."""
         done = tuple(done)
         causes = [
-            change for change in done if isinstance(change, CreateLink | DeleteLink | SetUp | AddAddress | SetMtu)
+            change
+            for change in done
+            if isinstance(change, CreateLink | DeleteLink | SetDevice | SetUp | AddAddress | SetMtu)
         ]
         struggles = dict(self.struggles)
         for change in done:
@@ -146,6 +149,8 @@ def _object(interface: str, change: Change) -> str:
             return f"alias of {interface}"
         case SetDevice():
             return f"{' and '.join(change.fields)} of {interface}"
+        case RenewSessions():
+            return f"sessions of {interface}"
         case SetMtu():
             return f"mtu of {interface}"
         case SetUp() | SetDown():
@@ -167,6 +172,8 @@ def _leans_on(change: Change, other: Change) -> bool:
             return not isinstance(change, CreateLink | DeleteLink)
         case SetUp():
             return isinstance(change, AddRoute) or _is_ipv6(change)
+        case SetDevice():
+            return isinstance(change, RenewSessions)
         case SetMtu():
             return _is_ipv6(change)  # below 1280 there is none on a link
         case AddAddress(address):

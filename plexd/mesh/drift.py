@@ -19,6 +19,7 @@ from plexd.mesh.changes import (
     RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     ReplaceFirewall,
     SetAlias,
     SetDevice,
@@ -83,7 +84,7 @@ def interface_corrections(
                 corrections.append(Correction("route_added", str(route.prefix)))
             case RemoveRoute(route):
                 corrections.append(Correction("route_removed", str(route.prefix)))
-            case CreateLink() | ReplaceFirewall() | RemoveFirewall() | SetDown():
+            case CreateLink() | ReplaceFirewall() | RemoveFirewall() | SetDown() | RenewSessions():
                 pass  # reported above, or no repair
     if repaired:
         corrections.insert(0, Correction("interface_repaired", f"{interface}: {', '.join(repaired)}"))

@@ -22,6 +22,7 @@ from plexd.mesh.changes import (
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     ReplaceFirewall,
     SetAlias,
     SetDevice,
@@ -65,6 +66,8 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
     changes.extend(_plan_link(link, observed, target.settings))
     changes.extend(_plan_peers(target, device, now, moved))
     changes.extend(_plan_routes(_possible_routes(target, observed), observed.routes))
+    if device.private_key != target.settings.private_key:
+        changes.extend(_renew(target, (peer for peer in target.peers.values() if peer.public_key in device.peers)))
     return (*_plan_firewall(target, observed), *changes)
 
 
@@ -120,10 +123,15 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
             )
             if change is not None:
                 put.append(change)
+    updated = [change for change in put if not change.is_new]
+    added = [change for change in put if change.is_new]
     device: tuple[Change, ...] = ()
+    renewed: Iterable[Change] = ()
     if before.settings.private_key != after.settings.private_key:
+        # after new preshared keys: a handshake under the new key must find them in place
         device = (SetDevice(after.settings.private_key, after.settings.listen_port, ("key",)),)
-    put.sort(key=lambda change: change.is_new)  # updates first, as in a full pass
+        stayed = {peer.public_key for peer in before.peers.values()}
+        renewed = _renew(after, (peer for peer in after.peers.values() if peer.public_key in stayed))
     routes: Iterable[Change] = ()
     if after.routes is not before.routes:
         new, old = after.routes - before.routes, before.routes - after.routes
@@ -131,7 +139,13 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
     firewall: tuple[Change, ...] = ()
     if after.firewall is not None and after.firewall != before.firewall:
         firewall = (ReplaceFirewall(after.firewall),)
-    return (*firewall, *device, *removed, *put, *routes)
+    return (*firewall, *removed, *updated, *device, *added, *routes, *renewed)
+
+
+def _renew(target: Target, peers: Iterable[TargetPeer]) -> Iterator[Change]:
+    """Without keepalive the mesh is one that stays silent until there is something to send."""
+    if target.settings.keepalive and (keys := tuple(peer.public_key for peer in peers)):
+        yield RenewSessions(keys, target.settings.keepalive)
 
 
 def _is_addressable(settings: Settings, observed: Observed) -> bool:

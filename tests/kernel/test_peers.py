@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
-from plexd.mesh.keys import NO_PRESHARED_KEY
+from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey
 from plexd.mesh.plan import plan_event
 from plexd.mesh.target import Target, TargetPeer
 from tests.kernel.mesh import Agent, assert_in_kernel, mesh_of, numbered_peer, run, wg_dump, with_peers
@@ -99,3 +100,23 @@ def test_peer_that_the_kernel_refuses_does_not_keep_the_others_out() -> None:
     assert [outcome.error for outcome in failed] == ["could not write peer n_7: Invalid argument"]
     held = wg_dump()
     assert [peer.id for peer in agent.target.peers.values() if str(peer.public_key) not in held] in ([], ["n_7"])
+
+
+def test_own_new_key_has_the_peers_shake_hands_before_there_is_anything_to_send() -> None:
+    """By themselves they would not: the keepalive goes on at its interval, and there is no traffic."""
+    peer = numbered_peer(1)._replace(endpoint=Endpoint(parse_ip("127.0.0.1"), 40_000))
+    agent = Agent(mesh_of([peer]))
+    agent.corrections()
+    wait_for_handshakes(1)
+    after = mesh_of([peer], private_key=PrivateKey(bytes([16, *range(30), 64])))
+    outcomes = agent.apply(plan_event(agent.target, after))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    wait_for_handshakes(2)
+
+
+def wait_for_handshakes(count: int) -> None:
+    """Begun by the only peer, told by the bytes it sent."""
+    deadline = time.monotonic() + 4  # WireGuard tries again after five seconds
+    while int(run("wg", "show", "plexd0", "transfer").split()[2]) < count * 148:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

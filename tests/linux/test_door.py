@@ -29,6 +29,9 @@ class Stub:
     async def change_peers(self, changes: Sequence[PeerChange]) -> None:
         self.calls.append("changed")
 
+    async def renew_sessions(self, public_keys: Sequence[PublicKey], keepalive: int) -> None:
+        raise NotImplementedError
+
     async def begin_handshakes(self) -> None:
         self.calls.append("begun")
         if self._fault:

@@ -70,6 +70,12 @@ def test_many_peers_are_spread_over_operations() -> None:
     assert b"".join(requests).count(b"remove=true") == 600
 
 
+def test_restarted_keepalive_is_off_and_on_again() -> None:
+    (request,) = uapi.restart_keepalives([KEY], 25)
+    interval = "persistent_keepalive_interval"
+    assert request.decode() == f"set=1\npublic_key={KEY.hex()}\nupdate_only=true\n{interval}=0\n{interval}=25\n\n"
+
+
 keys = st.binary(min_size=32, max_size=32)
 packed_ips = st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
 device_peers = st.builds(

@@ -165,6 +165,13 @@ def test_peers_added_silently_get_nothing_but_their_keepalive_later() -> None:
         assert [peer[messages.PEER_PUBLIC_KEY] for peer in peers] == [change.public_key for change in new]
 
 
+def test_restarted_keepalive_is_off_and_on_again() -> None:
+    (sent,) = messages.restart_keepalives("plexd0", [KEY], 25)
+    off, on = (read_change(peer) for peer in read_peers(sent))
+    unchanged = put(is_new=False, psk=None, endpoint=None, allowed_ips=None)
+    assert (off, on) == (unchanged._replace(keepalive=0), unchanged)
+
+
 def test_peer_with_more_allowed_ips_than_fit_is_continued_without_replacing() -> None:
     many = tuple(Prefix.host(number.to_bytes(16, "big")) for number in range(2000))
     sent = list(messages.change_peers("plexd0", [put(allowed_ips=many), RemovePeer(None, KEY)]))

@@ -22,6 +22,7 @@ from plexd.mesh.changes import (
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     SetAlias,
     SetDevice,
     SetMtu,
@@ -96,7 +97,7 @@ def test_event_plan_has_the_effect_of_a_full_plan(
         assert [outcome.error for outcome in outcomes if outcome.error] == []
         assert_is(kernel, new)
         assert plan(new, kernel.state, NOW) == ()
-    stages = [_stage(change) for change in changes]
+    stages = [_stage(change) for change in changes if not isinstance(change, SetDevice)]
     assert stages == sorted(stages)
 
 
@@ -113,6 +114,8 @@ def _stage(change: Change) -> int:
             return 3 if is_new else 2
         case AddRoute() | RemoveRoute():
             return 4
+        case RenewSessions():
+            return 5
     return 0
 
 
@@ -356,6 +359,46 @@ def test_new_key_of_a_peer_displaces_the_old_one() -> None:
             (RemovePeer, KEYS[1]),
             (PutPeer, KEYS[5]),
         ]
+
+
+def test_own_new_key_comes_after_new_preshared_keys_and_sessions_are_renewed_at_once() -> None:
+    """A handshake may begin with the next packet: what it needs is there by then. A new peer begins one by itself."""
+    before = target_of(peer(2), peer(3), peer(4))
+    after = target_of(
+        peer(2, psk=SECRET), peer(3, psk=SECRET), peer(5), settings=settings_for(private_key=OTHER_KEY, keepalive=25)
+    )
+    changes = plan_event(before, after)
+    assert [_told(change) for change in changes if not isinstance(change, AddRoute | RemoveRoute)] == [
+        "remove n_4", "put n_2: psk", "put n_3: psk", "key", "put n_5: added", "renew n_2 n_3"
+    ]  # fmt: skip
+    assert isinstance(changes[-1], RenewSessions)
+
+
+def test_own_key_found_wrong_in_the_device_renews_the_sessions() -> None:
+    """An agent that died between taking its new key and telling the device."""
+    target = target_of(peer(2), peer(3), settings=settings_for(private_key=OTHER_KEY, keepalive=25))
+    kernel = bring_up(target_of(peer(2), peer(4)))
+    changes = plan(target, kernel.state, NOW)
+    assert changes[-1] == RenewSessions((KEYS[1],), 25)
+
+
+def test_mesh_without_keepalive_renews_no_session_unasked() -> None:
+    after = target_of(peer(2), settings=settings_for(private_key=OTHER_KEY, keepalive=0))
+    before = target_of(peer(2), settings=settings_for(keepalive=0))
+    assert plan_event(before, after) == (SetDevice(OTHER_KEY, 51820, ("key",)),)
+
+
+def _told(change: Change) -> str:
+    match change:
+        case RemovePeer(peer_id):
+            return f"remove {peer_id}"
+        case PutPeer(peer_id, fields=fields):
+            return f"put {peer_id}: {', '.join(fields)}"
+        case SetDevice(fields=fields):
+            return ", ".join(fields)
+        case RenewSessions(public_keys):
+            return " ".join(("renew", *(f"n_{KEYS.index(key) + 1}" for key in public_keys)))
+    return type(change).__name__
 
 
 def test_peers_that_swap_keys_both_keep_their_place() -> None:

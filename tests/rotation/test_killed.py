@@ -27,6 +27,7 @@ STEPS = [
     ("plexd.node", "Node.rotate"),
     ("plexd.linux.kernel", "Kernel.apply"),
     ("plexd.linux.wireguard.userspace", "UserspaceDevice.set_device"),
+    ("plexd.linux.wireguard.userspace", "UserspaceDevice.renew_sessions"),
     ("plexd.store.snapshot", "SnapshotStore.save"),
 ]
 # and at the other end, which is told of the new key by an event

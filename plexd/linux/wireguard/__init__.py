@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from plexd.mesh.changes import PeerChange
-from plexd.mesh.keys import PrivateKey
+from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
 
 
@@ -34,3 +34,6 @@ class WireGuardDevice(Protocol):
 
     async def begin_handshakes(self) -> None:
         """Have those peers begin, now that everything else is in place."""
+
+    async def renew_sessions(self, public_keys: Sequence[PublicKey], keepalive: int) -> None:
+        """Have these peers, whose keepalive interval is the given one, shake hands at once."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from plexd.linux.netlink import NETLINK_GENERIC, Message, NetlinkSocket, attribute, attributes
 from plexd.linux.wireguard import messages
 from plexd.mesh.changes import PeerChange
-from plexd.mesh.keys import PrivateKey
+from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
 
 NLCTRL = 0x10  # the one generic netlink family with a fixed number
@@ -46,6 +46,10 @@ class KernelDevice:
         silent, self._silent = self._silent, []
         if silent:
             await asyncio.to_thread(self._write_at_once, list(messages.set_keepalives(self._interface, silent)))
+
+    async def renew_sessions(self, public_keys: Sequence[PublicKey], keepalive: int) -> None:
+        payloads = list(messages.restart_keepalives(self._interface, public_keys, keepalive))
+        await asyncio.to_thread(self._write_at_once, payloads)
 
     def _dump(self) -> Device | None:
         try:

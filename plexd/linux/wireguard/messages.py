@@ -18,7 +18,7 @@ from itertools import chain
 from plexd.linux.netlink import ATTRIBUTE, NESTED, attribute, attributes
 from plexd.mesh.address import Endpoint, Prefix
 from plexd.mesh.changes import PeerChange, PutPeer, RemovePeer
-from plexd.mesh.keys import KEY_BYTES, NO_PRESHARED_KEY, PrivateKey
+from plexd.mesh.keys import KEY_BYTES, NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer
 
 FAMILY_NAME = b"wireguard\0"
@@ -80,17 +80,13 @@ def change_peers(interface: str, changes: Iterable[PeerChange], *, silently: boo
 
 def set_keepalives(interface: str, changes: Iterable[PeerChange]) -> Iterator[bytes]:
     """The messages that give new peers their keepalive interval, and nothing else."""
-    return _messages(
-        interface,
-        (
-            _KEEPALIVE.pack(
-                _KEEPALIVE_PEER, _USUAL_KEY, change.public_key, _USUAL_FLAGS, UPDATE_ONLY,
-                _USUAL_KEEPALIVE, change.keepalive,
-            )
-            for change in changes
-            if isinstance(change, PutPeer) and change.is_new and change.keepalive
-        ),
-    )  # fmt: skip
+    new = (change for change in changes if isinstance(change, PutPeer) and change.is_new and change.keepalive)
+    return _messages(interface, (_keepalive(change.public_key, change.keepalive) for change in new))
+
+
+def restart_keepalives(interface: str, public_keys: Iterable[PublicKey], keepalive: int) -> Iterator[bytes]:
+    """The messages after which each of these peers begins a handshake: its interval is new once more."""
+    return _messages(interface, (_keepalive(key, interval) for key in public_keys for interval in (0, keepalive)))
 
 
 def _messages(interface: str, peers: Iterable[bytes]) -> Iterator[bytes]:
@@ -152,6 +148,12 @@ _USUAL_ADDRESS, _USUAL_LENGTH = _header(4, ALLOWED_IP_ADDRESS), _header(1, ALLOW
 
 _KEEPALIVE = struct.Struct("=I I32s II IHxx".replace(" ", ""))
 _KEEPALIVE_PEER = _header(_KEEPALIVE.size - 4, NESTED)
+
+
+def _keepalive(public_key: PublicKey, keepalive: int | None) -> bytes:
+    return _KEEPALIVE.pack(
+        _KEEPALIVE_PEER, _USUAL_KEY, public_key, _USUAL_FLAGS, UPDATE_ONLY, _USUAL_KEEPALIVE, keepalive
+    )  # fmt: skip
 
 
 def _silent(change: PeerChange) -> PeerChange:

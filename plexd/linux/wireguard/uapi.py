@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from plexd.mesh.address import Endpoint, Prefix, format_ip
 from plexd.mesh.changes import PeerChange, RemovePeer
-from plexd.mesh.keys import KEY_BYTES, NO_PRESHARED_KEY, PrivateKey
+from plexd.mesh.keys import KEY_BYTES, NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer
 
 GET = b"get=1\n\n"
@@ -28,6 +28,16 @@ def change_peers(changes: Sequence[PeerChange]) -> Iterator[bytes]:
         lines = ["set=1"]
         for change in changes[start : start + PEERS_AT_ONCE]:
             lines += _peer(change)
+        yield ("\n".join(lines) + "\n\n").encode()
+
+
+def restart_keepalives(public_keys: Sequence[PublicKey], keepalive: int) -> Iterator[bytes]:
+    """The `set` operations after which each of these peers begins a handshake: its interval is new once more."""
+    for start in range(0, len(public_keys), PEERS_AT_ONCE):
+        lines = ["set=1"]
+        for public_key in public_keys[start : start + PEERS_AT_ONCE]:
+            lines += (f"public_key={public_key.hex()}", "update_only=true")
+            lines += (f"persistent_keepalive_interval={interval}" for interval in (0, keepalive))
         yield ("\n".join(lines) + "\n\n").encode()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from plexd.linux.wireguard import uapi
 from plexd.linux.wireguard.program import Program
 from plexd.mesh.changes import PeerChange
-from plexd.mesh.keys import PrivateKey
+from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
 
 TIMEOUT_SECONDS = 5.0
@@ -50,6 +50,12 @@ class UserspaceDevice:
 
     async def begin_handshakes(self) -> None:
         pass  # begun, as each peer was added
+
+    async def renew_sessions(self, public_keys: Sequence[PublicKey], keepalive: int) -> None:
+        with self._connect() as sock:
+            for request in uapi.restart_keepalives(public_keys, keepalive):
+                self.writes += 1
+                _judge(await _ask(sock, request))
 
     def _connect(self) -> socket.socket:
         sock = self._program.connect()
