@@ -254,6 +254,7 @@ class Pipeline:
         self._backoff = Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, uniform)
         self._byte_limit = UNLIMITED
         self._trial: Trial | None = None
+        self._decided: list[Settled] = []  # not yet given back: being put aside takes time
         self._due = asyncio.Event()  # the window may hold a batch earlier than was thought
         self._room = asyncio.Event()
         self._woken = asyncio.Event()
@@ -349,6 +350,9 @@ class Pipeline:
         """After `run` has ended: send what there is, one try a batch, for at most that long."""
         try:
             async with asyncio.timeout(seconds):
+                await self._settle([])  # the end may have come while entries were put aside
+                if self._trial is not None and self._trial.is_over:
+                    self._trial = None
                 while self._accepted.is_set() and self.window.count:
                     trial = self._trial = self._trial or Trial(self._cut(), self._byte_limit, self._shorten)
                     if not await self._try_once(trial):
@@ -496,10 +500,13 @@ class Pipeline:
         self._byte_limit = min(self._byte_limit, trial.byte_limit)
         await self._settle(settled)
 
-    async def _settle(self, settled: list[Settled]) -> None:
-        aside = [item.entry.body for item in settled if item.fate is Fate.QUARANTINED]
+    async def _settle(self, decided: list[Settled]) -> None:
+        """Cancelled, it leaves what was decided to the next call."""
+        self._decided += decided
+        aside = [item.entry.body for item in self._decided if item.fate is Fate.QUARANTINED]
         if aside:
             await self._quarantine(aside)
+        settled, self._decided = self._decided, []
         for entry, fate in settled:
             if fate is Fate.SENT:
                 self.counters.sent += 1

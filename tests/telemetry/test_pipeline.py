@@ -1,6 +1,8 @@
 """Collection and delivery in virtual time: order, batches, failures, waits, the end. The balance holds after each."""
 
 import asyncio
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -174,6 +176,52 @@ def test_batch_refused_as_a_whole_is_put_aside_and_the_next_one_flows() -> None:
             assert [body(n) for n in range(10)] == stage.aside
             assert stage.plane.numbers == list(range(10, 20))
             assert stage.pipeline.counters.dropped == {"quarantined": 10}
+
+    run_virtual(main())
+
+
+def test_more_poison_than_requests_may_find_is_put_aside_with_what_stands_beside_it() -> None:
+    """Nobody hears of those by a marker, so none may be missing from the quarantine."""
+
+    async def main() -> None:
+        poison = {20, 70, 120, 170}
+        plane = Plane(lambda batch: error(400) if poison & {e.get("n") for e in batch} else None)
+        async with Stage(plane, Limits(200, 1 << 20, 10.0, 1000, 16 << 20)) as stage:
+            await stage.hand.put(*range(400))
+            await asyncio.sleep(5)
+            aside = [json.loads(entry)["n"] for entry in stage.aside]
+            dropped = stage.pipeline.counters.dropped
+            rejected = sorted(set(range(400)) - set(plane.numbers) - set(aside))
+            assert set(rejected) < poison
+            assert len(aside) > len(poison)
+            assert dropped == {"quarantined": len(aside), "rejected": len(rejected)}
+            assert len(plane.numbers) + len(aside) + len(rejected) == 400
+            assert stage.hand.settled[-1] == 399
+
+    run_virtual(main())
+
+
+def test_end_that_comes_while_entries_are_put_aside_loses_none_of_them() -> None:
+    async def main() -> None:
+        stage = Stage(Plane(lambda batch: error(422) if batch[0]["n"] < 10 else None))
+        put_aside, tries = stage.pipeline._put_aside, []
+
+        async def slowly(bodies: Sequence[bytes]) -> object:
+            tries.append(len(bodies))
+            if len(tries) == 1:
+                await asyncio.sleep(60)
+            return await put_aside(bodies)
+
+        stage.pipeline._put_aside = slowly
+        async with stage:
+            await stage.hand.put(*range(15))
+            await asyncio.sleep(5)
+            assert (tries, stage.aside, stage.hand.settled) == ([10], [], [])
+        await stage.pipeline.finish(5)
+        assert stage.aside == [body(n) for n in range(10)]
+        assert stage.plane.numbers == list(range(10, 15))
+        assert stage.hand.settled == list(range(15))
+        assert stage.pipeline.imbalance() == 0
 
     run_virtual(main())
 
