@@ -50,8 +50,9 @@ FUZZ_TARGETS :=
 fuzz: $(VENV)/fuzz  ## inputs that break a parser; FUZZ_SECONDS=600 each, FUZZ_TARGETS="config_file ..."
 	$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
-chaos: $(VENV)/ready $(STAMPS)/apt-journal  ## 200 seeds of log lines, kills and a control plane that misbehaves (root)
-	$(VENV)/bin/python -m tests.chaos 200
+CHAOS_AT_ONCE := 1
+chaos: $(VENV)/ready $(STAMPS)/apt-journal  ## 200 seeds of log lines, kills and a control plane that misbehaves, CHAOS_AT_ONCE=2 side by side (root)
+	$(VENV)/bin/python -m tests.chaos 200 --at-once $(CHAOS_AT_ONCE)
 
 LOCK := pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
   --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

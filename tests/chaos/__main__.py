@@ -1,29 +1,25 @@
-"""`python -m tests.chaos COUNT [FIRST SEED]`: so many runs, one after the other; a line for each."""
+"""`python -m tests.chaos COUNT [--first SEED] [--at-once RUNS]`: so many runs; a line for each."""
 
 from __future__ import annotations
 
-import shutil
+import argparse
 import sys
-import tempfile
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 
-from tests.chaos.harness import run
+from tests.chaos.harness import run_and_clear
 
 
-def main(count: int, first: int) -> int:
-    failures = 0
-    for seed in range(first, first + count):
-        root = Path(tempfile.mkdtemp(prefix=f"plexd-chaos-{seed}-"))
-        report = run(seed, root / "run")
-        print(report, flush=True)
-        if report.problems:
-            failures += 1
-            print(f"  kept: {root}", flush=True)
-        else:
-            shutil.rmtree(root)
-    print(f"{count} runs, {failures} failed")
-    return 1 if failures else 0
+def main(count: int, first: int, at_once: int) -> int:
+    with ProcessPoolExecutor(at_once, max_tasks_per_child=1) as runs:
+        kept = list(runs.map(run_and_clear, range(first, first + count)))
+    print(f"{count} runs, {kept.count(False)} failed")
+    return 0 if all(kept) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("count", type=int)
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.count, arguments.first, arguments.at_once))

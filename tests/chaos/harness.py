@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import random
+import re
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,12 +61,16 @@ logs:
 
 @dataclass
 class Report:
-    """What came of it. `problems` are broken promises, none of them is good."""
+    """What came of it. `problems` are broken promises, none of them is good.
+
+    `aside` lines were put aside on the node, with others that the control plane refuses.
+    """
 
     seed: int
     lines: int = 0
     kills: int = 0
     repeated: int = 0
+    aside: int = 0
     gaps: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -70,7 +79,7 @@ class Report:
         verdict = "; ".join(self.problems) or "nothing lost"
         return (
             f"seed {self.seed}: {self.lines} lines, {self.kills} kills, {self.repeated} repeated,"
-            f" {len(self.gaps)} gaps, {self.seconds:.1f} s: {verdict}"
+            f" {self.aside} put aside, {len(self.gaps)} gaps, {self.seconds:.1f} s: {verdict}"
         )
 
 
@@ -89,6 +98,7 @@ class Chaos:
         self._written = {"journal": 0, "app": 0, "web": 0, "cut": 0}
         self._events = {"auditd": 0, "k8s-audit": 0}
         self._process: asyncio.subprocess.Process | None = None
+        self._is_storming = False
 
     # the agent
 
@@ -108,7 +118,7 @@ class Chaos:
         await self._process.communicate()
 
     async def _keep_killing(self) -> None:
-        while True:
+        while self._is_storming:
             await asyncio.sleep(self._dice.random())
             await self._end(self._dice.choice([signal.SIGKILL] * 7 + [signal.SIGTERM]))
             self.report.kills += 1
@@ -123,18 +133,20 @@ class Chaos:
         return f"{source} line {number} {'x' * self._dice.choice([5, 60, 400])}"
 
     async def _write_journal(self) -> None:
-        while True:
+        while self._is_storming:
             for _ in range(self._dice.choice([1, 5, 40])):
                 self._journald.write(self._line("journal"))
             if self._dice.random() < 0.01:
-                self._journald.write(f"journal {POISON}")
+                for _ in range(self._dice.choice([1, 1, 5])):  # five are more than the requests for one batch can find
+                    self._journald.write(f"journal {POISON}")
+                    self._journald.write(self._line("journal"))
             if self._dice.random() < 0.02:
                 await asyncio.to_thread(self._journald.control, "--rotate")
             await asyncio.sleep(self._dice.random() * 0.05)
 
     async def _write_file(self, source: str) -> None:
         path = self._logs / f"{source}.log"
-        while True:
+        while self._is_storming:
             with path.open("a") as file:
                 for _ in range(self._dice.choice([1, 5, 40])):
                     file.write(self._line(source) + "\n")
@@ -151,7 +163,7 @@ class Chaos:
         """It is emptied once the agent has seen what is in it; of what it never saw, nobody could tell."""
         path = self._logs / "cut.log"
         since = 0
-        while True:
+        while self._is_storming:
             with path.open("a") as file:
                 for _ in range(self._dice.choice([1, 5, 20])):
                     file.write(self._line("cut") + "\n")
@@ -162,7 +174,7 @@ class Chaos:
 
     async def _write_audit(self, source: str) -> None:
         path = self._audit / f"{source}.log"
-        while True:
+        while self._is_storming:
             with path.open("a") as file:
                 for _ in range(self._dice.choice([1, 5, 20])):
                     for line in audit_lines(source, self._events[source]):
@@ -188,7 +200,7 @@ class Chaos:
             Fault(effect=Effect.DISCONNECT, count=2), Fault(effect=Effect.CUT), Fault(delay_seconds=1.0),
             Fault(effect=Effect.DISCONNECT, delay_seconds=0.5),
         ]  # fmt: skip
-        while True:
+        while self._is_storming:
             await asyncio.sleep(self._dice.random() * 0.4)
             if self._dice.random() < 0.15:
                 await admin.stop_listening()
@@ -226,23 +238,21 @@ class Chaos:
         storms = [self._keep_killing(), self._write_journal(), self._write_file("app"), self._write_file("web"),
                   self._write_emptied_file(), self._write_audit("auditd"), self._write_audit("k8s-audit"),
                   self._misbehave()]  # fmt: skip
-        await self._for(WRITING_SECONDS, *storms)
-        if self._process is not None and self._process.returncode is None:
-            await self._end(signal.SIGKILL)
+        await self._storm(WRITING_SECONDS, *storms)
+        await self._end(signal.SIGKILL)
         await self._settle()
         self._judge()
         self.report.seconds = time.monotonic() - started
         return self.report
 
-    async def _for(self, seconds: float, *work: Coroutine[Any, Any, None]) -> None:
-        tasks = [asyncio.create_task(coroutine) for coroutine in work]
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+    async def _storm(self, seconds: float, *work: Coroutine[Any, Any, None]) -> None:
+        """Each comes to its own end: what is cancelled may leave a rotation or the start of an agent half done."""
+        self._is_storming = True
+        async with asyncio.TaskGroup() as tasks:
+            for coroutine in work:
+                tasks.create_task(coroutine)
+            await asyncio.sleep(seconds)
+            self._is_storming = False
 
     async def _until_files_are_known(self) -> None:
         """A file that comes and goes between two looks of the agent was never there for it."""
@@ -275,13 +285,12 @@ class Chaos:
 
     def _is_complete(self) -> bool:
         """All lines, or of a file that was emptied the last one."""
-        found = self._followed()["sources"]
+        found, aside = self._followed()["sources"], self._put_aside()
         lost = found.pop("cut")["missing"]
         if any(set(numbers) != set(range(self._events[source])) for source, numbers in self._audited().items()):
             return False
-        return not any(sequence["missing"] for sequence in found.values()) and (
-            not lost or lost[-1] < self._written["cut"] - 1
-        )
+        missing = {(source, number) for source, sequence in found.items() for number in sequence["missing"]}
+        return missing <= aside and (not lost or lost[-1] < self._written["cut"] - 1)
 
     def _audited(self) -> dict[str, list[int]]:
         """The numbers of audit events that arrived, by source."""
@@ -309,24 +318,52 @@ class Chaos:
         report.lines = sum(self._written.values())
         self._judge_audit()
         report.gaps = found["gaps"]
+        aside = self._put_aside()
+        report.aside = len(aside)
         for source, sequence in found["sources"].items():
             report.repeated += sequence["repeated"]
             if sequence["disordered"]:
                 report.problems.append(f"{source}: out of order {sequence['disordered'][:5]}")
-            missing = sequence["missing"]
+            missing = [number for number in sequence["missing"] if (source, number) not in aside]
+            if source == "journal":
+                unstored = set(missing) - self._stored_by_journald()
+                if unstored:
+                    report.problems.append(f"journald itself did not keep {len(unstored)} of {len(missing)} lines")
             if missing and not self._is_covered(source, len(missing)):
-                report.problems.append(f"{source}: {len(missing)} lost without a marker, first {missing[:5]}")
+                report.problems.append(f"{source}: {len(missing)} lost without a marker, {ranges(missing)}")
         entries = self._plane.admin.telemetry(self._identity["node_id"], "logs")
-        texts = [entry["message"] for entry in entries]
+        texts = [entry["message"] for entry in entries] + self._in_quarantine()
         if any(self._identity["node_secret_key"] in text for text in texts):
             report.problems.append("the node key was forwarded")
         if "the key is [redacted]." not in texts:
             report.problems.append("the line with the redacted key did not arrive")
 
+    def _in_quarantine(self) -> list[str]:
+        """The messages that the agent put aside."""
+        files = (self._root / "data/telemetry/quarantine").glob("logs-*.json.gz")
+        return [entry["message"] for file in files for entry in json.loads(gzip.decompress(file.read_bytes()))]
+
+    def _put_aside(self) -> set[tuple[str, int]]:
+        found = [re.search(PATTERN, message) for message in self._in_quarantine()]
+        return {(match["source"], int(match["number"])) for match in found if match is not None}
+
+    def _stored_by_journald(self) -> set[int]:
+        """The numbers that are in the journal, whatever became of them later."""
+        words = ["journalctl", "--merge", "--quiet", "--output=cat", f"--directory={self._journald.directory}"]
+        text = subprocess.run(words, check=True, capture_output=True).stdout.decode()
+        return {int(match["number"]) for match in re.finditer(PATTERN, text, re.MULTILINE)}
+
     def _is_covered(self, source: str, missing: int) -> bool:
         name = "journald" if source == "journal" else str(self._logs / f"{source}.log")
         markers = [gap for gap in self.report.gaps if gap["source"] == name]
         return any(gap["lost"] is None for gap in markers) or sum(gap["lost"] for gap in markers) >= missing > 0
+
+
+def ranges(numbers: list[int]) -> str:
+    """`3-7 9`: where they lie."""
+    starts = [number for index, number in enumerate(numbers) if not index or numbers[index - 1] != number - 1]
+    ends = [number for index, number in enumerate(numbers) if numbers[index + 1 : index + 2] != [number + 1]]
+    return " ".join(f"{start}-{end}" if start != end else f"{start}" for start, end in zip(starts, ends, strict=True))
 
 
 def audit_lines(source: str, number: int) -> list[str]:
@@ -356,8 +393,16 @@ async def chaos(seed: int, root: Path) -> Report:
             return await Chaos(seed, root, plane, identity, journald).run()
 
 
-def run(seed: int, root: Path, judge: Callable[[Report], None] = lambda _: None) -> Report:
+def run(seed: int, root: Path) -> Report:
     root.mkdir(exist_ok=True)
-    report = asyncio.run(chaos(seed, root))
-    judge(report)
-    return report
+    return asyncio.run(chaos(seed, root))
+
+
+def run_and_clear(seed: int) -> bool:
+    """Whether nothing was lost; if it was, what there is to look at stays. Runs side by side share nothing."""
+    root = Path(tempfile.mkdtemp(prefix=f"plexd-chaos-{seed}-"))
+    report = run(seed, root)
+    if not report.problems:
+        shutil.rmtree(root)
+    print(report, *([f"  kept: {root}"] if report.problems else []), sep="\n", flush=True)
+    return not report.problems
