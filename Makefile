@@ -27,7 +27,7 @@ demo: $(VENV)/ready $(STAMPS)/apt-mesh  ## three nodes, a mesh, sabotage and hea
 	$(VENV)/bin/plexd lab up --nodes 3
 
 test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun $(STAMPS)/apt-journal  ## unit, contract, integration and namespace tests (root for the last)
-	$(VENV)/bin/pytest -m "not kernel"
+	$(VENV)/bin/python -m tests.lanes
 
 test-kernel: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## the agent against the Debian kernel in QEMU (root)
 	$(VENV)/bin/python -m tests.kernel.run
