@@ -1,4 +1,7 @@
-"""A real agent beside a control plane that breaks in every way: the mesh stays, nobody is removed, all comes back."""
+"""A real agent beside a control plane that breaks in every way: the mesh stays, nobody is removed, all comes back.
+
+It is one agent for all faults, one after the other: what a fault leaves behind is the next one's problem.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,6 @@ import pytest
 from tests.faults.world import MARKS, PATIENCE, Peer, World, run, wait_until
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """One agent for all faults, one after the other: what a fault leaves behind is the next one's problem."""
-    with World(tmp_path_factory.mktemp("faults")) as world:
-        world.register()
-        yield world
-        assert world.end_agent() == 0
 
 
 @pytest.fixture(autouse=True)

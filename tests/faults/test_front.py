@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ import pytest
 from tests.faults.world import MARKS, PATIENCE, PLEXD, Peer, World, wait_until
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(tmp_path_factory.mktemp("front")) as world:
-        world.register()
-        yield world
-        assert world.end_agent() == 0
 
 
 def curl(world: World, method: str, route: str, body: Any = None) -> tuple[int, Any]:
@@ -87,17 +78,21 @@ def test_secret_that_was_read_a_hundred_times_is_nowhere(world: World) -> None:
 
 
 def test_secret_is_not_given_without_the_control_plane_and_state_is(world: World) -> None:
+    world.plane.ask("PUT", f"/nodes/{world.node_id}/secrets/mail", {"value": SECRET})
+    assert curl(world, "GET", "/v1/state/secrets/mail")[0] == 200
     world.plane.ask("POST", "/listener/stop")
     try:
-        status, document = curl(world, "GET", "/v1/state/secrets/db%2Fpass")
+        status, document = curl(world, "GET", "/v1/state/secrets/mail")
         assert (status, document["code"]) == (503, "control_plane_unavailable")
         assert curl(world, "GET", "/v1/state/data")[0] == 200
     finally:
         world.plane.ask("POST", "/listener/start")
-    wait_until("secrets are back", lambda: curl(world, "GET", "/v1/state/secrets/db%2Fpass")[0] == 200)
+    wait_until("secrets are back", lambda: curl(world, "GET", "/v1/state/secrets/mail")[0] == 200)
 
 
 def test_report_arrives_after_an_outage_with_a_killed_agent_in_it(world: World) -> None:
+    world.plane.ask("PATCH", f"/nodes/{world.node_id}/state", {"members": {"metadata": {"region": "ap-1"}}})
+    wait_until("the metadata is here", lambda: curl(world, "GET", "/v1/state/metadata")[1] == {"region": "ap-1"})
     report = {"content_type": "application/json", "payload": {"ok": True}}
     assert curl(world, "PUT", "/v1/state/report/kept", report)[0] == 200
     assert curl(world, "PUT", "/v1/state/report/gone", report)[0] == 200
@@ -115,7 +110,7 @@ def test_report_arrives_after_an_outage_with_a_killed_agent_in_it(world: World) 
         assert held(world) == {"kept": {"ok": True}, "gone": {"ok": True}}
     finally:
         world.plane.ask("POST", "/listener/start")
-    assert answers == [{"region": "us-1"}]
+    assert answers == [{"region": "ap-1"}]
     wait_until("what happened meanwhile has arrived", lambda: held(world) == {"kept": {"ok": False}})
     wait_until("nothing is due", lambda: curl(world, "GET", "/v1/status")[1]["counts"]["reports_pending"] == 0)
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -230,21 +229,18 @@ def live(one: Member, other: Member, script: Callable[[Living], Awaitable[None]]
         other.leave()
 
 
-@contextlib.contextmanager
-def pinging(one: Member, other: Member) -> Iterator[list[int]]:
-    """A ping every 10 ms meanwhile; afterwards the list has how many were sent and how many were answered."""
-    counts: list[int] = []
-    with subprocess.Popen(
-        one.namespace.command("ping", "-n", "-i", "0.01", other.mesh_ip), stdout=subprocess.PIPE, text=True
-    ) as ping:
-        try:
-            yield counts
-        finally:
-            ping.send_signal(signal.SIGINT)
-            told, _ = ping.communicate()
-    found = re.search(r"(\d+) packets transmitted, (\d+) received", told)
-    assert found is not None, told
-    counts += map(int, found.groups())
+@contextlib.asynccontextmanager
+async def pinging(one: Member, other: Member) -> AsyncIterator[list[int]]:
+    """A hundred pings, one every 10 ms, whose end ends the context; the list then has the numbers of those answered."""
+    answered: list[int] = []
+    ping = await asyncio.create_subprocess_exec(
+        *one.namespace.command("ping", "-n", "-i", "0.01", "-c", "100", other.mesh_ip), stdout=subprocess.PIPE
+    )
+    try:
+        yield answered
+    finally:
+        told, _ = await ping.communicate()
+    answered += map(int, re.findall(rb"icmp_seq=(\d+) ", told))
 
 
 RECEIVE = """
