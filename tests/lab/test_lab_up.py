@@ -54,9 +54,13 @@ def lab() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
-    finally:
-        process.kill()
-        process.communicate()
+    finally:  # what still runs has not been waited for: its test has failed, and the next one starts from nothing
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

@@ -19,6 +19,7 @@ SERVERS = ("203.0.113.10", "203.0.113.11")
 SERVERS_IPV6 = ("2001:db8::10", "2001:db8::11")
 STUN_PORT = 3478
 MESH_PORT = 51820
+STOP_SECONDS = 60.0
 MASQUERADE = "masquerade"
 SYMMETRIC = "masquerade random"
 _numbers = itertools.count(1)
@@ -146,7 +147,11 @@ class Agent:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(STOP_SECONDS)
+            finally:
+                self._process.kill()
+                self._process.wait()
         (UAPI_SOCKETS / f"{self.interface}.sock").unlink(missing_ok=True)
 
     def logged(self, message: str) -> list[dict[str, Any]]:

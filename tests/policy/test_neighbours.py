@@ -176,13 +176,13 @@ def test_neighbour_is_the_same_to_the_byte_whatever_plexd_does(
 def test_traffic_of_the_host_itself_is_never_affected(mesh: Mesh) -> None:
     """Under default deny, and while the table is replaced over and over: not one ping over the underlay is lost."""
     underlay = mesh.network.address(2)
-    pinging = subprocess.Popen(
-        mesh.one.namespace.command("ping", "-n", "-i", "0.01", "-c", "300", underlay), stdout=subprocess.PIPE, text=True
-    )
     number = 0
-    while pinging.poll() is None:
-        number += 1
-        mesh.set_policies(allow("*", "*", number, "tcp"))
-        if number % 10 == 0:
-            mesh.one.namespace.run("nft", "flush", "ruleset")
-    assert "300 received" in pinging.communicate()[0]
+    with subprocess.Popen(
+        mesh.one.namespace.command("ping", "-n", "-i", "0.01", "-c", "300", underlay), stdout=subprocess.PIPE, text=True
+    ) as pinging:
+        while pinging.poll() is None:
+            number += 1
+            mesh.set_policies(allow("*", "*", number, "tcp"))
+            if number % 10 == 0:
+                mesh.one.namespace.run("nft", "flush", "ruleset")
+        assert "300 received" in pinging.communicate()[0]
