@@ -39,7 +39,7 @@ def shown(member: Member) -> str:
         addresses = ip("-o", "address", "show", "scope", "global")
     except LabError:
         return "gone"
-    facts = (link["ifalias"], link["mtu"], "UP" in link["flags"], re.findall(r"inet6? (\S+)", addresses))
+    facts = (link.get("ifalias"), link["mtu"], "UP" in link["flags"], re.findall(r"inet6? (\S+)", addresses))
     return f"{facts}\n{''.join(routes)}"
 
 
