@@ -122,6 +122,28 @@ class Supervisor:
             self._on_flapping(names)
 
 
+class Groups:
+    """Groups of services, each under a supervisor of its own; `on_flapping(names)` tells of all that keep failing."""
+
+    def __init__(self, on_flapping: Callable[[frozenset[str]], None]) -> None:
+        self._on_flapping = on_flapping
+        self._flapping: dict[str, frozenset[str]] = {}
+
+    def supervisor(self, group: str) -> Supervisor:
+        """The group begins anew: what failed in one of the same name before is forgotten."""
+
+        def on_flapping(names: frozenset[str]) -> None:
+            self._flapping[group] = names
+            self._on_flapping(frozenset().union(*self._flapping.values()))
+
+        if self._flapping.get(group):
+            on_flapping(frozenset())
+        return Supervisor(on_flapping)
+
+    def start(self, group: str, services: Sequence[Service]) -> asyncio.Task[None]:
+        return asyncio.create_task(self.supervisor(group).run(services), name=group)
+
+
 class Exchangeable:
     """Services that can be exchanged for others while everything else goes on; one service to whoever runs it.
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.errors import ConfigError, FatalError, LocalStateError
-from plexd.supervisor import Supervisor
+from plexd.supervisor import Groups, Supervisor
 from tests.virtual_time import run_virtual
 
 
@@ -304,3 +304,23 @@ def test_stop_during_a_pause_is_a_stop() -> None:
 
     run_virtual(main())
     assert service.starts == [0]
+
+
+def test_groups_tell_of_all_that_keep_failing_and_forget_those_of_a_group_that_begins_anew() -> None:
+    told: list[frozenset[str]] = []
+
+    async def main() -> None:
+        groups = Groups(told.append)
+        first = groups.start("first", [Scripted(fail, "a")])
+        second = groups.start("second", [Scripted(fail, "b")])
+        await asyncio.sleep(700)
+        first.cancel()
+        await asyncio.wait({first})
+        third = groups.start("first", [Scripted(live, "c")])
+        await asyncio.sleep(1)
+        for task in (second, third):
+            task.cancel()
+        await asyncio.wait({second, third})
+
+    run_virtual(main())
+    assert told[-2:] == [{"a", "b"}, {"b"}]

@@ -49,7 +49,7 @@ class Recovery:
         self._node = node
         self._renewal = renewal
         self._probe = probe
-        self._interval = interval
+        self.interval = interval
         self._uniform = uniform
 
     async def run(self) -> None:
@@ -78,4 +78,4 @@ class Recovery:
                 log.warning("identity confirmed after a refusal", next_step="nothing: a passing fault")
             if accepted is not None:
                 return not accepted
-            delay = self._interval
+            delay = self.interval

@@ -1,0 +1,192 @@
+"""Which services make a node, and who tells whom: each is built here, and handed the little it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import urlsplit
+
+from plexd.control import ControlPlane
+from plexd.converge import Converger
+from plexd.daemon.mesh_settings import mesh_settings
+from plexd.daemon.reloading import Configuration
+from plexd.daemon.traversal import Traversal
+from plexd.enrolment import TokenSearch
+from plexd.front import Front
+from plexd.health import Health
+from plexd.linux import systemd
+from plexd.linux.kernel import Kernel
+from plexd.mesh.nat import Finding
+from plexd.mesh.target import Settings
+from plexd.node import Node
+from plexd.overview import Membership, Overview
+from plexd.renewal import Renewal
+from plexd.services.capabilities import Capabilities
+from plexd.services.clocks import Clocks
+from plexd.services.drift import DriftReports
+from plexd.services.effects import Effects
+from plexd.services.garbage import Garbage
+from plexd.services.heartbeat import Heartbeat
+from plexd.services.listener import Listener
+from plexd.services.persist import Persist
+from plexd.services.reconcile import Reconcile
+from plexd.services.recovery import Recovery
+from plexd.services.refusals import Refusals
+from plexd.services.registration import Registrar
+from plexd.services.repair import Repair
+from plexd.services.resolve import Resolve
+from plexd.services.rotation import Rotation
+from plexd.services.watch import Watch
+from plexd.services.watchdog import Watchdog
+from plexd.store.identity import Identity, IdentityStore
+from plexd.store.snapshot import SnapshotStore
+from plexd.supervisor import Groups, Service, Supervisor
+from plexd.telemetry.assembly import Telemetry
+from plexd.uplink import SelfDescription, Uplink
+from plexd.wire.envelope import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is there before the node is registered, and stays whichever node it becomes.
+
+    `started_at` is monotonic.
+    """
+
+    configuration: Configuration
+    identities: IdentityStore
+    snapshots: SnapshotStore
+    tokens: TokenSearch
+    health: Health
+    overview: Overview
+    front: Front
+    groups: Groups
+    notifier: systemd.Notifier
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The control plane, and what is owed to it whether or not the node is registered yet."""
+
+    control: ControlPlane
+    description: SelfDescription
+    registrar: Registrar
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A node at work.
+
+    `work` ends first at a stop, and pauses while the identity changes; `recovery` is what changes it; `vital` goes on
+    until the end. `persist` and `drift`, which are among those, are asked to save what they hold.
+    """
+
+    node: Node
+    kernel: Kernel
+    work: list[Service]
+    recovery: Recovery
+    vital: list[Service]
+    persist: Persist
+    drift: DriftReports
+
+
+def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work: Supervisor) -> Agent:
+    """Nothing runs yet when this returns; `work` is what will run the agent's work."""
+    configuration, health, front = ground.configuration, ground.health, ground.front
+    control, telemetry = upstream.control, upstream.telemetry
+    config = configuration.current
+    beat_interval, interval = config.heartbeat.interval.total_seconds(), config.reconcile.interval.total_seconds()
+
+    # what the following need of each other before all of them are there
+    def settings(identity: Identity) -> Settings | None:
+        return mesh_settings(configuration.current, identity, resolve.control_plane)
+
+    def finding() -> Finding | None:
+        return traversal.finding
+
+    converger = Converger(kernel, node, settings, health)
+    uplink = Uplink(control, node, health, upstream.description, converger.status, finding, ground.started_at)
+    traversal = Traversal(configuration, ground.groups, node, kernel, control, uplink, converger)
+    persist = Persist(node, ground.snapshots, ground.identities)
+    drift = DriftReports(uplink, node, ground.snapshots)
+    reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
+    resolve = Resolve(node, converger.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
+    rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)
+    refusals = Refusals(uplink, node)
+    effects = Effects(
+        node,
+        uplink.own,
+        converger.apply_event,
+        reconcile.request,
+        rotation.request,
+        refusals.refuse_action,
+        refusals.refuse_session,
+        persist.save_signing_keys,
+        persist.save_entries,
+    )
+    listener = Listener(control, node, Verifier(), effects.handle, reconcile.request, health, interval)
+    heartbeat = Heartbeat(uplink.beat, node, beat_interval, reconcile.request, rotation.request)
+    renewal = Renewal(
+        node,
+        ground.identities,
+        ground.snapshots,
+        upstream.registrar,
+        ground.tokens,
+        work.paused,
+        persist.writing,
+        converger.converge,
+    )
+    recovery = Recovery(node, renewal, heartbeat.probe, beat_interval)
+
+    ground.overview.membership = Membership(node, converger, finding)
+    converger.on_unresolved = resolve.names_changed.set
+    converger.on_created = partial(traversal.look_again, "interface created")
+    rotation.on_rotated.append(heartbeat.request)
+    listener.on_reconnected.append(partial(traversal.look_again, "stream connected again"))
+    listener.on_connected.append(telemetry.wake)
+    if (trail := telemetry.trail) is not None:
+        rotation.on_accepted.append(trail.mesh_key_rotated)
+        persist.on_new_signing_key.append(trail.signing_key_rotated)
+        listener.on_rejected.append(trail.event_rejected)
+        front.on_secret_read.append(lambda read: trail.secret_read(*read))
+
+    def pace() -> None:
+        now = configuration.current
+        heartbeat.interval = recovery.interval = now.heartbeat.interval.total_seconds()
+        reconcile.interval = listener.poll_interval = now.reconcile.interval.total_seconds()
+        reconcile.request("configuration reloaded")  # also ends a wait of the old length
+
+    configuration.live.update(dict.fromkeys(("heartbeat", "reconcile"), pace))
+    pass_is_due = partial(reconcile.request_pass, "configuration reloaded")
+    configuration.live.update(dict.fromkeys(("mesh.mtu", "mesh.persistent_keepalive", "policy"), pass_is_due))
+    configuration.live["nat_traversal"] = traversal.services.exchange
+
+    vital: list[Service] = [heartbeat, persist, drift]
+    if (watchdog_seconds := systemd.watchdog_interval()) is not None:
+        vital.append(Watchdog(watchdog_seconds / 3, lambda: ground.notifier.send("WATCHDOG=1")))
+    return Agent(
+        node,
+        kernel,
+        work=[
+            reconcile,
+            listener,
+            resolve,
+            rotation,
+            refusals,
+            Capabilities(uplink, node),
+            Watch("watch network", partial(kernel.watch, converger.is_wanted)),
+            Watch("watch firewall", kernel.watch_firewall),
+            Repair(kernel, converger, converger.up, drift.cycle_ended),
+            Clocks(reconcile.request),
+            *front.join(node, uplink, listener.on_connected, reconcile.request),
+            Garbage(),
+            traversal.services,
+            *telemetry.join(node, converger),
+        ],
+        recovery=recovery,
+        vital=vital,
+        persist=persist,
+        drift=drift,
+    )

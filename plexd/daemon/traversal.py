@@ -1,0 +1,85 @@
+"""The ways through NATs: the services that find them, as the configuration wants them now."""
+
+from __future__ import annotations
+
+import asyncio
+
+from plexd.control import ControlPlane
+from plexd.converge import Converger
+from plexd.daemon.reloading import Configuration
+from plexd.linux.kernel import Kernel
+from plexd.linux.lookup import look_up
+from plexd.linux.stun import StunClient
+from plexd.mesh.nat import Finding
+from plexd.node import Node
+from plexd.services.addresses import HostAddresses
+from plexd.services.endpoint import Discovery, EndpointReport, stated
+from plexd.services.fallback import Fallback
+from plexd.supervisor import Exchangeable, Groups, Service
+from plexd.uplink import Uplink
+
+
+class Traversal:
+    """`services` is to be run, and exchanged when `nat_traversal` changes."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        groups: Groups,
+        node: Node,
+        kernel: Kernel,
+        control: ControlPlane,
+        uplink: Uplink,
+        converger: Converger,
+    ) -> None:
+        self.services = Exchangeable("nat traversal", self._start)
+        self._configuration = configuration
+        self._groups = groups
+        self._node = node
+        self._kernel = kernel
+        self._control = control
+        self._uplink = uplink
+        self._converger = converger
+        self._report: EndpointReport | None = None
+
+    @property
+    def finding(self) -> Finding | None:
+        """Where peers reach this node, as far as that is known."""
+        return self._report.finding if self._report is not None else None
+
+    def look_again(self, reason: str) -> None:
+        if self._report is not None:
+            self._report.request(reason)
+
+    def _start(self) -> asyncio.Task[None]:
+        self._report = self._make_report()
+        services: list[Service] = []
+        if self._report is not None:
+            services += [self._report, HostAddresses(self._kernel, self._readdressed)]
+        if self._configuration.current.nat_traversal.fallback == "relay":
+            services.append(Fallback(self._converger))
+        return self._groups.start("nat traversal", services)
+
+    def _make_report(self) -> EndpointReport | None:
+        nat, port = self._configuration.current.nat_traversal, self._configuration.current.mesh.listen_port
+        if not nat.enabled:
+            return None
+        known: Finding | None = None
+        if nat.public_endpoint:
+            discover, known = stated(nat.public_endpoint)
+        else:
+            stun, timeout = StunClient(port), nat.timeout.total_seconds()
+            discover = Discovery(stun, look_up, self._kernel.local_addresses, nat.stun_servers, port, timeout).discover
+        return EndpointReport(
+            self._uplink,
+            self._node,
+            self._converger.up,
+            self._converger.apply_event,
+            discover,
+            known,
+            nat.refresh_interval.total_seconds(),
+        )
+
+    def _readdressed(self, reason: str) -> None:
+        self._control.forget_connections()
+        self.look_again(reason)
