@@ -7,6 +7,7 @@ import base64
 import contextlib
 import gzip
 import json
+import socket
 import ssl
 import time
 import zlib
@@ -690,6 +691,15 @@ def test_control_plane_that_is_gone_refuses_connections_and_comes_back_on_its_po
             await plane.start()
             assert plane.url == url
             assert (await alpha.call(endpoints.STATE)).status_code == 200
+
+    run(test)
+
+
+def test_port_of_a_control_plane_that_is_gone_is_given_to_nobody() -> None:
+    async def test(plane: LabControlPlane) -> None:
+        await plane.stop()
+        with socket.socket() as another, pytest.raises(OSError, match="in use"):
+            another.bind(("127.0.0.1", int(plane.url.rpartition(":")[2])))
 
     run(test)
 

@@ -78,6 +78,8 @@ class LabControlPlane:
     async def __aenter__(self) -> Self:
         self.save()
         async with contextlib.AsyncExitStack() as entered:
+            # while nobody listens the kernel gives the port to no other connection
+            entered.enter_context(self._bind())
             await self._listener.start()
             entered.push_async_callback(self._listener.stop)
             if self._admin_listener is not None and self._admin_socket is not None:
