@@ -194,4 +194,5 @@ def test_nothing_is_lost_whatever_dies_or_refuses(world: World, seed: int) -> No
     for found in numbers(world).values():
         assert list(dict.fromkeys(found)) == list(range(written))
     assert not told(world, "TELEMETRY_GAP")
-    assert len(told(world, "agent_started")) >= 5
+    starts = len(world.said("plexd started"))  # an agent may have been killed before it came to that
+    wait_until("the starts were told", lambda: len(told(world, "agent_started")) >= starts)

@@ -91,6 +91,7 @@ def die_while_rotating(pair: Pair, rotated: NodeProcess, node: NodeProcess, step
     """`node` dies, in the rotation of its own key or in that of the other one."""
     before = pair.public_key(rotated)
     node.kill()
+    pair.wait("the end of its stream", lambda: pair.ask("GET", f"/nodes/{node.name}")["streams"] == 0)
     start_mortal(node, *step, moment)
     pair.wait("the agent", lambda: node.api_socket.exists() and pair.reaches(node))
     pair.wait("its stream", lambda: pair.ask("GET", f"/nodes/{node.name}")["streams"] == 1)
