@@ -30,7 +30,9 @@ from plexd.mesh.changes import (
     PutPeer,
     RemoveFirewall,
     RemovePeer,
+    RenewSessions,
     ReplaceFirewall,
+    SetDevice,
     SetDown,
 )
 from plexd.mesh.contested import Guard, contest_correction
@@ -38,6 +40,8 @@ from plexd.mesh.desired import Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.firewall import Hits, Openings, hits, ruleset
+from plexd.mesh.handshakes import Awaited, awaited_anew, awaited_new, next_round, plan_again, unanswered
+from plexd.mesh.keys import PrivateKey
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed, Route
 from plexd.mesh.plan import plan, plan_event, plan_network, withhold
 from plexd.mesh.policy import Resolved
@@ -98,6 +102,7 @@ class Converger:
     endpoint names to addresses and is read at every pass; others may write it. `clean` is set while the last try, pass
     or event, succeeded in everything. `since` tells when this process put a peer on the interface, in Unix seconds by
     peer id, `policies_applied_at` when it put the policies in force, None before.
+    `awaiting` is set while peers ought to shake hands, and `try_handshakes_again` is due every little while.
     `openings` are the services let in for a while; what is put there counts from the next `apply_event` or pass on.
     """
 
@@ -114,6 +119,7 @@ class Converger:
         self.on_created: Callable[[], None] = lambda: None
         self.on_unresolved: Callable[[], None] = lambda: None
         self.clean = asyncio.Event()
+        self.awaiting = asyncio.Event()
         self.since: dict[str, float] = {}
         self.policies_applied_at: float | None = None
         self.openings = Openings()
@@ -133,6 +139,8 @@ class Converger:
         self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
         self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
         self._endpoints_since = 0.0  # those that were there before
+        self._awaited: dict[str, Awaited] = {}
+        self._renewed_under: PrivateKey | None = None  # the key with which sessions ended last
         self._warned: frozenset[tuple[str, str]] = frozenset()
         self._ipv6 = True  # whether the interface has it, by the last look
         self._missed_ipv6 = False
@@ -167,6 +175,7 @@ class Converger:
                 repairs = target is self._applied or target == self._applied
                 if repairs:
                     guard, changes = guard.admit(interface, due, now)
+                begun = self._now()
                 outcomes = await self._apply(changes, target, observed) if changes else []
             except KernelError as exc:
                 self.clean.clear()
@@ -181,6 +190,7 @@ class Converger:
                 self._endpoints_since = now
             failed = self._note(outcomes, target)
             self._tell(outcomes, target)
+            self._await_handshakes(outcomes, target, begun)
             self._set_down(_why_down(interface, due, changes, outcomes))
             self._health.set(Condition.CHANGES_FAILED, bool(failed), _first_error(outcomes))
             if failed:
@@ -273,6 +283,7 @@ class Converger:
             if self._applied is None or target is None:
                 return False  # the first pass has not been through yet and will bring everything
             changes = plan_event(self._applied, target, ipv6=self._ipv6)
+            begun = self._now()
             try:
                 outcomes = await self._apply(changes, target, None) if changes else []
             except KernelError as exc:
@@ -280,6 +291,7 @@ class Converger:
                 log.error("event not applied", error=str(exc))
                 return False
             self._tell(outcomes, target)
+            self._await_handshakes(outcomes, target, begun)
             return self._note_beside_a_pass(outcomes, target)
 
     async def try_next_endpoints(self) -> None:
@@ -306,6 +318,41 @@ class Converger:
             self._note_beside_a_pass(outcomes, target)
         for peer_id, endpoint in moves.items():
             log.debug("next endpoint tried", peer=peer_id, endpoint=endpoint)
+
+    async def try_handshakes_again(self) -> bool:
+        """A round for the peers that ought to shake hands, some of which begin anew; False when a pass is due.
+
+        No event waits for the look, so a peer that one changes meanwhile is left alone.
+        """
+        self._awaited, due = next_round(self._awaited)
+        if not self._awaited:
+            self.awaiting.clear()
+        seen = self._applied
+        if not due or seen is None:
+            return True
+        try:
+            device = (await self._kernel.observe(firewall=False)).device
+            async with self._lock:
+                target = self._applied
+                if device is None or target is None or target.settings.private_key != device.private_key:
+                    return True
+                due = {peer_id: due[peer_id] for peer_id in due if target.peers.get(peer_id) == seen.peers.get(peer_id)}
+                waiting = unanswered(due, target, device)
+                changes = plan_again(waiting, target, device)
+                outcomes = await self._kernel.apply(changes) if changes else []
+        except KernelError as exc:
+            log.error("handshakes not tried again", error=str(exc))
+            return True
+        for peer_id in due.keys() - set(waiting):
+            self._awaited.pop(peer_id, None)
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if failed:  # a peer that was taken out may be missing
+            self.clean.clear()
+            self._health.set(Condition.CHANGES_FAILED, True, _first_error(failed))
+            log.error("handshakes not tried again", error=failed[0].error, count=len(failed))
+        elif changes:
+            log.debug("handshakes tried again", peers=len(changes) // 2)
+        return not failed
 
     async def look(self) -> tuple[Target | None, Observed | None]:
         """What is wanted and what is there, for who explains the difference; nothing here remembers or repairs.
@@ -438,6 +485,21 @@ class Converger:
             if isinstance(outcome.change, PutPeer) and outcome.change.endpoint is not None and outcome.error is None
         }
         return len(failures)
+
+    def _await_handshakes(self, outcomes: Sequence[Outcome], target: Target, begun: float) -> None:
+        """Of what was applied from `begun` on (Unix seconds)."""
+        done = [outcome.change for outcome in outcomes if outcome.error is None]
+        awaited = awaited_new(done, target)
+        key = target.settings.private_key
+        # the same key set once more, as after a failure beside it, ends no session
+        if key != self._renewed_under and any(isinstance(change, SetDevice) for change in done):
+            for change in done:
+                if isinstance(change, RenewSessions):
+                    awaited |= awaited_anew(change.public_keys, target, begun)
+                    self._renewed_under = key
+        if awaited:
+            self._awaited |= awaited
+            self.awaiting.set()
 
     def _tell(self, outcomes: Sequence[Outcome], target: Target) -> None:
         peers = [outcome.change for outcome in outcomes if outcome.error is None]

@@ -26,6 +26,7 @@ from plexd.services.clocks import Clocks
 from plexd.services.drift import DriftReports
 from plexd.services.effects import Effects
 from plexd.services.garbage import Garbage
+from plexd.services.handshakes import Handshakes
 from plexd.services.heartbeat import Heartbeat
 from plexd.services.listener import Listener
 from plexd.services.persist import Persist
@@ -179,6 +180,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
             Watch("watch network", partial(kernel.watch, converger.is_wanted)),
             Watch("watch firewall", kernel.watch_firewall),
             Repair(kernel, converger, converger.up, drift.cycle_ended),
+            Handshakes(converger, reconcile.request_pass),
             Clocks(reconcile.request),
             *front.join(node, uplink, listener.on_connected, reconcile.request),
             Garbage(),

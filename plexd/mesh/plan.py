@@ -112,7 +112,7 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
         if peer is None:
             continue
         if was is None:
-            put.append(_new_peer(peer, after.settings))
+            put.append(new_peer(peer, after.settings))
         else:
             change = _update(
                 peer,
@@ -198,7 +198,7 @@ def _build(target: Target, observed: Observed) -> Iterator[Change]:
     yield AddAddress(Prefix.host(settings.mesh_ip))
     yield SetUp()
     for peer in target.peers.values():
-        yield _new_peer(peer, settings)
+        yield new_peer(peer, settings)
     for route in sorted(_possible_routes(target, observed), key=_route_identity):
         yield AddRoute(route)
 
@@ -241,7 +241,7 @@ def _plan_peers(target: Target, device: Device, now: float, moved: frozenset[str
     for peer in ids.values():
         held = device.peers.get(peer.public_key)
         if held is None:
-            added.append(_new_peer(peer, settings))
+            added.append(new_peer(peer, settings))
             continue
         if (held.allowed_ips, held.endpoint, held.psk, held.keepalive) == (
             peer.allowed_ips, peer.endpoint, peer.psk, settings.keepalive
@@ -266,7 +266,7 @@ def _endpoint_due(peer: TargetPeer, held: DevicePeer, now: float, moved: bool) -
     return moved or held.endpoint is None or now - held.last_handshake > HANDSHAKE_FRESH_SECONDS
 
 
-def _new_peer(peer: TargetPeer, settings: Settings) -> PutPeer:
+def new_peer(peer: TargetPeer, settings: Settings) -> PutPeer:
     return PutPeer(
         peer.id, peer.public_key, True, peer.psk, peer.endpoint, settings.keepalive, peer.allowed_ips, ("added",)
     )

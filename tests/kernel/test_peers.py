@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from dataclasses import replace
 
 import pytest
 
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
+from plexd.mesh.changes import RenewSessions
+from plexd.mesh.handshakes import Awaited, plan_again, unanswered
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey
 from plexd.mesh.plan import plan_event
 from plexd.mesh.target import Target, TargetPeer
-from tests.kernel.mesh import Agent, assert_in_kernel, mesh_of, numbered_peer, run, wg_dump, with_peers
+from tests.kernel.mesh import PRIVATE_KEY, Agent, assert_in_kernel, mesh_of, numbered_peer, run, wg_dump, with_peers
+from tests.tunnel.post import DATA, INITIATION, INITIATIONS_APART_SECONDS, RESPONSE, Post
 
 pytestmark = pytest.mark.usefixtures("namespace")
+
+OTHER_KEY = PrivateKey(bytes([16, *range(30), 64]))
 
 
 def one_changed(target: Target, peer: TargetPeer) -> Target:
@@ -104,19 +110,46 @@ def test_peer_that_the_kernel_refuses_does_not_keep_the_others_out() -> None:
 
 def test_own_new_key_has_the_peers_shake_hands_before_there_is_anything_to_send() -> None:
     """By themselves they would not: the keepalive goes on at its interval, and there is no traffic."""
-    peer = numbered_peer(1)._replace(endpoint=Endpoint(parse_ip("127.0.0.1"), 40_000))
-    agent = Agent(mesh_of([peer]))
-    agent.corrections()
-    wait_for_handshakes(1)
-    after = mesh_of([peer], private_key=PrivateKey(bytes([16, *range(30), 64])))
-    outcomes = agent.apply(plan_event(agent.target, after))
-    assert [outcome.error for outcome in outcomes] == [None, None]
-    wait_for_handshakes(2)
+    with Post(51820) as post:
+        peer = numbered_peer(1)._replace(endpoint=Endpoint(parse_ip("127.0.0.1"), post.ports[0]))
+        agent = Agent(mesh_of([peer]))
+        agent.corrections()
+        assert post.take(0)[0] == INITIATION
+        outcomes = agent.apply(plan_event(agent.target, mesh_of([peer], private_key=OTHER_KEY)))
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        assert post.take(0)[0] == INITIATION
 
 
-def wait_for_handshakes(count: int) -> None:
-    """Begun by the only peer, told by the bytes it sent."""
-    deadline = time.monotonic() + 4  # WireGuard tries again after five seconds
-    while int(run("wg", "show", "plexd0", "transfer").split()[2]) < count * 148:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_handshakes_that_cross_cost_both_until_one_device_takes_its_peer_out_and_puts_it_back() -> None:
+    with Post(51820, 51821) as post:
+        key = OTHER_KEY.public()
+        peer = numbered_peer(1)._replace(public_key=key, endpoint=Endpoint(parse_ip("127.0.0.1"), post.ports[0]))
+        agent = Agent(mesh_of([peer]))
+        start_other_device(peer, post.ports[1])
+        agent.corrections()
+        assert post.swap() == [INITIATION, INITIATION]
+        assert post.swap() == [RESPONSE, RESPONSE]
+        time.sleep(2 * INITIATIONS_APART_SECONDS)
+        agent.apply([RenewSessions((key,), 25)])  # nor does that, within five seconds
+        device = agent.observe().device
+        assert device is not None
+        waiting = unanswered({peer.id: Awaited(0.0, ())}, agent.target, device)
+        outcomes = agent.apply(plan_again(waiting, agent.target, device))
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        assert [post.carry(0), post.carry(1), post.carry(0)] == [INITIATION, RESPONSE, DATA]
+        assert_in_kernel(agent.target)
+        device = agent.observe().device
+        assert device is not None
+        assert unanswered({peer.id: Awaited(0.0, ())}, agent.target, device) == ()
+
+
+def start_other_device(peer: TargetPeer, own_peer_port: int) -> None:
+    """The peer, in the same network, with nothing but keys and a session to begin."""
+    run("ip", "link", "add", "other0", "type", "wireguard")
+    private_key, preshared_key = OTHER_KEY.reveal(), base64.b64encode(peer.psk).decode()
+    run("wg", "setconf", "other0", "/dev/stdin", stdin=(
+        f"[Interface]\nPrivateKey = {private_key}\nListenPort = 51821\n"
+        f"[Peer]\nPublicKey = {PRIVATE_KEY.public()}\nPresharedKey = {preshared_key}\n"
+        f"Endpoint = 127.0.0.1:{own_peer_port}\nPersistentKeepalive = 25\n"
+    ))  # fmt: skip
+    run("ip", "link", "set", "other0", "up")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -32,12 +33,15 @@ from plexd.mesh.changes import (
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
+    RenewSessions,
     SetUp,
 )
+from plexd.mesh.handshakes import Awaited, plan_again, unanswered
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Observed, Route
 from plexd.mesh.plan import plan
 from plexd.mesh.target import Settings, Target, TargetPeer
+from tests.tunnel.post import DATA, INITIATION, INITIATIONS_APART_SECONDS, RESPONSE, Post
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("left_behind")]
 
@@ -734,3 +738,60 @@ def test_under_systemd_the_program_gets_a_scope_of_its_own(
     assert asked.read_text() == (
         f"--scope --quiet --collect --description=WireGuard of {interface}, for plexd -- {path} -f {interface}\n"
     )
+
+
+def test_handshakes_that_cross_cost_both_until_one_device_takes_its_peer_out_and_puts_it_back(
+    namespace: str, interface: str
+) -> None:
+    own, key = settings(interface), PrivateKey.generate()
+    with Post(PORT, PORT + 1) as post, other_device(f"{interface}o") as other:
+        far = peer(1, public_key=key.public(), endpoint=Endpoint(parse_ip("127.0.0.1"), post.ports[0]))
+        wanted = target(own, far)
+        awaited = {far.id: Awaited(0.0, ())}
+
+        async def scenario() -> None:
+            door = kernel(interface)
+            await converge(door, wanted)
+            configure_other_device(other, key, own.private_key.public(), far.psk, post.ports[1])
+            assert post.swap() == [INITIATION, INITIATION]
+            assert post.swap() == [RESPONSE, RESPONSE]
+            await asyncio.sleep(2 * INITIATIONS_APART_SECONDS)
+            await door.apply([RenewSessions((far.public_key,), 25)])  # nor does that, within five seconds
+            device = (await door.observe()).device
+            assert device is not None
+            outcomes = await door.apply(plan_again(unanswered(awaited, wanted, device), wanted, device))
+            assert [outcome.error for outcome in outcomes] == [None, None]
+            assert [post.carry(0), post.carry(1), post.carry(0)] == [INITIATION, RESPONSE, DATA]
+            assert await changes_due(door, wanted) == ()
+            device = (await door.observe()).device
+            assert device is not None
+            assert unanswered(awaited, wanted, device) == ()
+            await door.close()
+
+        asyncio.run(scenario())
+
+
+@contextlib.contextmanager
+def other_device(name: str) -> Iterator[str]:
+    with subprocess.Popen(
+        ["wireguard-go", "-f", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while subprocess.run(["wg", "show", name], capture_output=True, check=False).returncode:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield name
+        finally:
+            process.terminate()
+
+
+def configure_other_device(name: str, own: PrivateKey, peer_key: PublicKey, psk: PresharedKey, port: int) -> None:
+    """The peer, in the same namespace, with nothing but keys and a session to begin."""
+    text = (
+        f"[Interface]\nPrivateKey = {own.reveal()}\nListenPort = {PORT + 1}\n"
+        f"[Peer]\nPublicKey = {peer_key}\nPresharedKey = {psk.reveal()}\n"
+        f"Endpoint = 127.0.0.1:{port}\nPersistentKeepalive = 25\n"
+    )
+    subprocess.run(["wg", "setconf", name, "/dev/stdin"], input=text, text=True, check=True)
+    run("ip", "link", "set", name, "up")
