@@ -158,9 +158,8 @@ class Journal:
             if self._cursors.was_corrupt:
                 await self._feed.gap(Reason.CORRUPT_STATE, None, self._read)
         start = self._read
-        if start.cursor and not await self._is_there(start.cursor):
-            await self._feed.gap(Reason.CURSOR_LOST, None, start._replace(cursor=""))
-            start = start._replace(cursor="")
+        if not await self._leads_on(start):
+            start = await self._lose_track(start)
         self._feed.row.state, self._feed.row.detail = SourceState.READING, ""
         async with journalctl.follow(
             cursor=start.cursor, since_usec=start.realtime_usec, directory=self._directory
@@ -170,6 +169,21 @@ class Journal:
             async for chunk in chunks:
                 for line, length in lines.feed(chunk):
                     await self._take(line, length, start.cursor, continuity)
+
+    async def _leads_on(self, start: JournalPosition) -> bool:
+        """Whether what follows it is sure to be found."""
+        if start.cursor:
+            return await self._is_there(start.cursor)
+        return start.realtime_usec <= self._pipeline.now() * 1e6
+
+    async def _lose_track(self, start: JournalPosition) -> JournalPosition:
+        """Where to go on by time alone. A time to come is of a clock that was set back since, and would hide entries
+        until then: it is worth no more than none."""
+        now = self._pipeline.now()
+        usec = start.realtime_usec if start.realtime_usec <= now * 1e6 else int((now - self._lookback) * 1e6)
+        position = JournalPosition("", usec)
+        await self._feed.gap(Reason.CURSOR_LOST, None, position)
+        return position
 
     async def _is_there(self, cursor: str) -> bool:
         if parse_place(cursor) is None:
