@@ -6,6 +6,7 @@ T2, T5 to T9 and T13 stand with the pipeline, the records, the files and the age
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,12 +15,15 @@ from pathlib import Path
 import pytest
 
 from plexd.store.cursors import Cursors
+from plexd.telemetry import spooled
+from plexd.telemetry.counters import Dropped
 from plexd.telemetry.files import Files
 from plexd.telemetry.metrics import Metrics
 from plexd.telemetry.window import Limits
-from tests.telemetry.stage import Hand, Plane, Stage, error, eventually
+from tests.telemetry.stage import Hand, Plane, Stage, body, error, eventually
 from tests.telemetry.test_files import Desk, desk
 from tests.telemetry.test_metrics import Scripted
+from tests.telemetry.test_spooled import Process
 from tests.virtual_time import run_virtual
 
 __all__ = ["desk"]  # a fixture
@@ -89,7 +93,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(place: Path) -> Path:
@@ -103,9 +107,33 @@ def fill(place: Path) -> Path:
             return path
 
 
-@pytest.mark.namespaces
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-@pytest.mark.parametrize("how", ["full", "read-only"])
+@contextlib.contextmanager
+def taking_nothing(place: Path, how: str) -> Iterator[None]:
+    def remount(mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
+
+    if how == "full":
+        ballast = fill(place)
+        yield
+        ballast.unlink()
+    else:
+        remount("ro")
+        yield
+        remount("rw")
+
+
+ON_A_SMALL_DISK = pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(
+            how, marks=[pytest.mark.namespaces, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
+        )
+        for how in ("full", "read-only")
+    ],
+)
+
+
+@ON_A_SMALL_DISK
 def test_disk_that_takes_nothing_is_seen_and_recovered_from(
     desk: Desk,
     small_disk: Path,
@@ -113,24 +141,15 @@ def test_disk_that_takes_nothing_is_seen_and_recovered_from(
 ) -> None:
     desk.data = small_disk / "t"
 
-    def remount(mode: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
-
     async def main() -> None:
         desk.write()
         async with desk.life(limits=Limits(1000, 1 << 20, 0.2, 10_000, 16 << 20)) as stage:
             cursors = asyncio.create_task(cursors_of(stage).run())
             await asyncio.sleep(1.5)
-            ballast = fill(small_disk) if how == "full" else None
-            if ballast is None:
-                remount("ro")
-            desk.write(*range(100))
-            await eventually(lambda: desk.arrived == list(range(100)))  # delivery goes on
-            await eventually(lambda: "positions not saved" in stage.pipeline.status()["sources"][1]["detail"])
-            if ballast is not None:
-                ballast.unlink()
-            else:
-                remount("rw")
+            with taking_nothing(small_disk, how):
+                desk.write(*range(100))
+                await eventually(lambda: desk.arrived == list(range(100)))  # delivery goes on
+                await eventually(lambda: "positions not saved" in stage.pipeline.status()["sources"][1]["detail"])
             await eventually(lambda: "positions not saved" not in stage.pipeline.status()["sources"][1]["detail"])
             cursors.cancel()
         desk.write(100)
@@ -139,3 +158,58 @@ def test_disk_that_takes_nothing_is_seen_and_recovered_from(
 
     asyncio.run(main())
     assert desk.arrived == list(range(101))
+
+
+@ON_A_SMALL_DISK
+def test_spool_on_a_disk_that_takes_nothing_is_seen_and_recovers(
+    small_disk: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile memory has to do: what it cannot hold is counted in a marker, the rest arrives in order."""
+    monkeypatch.setattr(spooled, "RETRY_SECONDS", 0.2)
+    plane = Plane(lambda _: error(503))
+
+    def detail(process: Process) -> str:
+        return str(process.stage.pipeline.status()["sources"][-1]["detail"])
+
+    async def first() -> None:
+        process = Process(small_disk / "t", plane, Limits(1000, 1 << 20, 0.2, 2000, 16 << 20))
+        async with process.stage:
+            for number in range(10):
+                await process.spooled.add(body(number))
+            process.spool.close()  # or the disk is too busy to become read-only
+            with taking_nothing(small_disk, how):
+                await process.spooled.add(body(10, pad="x" * 8192))  # more than the rest of a page
+                assert detail(process).startswith("spool: degraded")
+                for number in range(11, 5000):
+                    process.spooled.add_nowait(body(number))
+                await process.spooled.flush()
+                assert process.stage.pipeline.imbalance() == 0
+            await eventually(lambda: not detail(process))  # by itself
+            assert await process.spooled.flush()
+            lost.append(process.stage.pipeline.counters.dropped[Dropped.OVERFLOW])
+            process.stage.plane.judge = lambda _: None
+
+            def has_arrived() -> bool:
+                process.stage.pipeline.wake()
+                return bool(plane.numbers) and plane.numbers[-1] == 4999
+
+            await eventually(has_arrived)
+            lost.append(process.stage.pipeline.counters.dropped[Dropped.OVERFLOW])
+            await process.cursors.save()
+        process.spool.close()
+
+    async def second() -> None:
+        process = Process(small_disk / "t", plane, Limits(1000, 1 << 20, 0.2, 2000, 16 << 20))
+        async with process.stage:
+            await process.spooled.add(body(5000))
+            await eventually(lambda: plane.numbers[-1] == 5000)
+        process.spool.close()
+
+    lost: list[int] = []
+    asyncio.run(first())
+    asyncio.run(second())
+    arrived = list(dict.fromkeys(plane.numbers))
+    assert arrived == sorted(arrived)
+    assert set(range(10)) <= set(arrived)
+    assert 5001 - len(arrived) == lost[-1] > 0
+    assert sum(int(marker.rpartition("lost=")[2]) for marker in plane.markers) == lost[-1]

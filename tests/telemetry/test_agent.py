@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.world import MARKS, PLEXD, World, wait_until
+from tests.telemetry.journald import MARKS as JOURNAL
+from tests.telemetry.journald import Journald
 
 pytestmark = MARKS
 
@@ -84,7 +87,7 @@ def test_agent_that_is_stopped_sends_what_it_has(world: World) -> None:
 
 
 def test_killed_agent_goes_on_where_it_was_and_keeps_secrets_to_itself(world: World) -> None:
-    """T2, and redaction: bootstrap token, node key and private key in the lines of a log."""
+    """T2, and redaction: what a restarted agent still knows, node key and private key."""
     log = world.directory / "log" / "app.log"
     data = world.data
     identity = json.loads((data / "identity.json").read_text())
@@ -112,3 +115,118 @@ def test_killed_agent_goes_on_where_it_was_and_keeps_secrets_to_itself(world: Wo
     status = json.loads(ask(world, "log-status", "--json"))
     assert {source["name"] for source in status["sources"]} == {"files", "agent"}
     assert "files" in ask(world, "log-status")
+
+
+EVERYTHING = """\
+observe: {{interval: 5s, batch_interval: 5s}}
+logs:
+  interval: 1s
+  batch_interval: 1s
+  journald: {{directory: "{journal}"}}
+  file_patterns: ["{root}/log/*.log"]
+audit:
+  interval: 1s
+  batch_interval: 1s
+  auditd: {{enabled: false}}
+  kubernetes: {{enabled: true, log_path: "{root}/k8s.log"}}
+"""
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[Journald]:
+    with Journald(tmp_path / "journald") as journald:
+        yield journald
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, journald: Journald) -> Iterator[Callable[[str], World]]:
+    """A world with every source there is, `extra` after its sections; a file and an audit log that are there."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "app.log").touch()
+    (tmp_path / "k8s.log").touch()
+    with contextlib.ExitStack() as worlds:
+
+        def make(sections: str) -> World:
+            extra = sections.format(root=tmp_path, journal=journald.directory)
+            return worlds.enter_context(World(tmp_path, extra=extra))
+
+        yield make
+
+
+def taken(world: World, pipeline: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = world.plane.ask("GET", f"/nodes/{world.node_id}/telemetry/{pipeline}")
+    return found
+
+
+class TestEverySource:
+    pytestmark = JOURNAL
+
+    def test_own_secrets_are_redacted_wherever_they_turn_up(
+        self, make_world: Callable[[str], World], journald: Journald
+    ) -> None:
+        """Bootstrap token, node key, private key: in the journal, a file, an audit record, the agent's own log."""
+        world = make_world(EVERYTHING)
+        token = world.plane.issue_token()
+        world.put_token(token)
+        world.start_agent()
+        world.plane.wait_for("register", timeout=45)
+        (node,) = world.plane.nodes()
+        world.node_id = node["id"]
+        wait_until("the event stream is open", world.streams)
+        secrets = [token, *((world.data / name).read_text().strip() for name in ("node_secret_key", "private_key"))]
+        assert len(set(secrets)) == 3
+        with (world.directory / "log" / "app.log").open("a") as log, (world.directory / "k8s.log").open("a") as audit:
+            for number, secret in enumerate(secrets):
+                log.write(f"file {number}: {secret}\n")
+                journald.write(f"journal {number}: {secret}")
+                event = {"stage": "ResponseComplete", "verb": "get", "requestURI": f"/{number}"}
+                audit.write(json.dumps(event | {"annotations": {"note": secret}}) + "\n")
+                world.emit(f"odd {secret}")  # the agent's own log names the type of an event it does not know
+
+        def arrived() -> tuple[list[str], list[str]]:
+            messages = [entry["message"] for entry in taken(world, "logs")]
+            return messages, [entry["raw"] for entry in taken(world, "audit") if entry["source"] == "k8s-audit"]
+
+        def has_all() -> bool:
+            messages, raw = arrived()
+            planted = {f"{source} {n}: [redacted]" for source in ("file", "journal") for n in range(3)}
+            own = sum("event_type" in text and "odd [redacted]" in text for text in messages)
+            return planted <= set(messages) and own >= 3 and sum('"note":"[redacted]"' in text for text in raw) == 3
+
+        wait_until("everything planted arrives redacted", has_all)
+        messages, raw = arrived()
+        assert not [
+            text for text in (*messages, *raw, world.output.read_text()) if any(map(text.__contains__, secrets))
+        ]
+
+    @pytest.mark.parametrize("off", ["observe", "logs", "audit"])
+    def test_pipeline_that_is_off_asks_nothing_keeps_nothing_and_says_so(
+        self, make_world: Callable[[str], World], journald: Journald, off: str
+    ) -> None:
+        """T3: the others run."""
+        commands = {"observe": "metrics-status", "logs": "log-status", "audit": "audit"}
+        endpoints = {"observe": "metrics", "logs": "logs", "audit": "audit"}
+        start = EVERYTHING.index(f"{off}:")
+        sections = EVERYTHING[:start] + EVERYTHING[start:].replace("interval:", "enabled: false\n  interval:", 1)
+        if off == "observe":
+            sections = EVERYTHING.replace("observe: {{", "observe: {{enabled: false, ")
+        world = make_world(sections)
+        world.register()
+        journald.write("line in the journal")
+        with (world.directory / "k8s.log").open("a") as audit:
+            audit.write('{"stage": "ResponseComplete", "verb": "get", "requestURI": "/1"}\n')
+        others = {name for name in endpoints if name != off}
+        wait_until("the others arrive", lambda: all(taken(world, endpoints[name]) for name in others))
+        told = {name: json.loads(ask(world, command, "--json")) for name, command in commands.items()}
+        assert {name: status["enabled"] for name, status in told.items()} == dict.fromkeys(others, True) | {off: False}
+        assert (told[off]["state"], told[off]["sources"]) == ("disabled", [])
+        assert "disabled" in ask(world, commands[off])
+        assert world.end_agent() == 0
+        assert world.plane.arrivals(endpoints[off]) == []
+        kept = {path.name for path in (world.data / "telemetry").iterdir()}
+        assert kept == {"cursors.json"} | ({"audit-spool"} if off != "audit" else set())
+        sections_kept = json.loads((world.data / "telemetry" / "cursors.json").read_text()).keys()
+        of_pipeline = {"observe": {"metrics_gaps"}, "logs": {"logs_gaps", "journald", "files"},
+                       "audit": {"audit_gaps", "audit_spool", "k8s_audit"}}  # fmt: skip
+        for name, members in of_pipeline.items():
+            assert members.isdisjoint(sections_kept) if name == off else members <= sections_kept
