@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from plexd.api.cipher import NONCE_BYTES, open_sealed
 from plexd.api.routes import Call, Right, Route, refuse
 from plexd.errors import ControlError, Forbidden, NotFound, RateLimited, WireError
 from plexd.log import get_logger
@@ -29,8 +28,6 @@ FETCHES_AT_ONCE = 4  # 8 are allowed, but all calls of this node share seven con
 QUEUE_SECONDS = 5.0
 FETCH_SECONDS = 10.0
 KEY_BYTES = 32
-NONCE_BYTES = 12
-TAG_BYTES = 16
 
 
 class SecretRead(NamedTuple):
@@ -137,28 +134,16 @@ class _Sealed(NamedTuple):
 
 
 def _reveal(key: str, node_secret_key: bytes, nonce: str, ciphertext: str, version: int) -> Response:
-    plaintext = _decrypt(node_secret_key, nonce, ciphertext)
+    try:
+        sealed = base64.b64decode(ciphertext.encode("ascii"), validate=True)
+        plaintext = open_sealed(node_secret_key, decode_base64(nonce, NONCE_BYTES), sealed)
+    except ValueError:  # also of binascii, and of what is not ASCII
+        raise _failed(500, "decryption_failed", "the secret could not be decrypted with this node's key") from None
     try:
         document: dict[str, object] = {"key": key, "value": plaintext.decode()}
     except UnicodeDecodeError:
         document = {"key": key, "value": base64.b64encode(plaintext).decode(), "encoding": "base64"}
-    finally:
-        plaintext[:] = bytes(len(plaintext))
     return Response(200, json.dumps({**document, "version": version}).encode())
-
-
-def _decrypt(node_secret_key: bytes, nonce: str, ciphertext: str) -> bytearray:
-    # not at the top: it costs megabytes, and few nodes read secrets
-    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
-
-    with suppress(ValueError, binascii.Error, UnicodeEncodeError, InvalidTag):
-        sealed = base64.b64decode(ciphertext.encode("ascii"), validate=True)
-        if len(sealed) >= TAG_BYTES:
-            plaintext = bytearray(len(sealed) - TAG_BYTES)
-            AESGCM(node_secret_key).decrypt_into(decode_base64(nonce, NONCE_BYTES), sealed, None, plaintext)
-            return plaintext
-    raise _failed(500, "decryption_failed", "the secret could not be decrypted with this node's key")
 
 
 def _check_key(key: str) -> None:

@@ -7,8 +7,6 @@ import base64
 import json
 import os
 import ssl
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -273,9 +271,3 @@ def test_what_is_told_of_a_read_never_holds_the_value() -> None:
         "component": "api", "event": "secret read", "log_level": "info",
         "key": "db-pass", "version": 2, "uid": 1000, "pid": 4711, "outcome": "ok",
     }  # fmt: skip
-
-
-def test_node_that_reads_no_secret_does_not_pay_for_the_cipher() -> None:
-    program = "import sys, plexd.daemon; print('cryptography' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert said == "False\n"
