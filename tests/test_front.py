@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,12 +69,17 @@ def curl(house: House, caller: Caller, method: str, route: str, body: str | None
     return int(status), json.loads(text) if text else None
 
 
+@contextlib.contextmanager
+def open_to_strangers() -> Iterator[Path]:
+    """A directory whose socket other users get to; pytest's own it closes to them whenever a run begins."""
+    with tempfile.TemporaryDirectory(prefix="plexd-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    directory = tmp_path_factory.mktemp("house")
-    for parent in (directory, *directory.parents[:3]):
-        parent.chmod(0o755)  # strangers have to get as far as the socket
-    with House(directory) as house:
+def house() -> Iterator[House]:
+    with open_to_strangers() as directory, House(directory) as house:
         yield house
 
 
@@ -115,10 +121,8 @@ def test_user_of_the_daemon_is_as_good_as_root(house: House, monkeypatch: pytest
 
 
 @needs_users
-def test_without_the_groups_only_root_passes(tmp_path: Path) -> None:
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    with House(tmp_path, {}) as house:
+def test_without_the_groups_only_root_passes() -> None:
+    with open_to_strangers() as directory, House(directory, {}) as house:
         assert house.socket.stat().st_mode & 0o777 == 0o600
         house.socket.chmod(0o666)
         for caller in (CALLERS["both groups"], Caller(USER, 0)):
@@ -128,11 +132,9 @@ def test_without_the_groups_only_root_passes(tmp_path: Path) -> None:
 
 
 @needs_users
-def test_groups_are_looked_up_again_when_the_configuration_is_reloaded(tmp_path: Path) -> None:
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+def test_groups_are_looked_up_again_when_the_configuration_is_reloaded() -> None:
     groups: dict[str, int | None] = {"plexd": READERS}
-    with House(tmp_path, groups) as house:
+    with open_to_strangers() as directory, House(directory, groups) as house:
         both = CALLERS["both groups"]
         assert curl(house, both, "GET", "/v1/state/secrets")[0] == 403
         groups["plexd-secrets"] = SECRET_READERS
