@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from plexd.cli.asking import show
+from plexd.cli.parser import parser
 
 
 class Place(NamedTuple):
@@ -22,8 +23,6 @@ class Place(NamedTuple):
 
 
 def completion(args: argparse.Namespace) -> int:
-    from plexd.cli.main import parser  # noqa: PLC0415 - it imports this module by name
-
     top = parser()
     places = tuple(_places(top, ()))
     show(SHELLS[args.shell](places, _flags_with_value(top)))

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from plexd.cli.asking import NotThere, ask, decode, show
-from plexd.cli.query import fit, format_bytes, since, terminal_width
+from plexd.cli.layout import fit, format_bytes, named, since, terminal_width
 from plexd.config.api_socket import find_socket
 
 Document = dict[str, Any]
@@ -57,8 +57,7 @@ def _addresses(name: str) -> list[str]:
 
 def why_lines(peer: Document, now: float, width: int | None) -> Iterator[str]:
     """`now` is in Unix seconds; in a terminal lines are wrapped at `width`."""
-    for title, text in _rows(peer, now):
-        yield from fit(f"{title + ':' if title else '':<{TITLE_WIDTH}}{text}", width, " " * TITLE_WIDTH)
+    yield from named(_rows(peer, now), TITLE_WIDTH, width)
     yield ""
     obstacle = peer["obstacle"]
     if obstacle is None:

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from plexd.cli.query import format_bytes, peer_lines, pipeline_lines, policy_lines, status_lines
+from plexd.cli.layout import format_bytes
+from plexd.cli.query import peer_lines, pipeline_lines, policy_lines
+from plexd.cli.status import status_lines
 
 PLEXD = Path(sys.executable).with_name("plexd")
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
@@ -558,8 +560,8 @@ def test_something_that_is_no_daemon_is_1(run: Run, directory: Path) -> None:
 
 def test_daemon_that_says_nothing_is_given_up(directory: Path) -> None:
     program = (
-        "import plexd.cli.query as query, sys; from plexd.cli.main import main\n"
-        "query.TOTAL_SECONDS = 0.3; sys.exit(main(sys.argv[1:]))\n"
+        "import plexd.cli.asking as asking, sys; from plexd.cli.main import main\n"
+        "asking.exchange.__kwdefaults__['seconds'] = 0.3; sys.exit(main(sys.argv[1:]))\n"
     )
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(directory / "api.sock"))
@@ -576,7 +578,7 @@ def test_daemon_that_says_nothing_is_given_up(directory: Path) -> None:
 
 
 AS_USER = (  # everything is imported before: somebody else may not be able to read this interpreter's files
-    "import os, sys, json.decoder, plexd.cli.query, plexd.log; from plexd.cli.main import main\n"
+    "import os, sys, json.decoder, plexd.cli.query, plexd.cli.status, plexd.log; from plexd.cli.main import main\n"
     "uid, gid, groups = int(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])\n"
     "os.setgroups(groups); os.setgid(gid); os.setuid(uid)\n"
     "sys.exit(main(sys.argv[4:]))\n"
@@ -687,7 +689,7 @@ PIPELINE: dict[str, Any] = {
 
 
 def test_pipeline_is_told_with_its_sources() -> None:
-    assert pipeline_lines(PIPELINE, NOW) == [
+    assert pipeline_lines(PIPELINE, NOW, None) == [
         "State:         failing",
         "Buffered:      12/10000",
         "Sent:          8680",
@@ -704,6 +706,6 @@ def test_pipeline_is_told_with_its_sources() -> None:
 def test_pipeline_that_never_delivered_says_so() -> None:
     quiet = PIPELINE | {"last_delivery_at": None, "last_error": "", "sources": []}
     quiet["counters"] = {"sent": 0, "dropped": {}}
-    lines = pipeline_lines(quiet, NOW)
+    lines = pipeline_lines(quiet, NOW, None)
     assert lines[3:6] == ["Dropped:       0", "Last delivery: never", "Last error:    -"]
     assert lines[-1] == "SOURCE  STATE  ENTRIES  LAST  DETAIL"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plexd.cli.main import parser
+from plexd.cli.parser import parser
 from plexd.config.layers import DEFAULT_PATH
 from plexd.config.models import Config
 from plexd.errors import (
