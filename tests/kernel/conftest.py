@@ -13,7 +13,7 @@ from tests.namespaces import inside
 from tests.tunnel.stage import Network
 
 IN_GUEST = "plexd.guest" in Path("/proc/cmdline").read_text().split()
-pytest.register_assert_rewrite("tests.kernel.mesh")
+pytest.register_assert_rewrite("tests.kernel.agents", "tests.kernel.mesh")
 _numbers = itertools.count()
 
 
