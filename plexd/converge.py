@@ -389,14 +389,14 @@ class Converger:
         return admit(self._admitted, rebuild(self._built, sources).target, sources.desired, self.openings)
 
     async def status(self) -> MeshStatus | None:
-        """A fresh look for the heartbeat; None while there is no interface, or it does not answer within a second."""
+        """A fresh look for the heartbeat; None while there is no interface with a port, or no answer in a second."""
         try:
             async with asyncio.timeout(STATUS_SECONDS):
                 observed = await self._kernel.observe(firewall=False)
         except (KernelError, TimeoutError):
             return None
-        if observed.link is None or observed.device is None:
-            return None
+        if observed.link is None or observed.device is None or not observed.device.listen_port:
+            return None  # the last is a link that was made by a pass which then failed
         oldest = self._now() - HANDSHAKE_FRESH_SECONDS
         fresh = sum(
             peer.last_handshake > 0 and peer.last_handshake >= oldest for peer in observed.device.peers.values()

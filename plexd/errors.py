@@ -33,6 +33,8 @@ PlexdError
 
 from __future__ import annotations
 
+QUOTED_CHARACTERS = 200
+
 
 class PlexdError(Exception):
     """Root of the tree; raise one of its leaves."""
@@ -78,7 +80,8 @@ class ControlError(PlexdError):
     """A call to the control plane failed.
 
     `status` is the HTTP status, None when no answer came; `retry_after` is in seconds, already clamped;
-    `body` is the start of the answer's text, for the log only.
+    `body` is the start of the answer's text. What it begins with is part of the message: it is where a control plane
+    says what it does not like.
     """
 
     def __init__(
@@ -88,6 +91,10 @@ class ControlError(PlexdError):
         self.status = status
         self.retry_after = retry_after
         self.body = body
+
+    def __str__(self) -> str:
+        said = " ".join(self.body.split())
+        return ": ".join(filter(None, (super().__str__(), said[:QUOTED_CHARACTERS])))
 
 
 class Transient(ControlError):

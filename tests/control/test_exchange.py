@@ -331,6 +331,7 @@ def test_refusals_carry_status_and_text(status: int, kind: type[errors.ControlEr
         assert caught.value.status == status
         assert caught.value.body == "[1mnot today"
         assert str(status) in str(caught.value)
+        assert str(caught.value).endswith(": [1mnot today")
         assert len(client.refused) == (status == 401)
 
     run_against(answer(status, b"\x1b[1mnot today\n"), test)

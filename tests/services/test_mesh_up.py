@@ -61,3 +61,17 @@ def test_mesh_is_not_up_while_the_link_is_somebody_elses_or_the_key_is_lost() ->
         assert not converger.up.is_set()
 
     run_virtual(main())
+
+
+def test_link_that_was_made_and_got_no_port_is_no_mesh_in_the_heartbeat() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
+        kernel.make_link(Backend.KERNEL)  # by a pass that got no further
+        assert await converger.status() is None
+        await converger.converge()
+        status = await converger.status()
+        assert status is not None
+        assert status.listen_port == kernel.listen_port != 0
+
+    run_virtual(main())
