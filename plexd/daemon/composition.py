@@ -163,6 +163,8 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     pass_is_due = partial(reconcile.request_pass, "configuration reloaded")
     configuration.live.update(dict.fromkeys(("mesh.mtu", "mesh.persistent_keepalive", "policy"), pass_is_due))
     configuration.live["nat_traversal"] = traversal.services.exchange
+    configuration.live["observe"] = lambda: telemetry.renew("metrics", configuration.current)
+    configuration.live["logs"] = lambda: telemetry.renew("logs", configuration.current)
 
     vital: list[Service] = [heartbeat, persist, drift]
     if (watchdog_seconds := systemd.watchdog_interval()) is not None:

@@ -68,12 +68,17 @@ class Cursors:
         self._loaded = document
 
     def register(self, section: str, current: Callable[[], Any], saved: Callable[[Any], None] = lambda _: None) -> Any:
-        """What an earlier process left there, None for nothing.
+        """What an earlier process, or who had it before, left there, None for nothing.
 
         `current` is asked for the value when it is time to write, `saved` is told what has safely been written.
         """
         self._sections[section] = _Section(current, saved)
         return self._loaded.get(section)
+
+    def release(self, section: str) -> None:
+        """Its source has ended: the position stays as it is now, for whoever registers the section next."""
+        if (released := self._sections.pop(section, None)) is not None:
+            self._loaded[section] = released.current()
 
     def touch(self) -> None:
         """A position has moved."""
@@ -89,7 +94,8 @@ class Cursors:
         """Write all positions; whether that succeeded."""
         async with self._lock:
             self._changed.clear()
-            values = {name: section.current() for name, section in self._sections.items()}
+            sections = dict(self._sections)
+            values = {name: section.current() for name, section in sections.items()}
             document = self._loaded | values | {"version": VERSION}
             raw = json.dumps({name: value for name, value in document.items() if value is not None}).encode()
             try:
@@ -108,5 +114,5 @@ class Cursors:
                 log.info("positions saved again")
             self.problem = ""
             for name, value in values.items():
-                self._sections[name].saved(value)
+                sections[name].saved(value)
             return True

@@ -21,6 +21,7 @@ from plexd.store.cursors import Cursors
 from plexd.store.quarantine import quarantine
 from plexd.telemetry.audit import Audit
 from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.counters import Counters
 from plexd.telemetry.files import Files
 from plexd.telemetry.gaps import Gap, parse_gaps
 from plexd.telemetry.journal import NAME as JOURNALD
@@ -29,6 +30,7 @@ from plexd.telemetry.metrics import Agent, Group, Latency, Mesh, Metrics, System
 from plexd.telemetry.own_log import OwnLog
 from plexd.telemetry.pipeline import Form, Pipeline, disabled
 from plexd.telemetry.records import OWN_SOURCE, LogForm, log_marker, shortened
+from plexd.telemetry.renewable import Renewable
 from plexd.telemetry.severity import Filter, parse_severity
 from plexd.telemetry.trail import AuditTrail
 from plexd.telemetry.window import Limits
@@ -51,8 +53,8 @@ class Runnable(Protocol):
 
 class Telemetry:
     """`early_services` are to be run from the start: what can't be read again waits for the registration on disk.
-    Once the node has an identity, `join` gives the others. `wake` is to be called when the control plane was reached,
-    `stop` before the services end, `finish` after that.
+    Once the node has an identity, `join` gives the others, which `renew` puts together anew. `wake` is to be called
+    when the control plane was reached, `stop` before the services end, `finish` after that.
 
     `trail` takes what the agent does, None when nobody wants to know.
     """
@@ -69,6 +71,9 @@ class Telemetry:
         self._cursors = Cursors(self._directory)
         self._cursors.load()
         self._pipelines: dict[str, Pipeline] = {}
+        self._counters: dict[str, Counters] = {}
+        self._renewable: dict[str, Renewable] = {}
+        self._own_log: OwnLog | None = None
         self._is_joined = False
         self._audit = self._build_audit() if config.audit.enabled else None
 
@@ -83,12 +88,16 @@ class Telemetry:
     def join(self, node: Node, mesh: Mesh) -> Sequence[Runnable]:
         """The node is registered."""
         self._is_joined = True
-        early = set(self._pipelines)
-        if self._config.observe.enabled:
-            self._build_metrics(node, mesh)
-        if self._config.logs.enabled:
-            self._build_logs()
-        return [pipeline for name, pipeline in self._pipelines.items() if name not in early]
+        self._renewable = {
+            name: Renewable(name, build, self._retire)
+            for name, build in (("metrics", partial(self._build_metrics, node, mesh)), ("logs", self._build_logs))
+        }
+        return list(self._renewable.values())
+
+    def renew(self, name: str, config: Config) -> None:
+        """Have `metrics` or `logs` go on as this configuration has it, from where they are."""
+        self._config = config
+        self._renewable[name].renew()
 
     async def start(self) -> None:
         """Tell that the agent runs; on disk when this returns."""
@@ -127,8 +136,21 @@ class Telemetry:
         pipeline = self._pipeline("audit", audit, endpoints.AUDIT, form)
         return Audit(audit, self._config.data_dir, pipeline, self._cursors, form)
 
-    def _build_metrics(self, node: Node, mesh: Mesh) -> None:
+    async def _retire(self, pipeline: Pipeline) -> None:
+        """It has ended; what it cannot send at once is read again by the next one, but for what can't be."""
+        await pipeline.finish(FINISH_SECONDS)
+        pipeline.drop_rest(lambda feed: pipeline.name == "logs" and feed != OwnLog.name)
+        for source in pipeline.sources:
+            if isinstance(source, Files):
+                source.close()
+        for section in (f"{pipeline.name}_gaps", *(source.name for source in pipeline.sources)):
+            self._cursors.release(section)
+        del self._pipelines[pipeline.name]
+
+    def _build_metrics(self, node: Node, mesh: Mesh) -> Pipeline | None:
         observe = self._config.observe
+        if not observe.enabled:
+            return None
         pipeline = self._pipeline("metrics", observe, endpoints.METRICS, _MetricForm(), keeps_when_unprovisioned=False)
         interval = observe.interval.total_seconds()
         interface = self._config.mesh.interface
@@ -144,8 +166,11 @@ class Telemetry:
             "agent": lambda: Agent(node.contact, tunnel, latency, self._gauges),
         }
         pipeline.sources.append(Metrics(pipeline, [groups[name]() for name in observe.metrics], interval))
+        return pipeline
 
-    def _build_logs(self) -> None:
+    def _build_logs(self) -> Pipeline | None:
+        if not self._config.logs.enabled:
+            return None
         logs, unit, hostname = self._config.logs, self._config.systemd.unit, self._description.hostname
         pipeline = self._pipeline("logs", logs, endpoints.LOGS, _LogForms(hostname, unit))
         least = logs.filter.min_severity
@@ -183,9 +208,13 @@ class Telemetry:
                 )
             )
         if detect_format(sys.stderr, os.environ) != "journal":
-            own = OwnLog(pipeline, form(OWN_SOURCE), unit)
-            add_listener(own.add)
-            pipeline.sources.append(own)
+            if self._own_log is None:
+                self._own_log = OwnLog(pipeline, form(OWN_SOURCE), unit)
+                add_listener(self._own_log.add)
+            else:
+                self._own_log.move(pipeline, form(OWN_SOURCE))
+            pipeline.sources.append(self._own_log)
+        return pipeline
 
     def _gauges(self) -> Mapping[str, Any]:
         return {name: pipeline.gauges() for name, pipeline in self._pipelines.items()}
@@ -215,6 +244,7 @@ class Telemetry:
             put_aside,
             keeps_when_unprovisioned=keeps_when_unprovisioned,
             owed=parse_gaps(stored),
+            counters=self._counters.setdefault(name, Counters()),
             save=self._cursors.touch,
         )
         return pipeline

@@ -132,6 +132,11 @@ class Files:
         known |= {path: followed.committed for path, followed in self._followed.items() if followed.committed}
         return {str(path): position._asdict() for path, position in known.items()}
 
+    def close(self) -> None:
+        """After `collect` was cancelled, for good."""
+        for followed in self._followed.values():
+            followed.close()
+
     async def collect(self) -> None:
         for followed in self._followed.values():
             for tail in followed.tails:

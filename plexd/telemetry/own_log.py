@@ -29,13 +29,18 @@ class OwnLog:
     name = "agent"
 
     def __init__(self, pipeline: Pipeline, form: LogForm, unit: str) -> None:
-        self._form = form
         self._unit = unit
         self._ring: deque[_Record] = deque()
         self._lost = 0
         self._added = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._feed: Feed[None] = pipeline.feed("agent", lambda _: None)
+        self.move(pipeline, form)
+
+    def move(self, pipeline: Pipeline, form: LogForm) -> None:
+        """From now on it is a source of this pipeline; another one has ended."""
+        self._form = form
+        self._feed: Feed[None] = pipeline.feed(self.name, lambda _: None)
+        self._added.set()
 
     def add(self, level: str, component: str, text: str) -> None:
         if component in SILENT:

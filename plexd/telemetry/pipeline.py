@@ -214,7 +214,7 @@ class Pipeline:
     """A service. `send` posts an array of entries once and returns the bytes that went over the wire; it raises
     ControlError. `accepted` is set while the control plane accepts this node. `put_aside` keeps entries that nothing
     could be done with; it raises OSError. `owed` are gaps of an earlier process, `save` is called when that or a
-    position has changed.
+    position has changed. `counters` are those of a pipeline that this one succeeds.
     """
 
     def __init__(
@@ -228,6 +228,7 @@ class Pipeline:
         *,
         keeps_when_unprovisioned: bool = True,
         owed: Sequence[Gap] = (),
+        counters: Counters | None = None,
         save: Callable[[], None] = lambda: None,
         uniform: Uniform = random.uniform,
         now: Callable[[], float] = time.time,
@@ -235,7 +236,7 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.window = Window(limits)
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.rows: list[Row] = []
         self.sources: list[Source] = []
         self.spooled: Callable[[], tuple[int, int]] = lambda: (0, 0)  # entries and bytes on disk, not yet read
@@ -360,11 +361,17 @@ class Pipeline:
         except TimeoutError:
             log.info("delivery ended before all was sent", pipeline=self.name, left=self.window.count)
 
-    def drop_rest(self) -> None:
-        """At the end of the process, for what can be kept nowhere."""
-        left = self.window.count
-        self.window = Window(self.window.limits)
-        self.counters.dropped[Dropped.SHUTDOWN] += left
+    def drop_rest(self, is_read_again: Callable[[str], bool] = lambda _: False) -> None:
+        """At the end of the pipeline, for what can be kept nowhere.
+
+        Of a feed that `is_read_again`, by its name, entries count as not collected so far.
+        """
+        left = [item.entry for item in self._decided] + (self._trial.abandon() if self._trial is not None else [])
+        left += self.window.clear()
+        again = sum(is_read_again(entry.origin.name) for entry in left)
+        self.window, self._trial, self._decided = Window(self.window.limits), None, []
+        self.counters.collected -= again
+        self.counters.dropped[Dropped.SHUTDOWN] += len(left) - again
 
     async def _keep_collecting(self, source: Source) -> None:
         backoff = Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, self._uniform)

@@ -230,3 +230,49 @@ class TestEverySource:
                        "audit": {"audit_gaps", "audit_spool", "k8s_audit"}}  # fmt: skip
         for name, members in of_pipeline.items():
             assert members.isdisjoint(sections_kept) if name == off else members <= sections_kept
+
+    def test_changed_configuration_is_taken_up_without_a_restart(
+        self, make_world: Callable[[str], World], journald: Journald
+    ) -> None:
+        world = make_world(EVERYTHING)
+        world.register()
+        more = world.directory / "more"
+        more.mkdir()
+        (more / "new.log").touch()
+
+        def reload(*changes: tuple[str, str]) -> None:
+            for old, new in changes:
+                assert old in world._extra
+                world._extra = world._extra.replace(old, new)
+            world.write_config()
+            answer = json.loads(ask(world, "reload", "--json"))
+            assert answer["changed"]
+            assert answer["restart_required"] == []
+
+        def messages() -> list[str]:
+            return [entry["message"] for entry in taken(world, "logs")]
+
+        def enabled(command: str) -> bool:
+            return bool(json.loads(ask(world, command, "--json"))["enabled"])
+
+        patterns = f'["{world.directory}/log/*.log"]'
+        journald.write("line 0")
+        wait_until("the journal is read", lambda: "line 0" in messages())
+        before = json.loads(ask(world, "log-status", "--json"))["counters"]["collected"]
+        reload((patterns, f'["{more}/*.log"]\n  filter: {{min_severity: warning}}'))
+        wait_until(
+            "the other file is followed", lambda: str(more) in (world.data / "telemetry/cursors.json").read_text()
+        )
+        with (more / "new.log").open("a") as log:
+            log.write("<6>not wanted any more\n<3>line 1\n")
+        wait_until("the new file is read", lambda: "line 1" in messages())
+        assert json.loads(ask(world, "log-status", "--json"))["counters"]["collected"] > before
+        reload(("logs:\n", "logs:\n  enabled: false\n"), ("observe: {interval", "observe: {enabled: false, interval"))
+        wait_until("both are off", lambda: not (enabled("log-status") or enabled("metrics-status")))
+        journald.write("line 2", PRIORITY="3")
+        points_before = len(taken(world, "metrics"))
+        reload(("  enabled: false\n", ""), ("enabled: false, interval", "interval"))
+        wait_until("the line of meanwhile arrives", lambda: "line 2" in messages())
+        wait_until("metrics flow again", lambda: len(taken(world, "metrics")) > points_before)
+        assert not [text for text in messages() if "not wanted" in text or "telemetry gap" in text]
+        assert world.end_agent() == 0
