@@ -80,16 +80,16 @@ def _path(peer: Document) -> str:
 
 
 def policy_lines(found: Document, now: float, width: int | None) -> list[str]:
-    """The rules in their order, and what becomes of what none of them decides."""
+    """What becomes of what no rule decides, the rules in their order, and since when all that holds."""
     lines = table(
         {
             "POLICY": lambda rule: rule["policy"],
             "RULE": lambda rule: str(rule["index"]),
-            "ACTION": lambda rule: rule["action"] or "-",
             "SRC": lambda rule: rule["src"] or "-",
             "DST": lambda rule: rule["dst"] or "-",
-            "PROTOCOL": lambda rule: rule["protocol"] or "any",
             "PORT": lambda rule: str(rule["port"] or "any"),
+            "PROTO": lambda rule: rule["protocol"] or "any",
+            "ACTION": lambda rule: rule["action"] or "-",
             "PACKETS": lambda rule: "-" if rule["packets"] is None else str(rule["packets"]),
             "BYTES": lambda rule: "-" if rule["packets"] is None else format_bytes(rule["bytes"]),
             "NOTE": lambda rule: rule["note"] or "",
@@ -101,10 +101,10 @@ def policy_lines(found: Document, now: float, width: int | None) -> list[str]:
         ],
         width,
     )
-    if not found["enforced"]:
-        return [*lines, "", "policy.enabled is false: nothing is enforced, every peer reaches this node"]
     standing = f"in force for {since(found['applied_at'], now)}" if found["applied_at"] else "not in force yet"
-    return [*lines, "", f"{standing}; what no rule decides: {found['default']}"]
+    if not found["enforced"]:
+        standing = "policy.enabled is false: nothing is enforced, every peer reaches this node"
+    return [f"default: {found['default']}", "", *lines, "", standing]
 
 
 def pipeline_lines(found: Document, now: float, width: int | None) -> list[str]:

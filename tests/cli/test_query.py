@@ -232,11 +232,13 @@ POLICIES = {
 
 def test_rules_are_listed_in_order_with_what_they_met_and_why_they_do_nothing() -> None:
     assert policy_lines(POLICIES, NOW, None) == [
-        "POLICY  RULE  ACTION  SRC     DST            PROTOCOL  PORT  PACKETS  BYTES   NOTE",
-        "web     0     allow   n_41c9  10.100.7.0/24  tcp       443   812      1.2MiB",
-        "web     1     allow   n_9c20  *              any       any   -        -       not a node that is known",
+        "default: deny",
         "",
-        "in force for 12s; what no rule decides: deny",
+        "POLICY  RULE  SRC     DST            PORT  PROTO  ACTION  PACKETS  BYTES   NOTE",
+        "web     0     n_41c9  10.100.7.0/24  443   tcp    allow   812      1.2MiB",
+        "web     1     n_9c20  *              any   any    allow   -        -       not a node that is known",
+        "",
+        "in force for 12s",
     ]
     assert all(len(line) <= 80 for line in policy_lines(POLICIES, NOW, 80))
 
