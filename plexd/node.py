@@ -130,8 +130,13 @@ class Node:
             for listener in self.on_refused:
                 listener()
 
-    def accept(self) -> None:
-        """The control plane knows the node, again or still."""
+    def accept(self, credential: SecretStr) -> None:
+        """A heartbeat made with `credential` was taken: the control plane knows the node, again or still.
+
+        Of an identity that the node had before, that says nothing any more.
+        """
+        if credential != self.identity.node_key:
+            return
         self._settle()
         if not self.accepted.is_set():
             self._health.set(Condition.IDENTITY_REFUSED, False)

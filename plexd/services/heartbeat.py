@@ -115,7 +115,7 @@ class Heartbeat:
             return None
         self._node.contact.heartbeat_sent(True)
         self._failures = self._not_found = 0
-        self._node.accept()
+        self._node.accept(identity.node_key)
         # a flag set before the last rotation was finished asks for what has been done
         if hints.rotate_keys and self._node.identity.private_key == identity.private_key:
             self._request_rotation("heartbeat")

@@ -435,7 +435,7 @@ def test_refusals_wait_while_the_identity_is_refused() -> None:
         task = asyncio.create_task(refusals.run())
         await asyncio.sleep(1000)
         assert answers.executions == []
-        node.accept()
+        node.accept(node.credential())
         await asyncio.sleep(1)
         assert len(answers.executions) == 1
         task.cancel()

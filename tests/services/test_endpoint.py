@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from structlog.testing import capture_logs
@@ -201,7 +202,8 @@ def test_discovery_waits_for_the_mesh_and_for_the_identity(mesh_first: bool) -> 
         stage.mesh_up.clear()
         stage.node.refuse()
         running = asyncio.create_task(stage.run(100))
-        for ready in (stage.mesh_up.set, stage.node.accept) if mesh_first else (stage.node.accept, stage.mesh_up.set):
+        accept = partial(stage.node.accept, stage.node.credential())
+        for ready in (stage.mesh_up.set, accept) if mesh_first else (accept, stage.mesh_up.set):
             await asyncio.sleep(10)
             ready()
         await running

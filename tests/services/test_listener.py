@@ -366,7 +366,7 @@ def test_refused_identity_closes_the_stream_and_an_accepted_one_opens_it_at_once
             watched.node.refuse()
             await asyncio.sleep(5)
             assert not watched.listener.connected.is_set()
-            watched.node.accept()
+            watched.node.accept(watched.node.credential())
 
         await watched.run(20, refuse_and_accept())
         return watched

@@ -478,7 +478,7 @@ def test_refused_identity_is_not_asked_for_its_state(tmp_path: Path) -> None:
             loop.node.refuse()
             loop.reconcile.request("test")
             await asyncio.sleep(595)
-            loop.node.accept()
+            loop.node.accept(loop.node.credential())
 
         await loop.run(100, refuse_then_accept())
         assert [at for at in loop.control.pulls if 5 < at < 600] == []
@@ -499,7 +499,7 @@ def test_refused_identity_keeps_drift_on_disk(tmp_path: Path) -> None:
             assert loop.peers == {"n_2", "n_3"}
             assert loop.control.reports == []
             assert stored_drift(tmp_path) == ["peer n_2"]
-            loop.node.accept()
+            loop.node.accept(loop.node.credential())
 
         await loop.run(120, refuse_then_accept())
         assert loop.control.reported == [["peer_added peer n_2"]]

@@ -185,6 +185,19 @@ def test_404s_of_the_old_identity_do_not_count_against_the_new_one() -> None:
     assert not watched.is_refused
 
 
+def test_answer_to_the_old_identity_says_nothing_of_the_new_one() -> None:
+    """A heartbeat under way is the one call that a change of the identity does not end."""
+
+    async def main() -> Beats:
+        watched = Beats(lambda n: Hints() if n == 1 else REFUSED, takes=10)
+        await watched.run(30, (5, watched.renewal._renewed), (6, watched.suspect))
+        return watched
+
+    watched = run_virtual(main())
+    assert watched.times == [0, 11]
+    assert watched.is_refused
+
+
 def test_heartbeats_rest_while_another_identity_is_being_got() -> None:
     """Registering may take minutes; two heartbeats at a time are never under way."""
 

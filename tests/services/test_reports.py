@@ -224,7 +224,7 @@ def test_refused_identity_waits_until_it_is_accepted(tmp_path: Path) -> None:
         await world.put("a")
         await asyncio.sleep(5000)
         assert world.plane.requests == []
-        world.node.accept()
+        world.node.accept(world.node.credential())
         await asyncio.sleep(1)
         assert world.plane.asked == [{"a": 1}]
 

@@ -160,7 +160,7 @@ def test_rotation_waits_while_the_identity_is_refused(tmp_path: Path) -> None:
         keeper = Keeper()
         stage = Stage(tmp_path, keeper)
         stage.node.refuse()
-        asyncio.get_running_loop().call_at(500, stage.node.accept)
+        asyncio.get_running_loop().call_at(500, stage.node.accept, stage.node.credential())
         await stage.run(1000, 1)
         assert keeper.times == [500]
 
