@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from plexd.api.admin import Reload, admin_routes
 from plexd.api.node import Overview, document_route, node_routes, probe_routes
 from plexd.api.revision import Revision
-from plexd.api.rights import OpenGate
+from plexd.api.rights import READERS, OpenGate, SocketGate
 from plexd.api.routes import Dispatcher, Route, refuse
 from plexd.api.secrets import SecretRead, SecretRoutes, Source
 from plexd.api.state import StateRoutes
 from plexd.api.token import TokenFile, TokenGate
 from plexd.config.models import Config
 from plexd.config.paths import split_listen
+from plexd.linux.tcp_socket import TcpSocket
+from plexd.linux.unix_socket import SocketFile
+from plexd.log import get_logger
 from plexd.mesh.desired import DataEntry, Desired
 from plexd.node import Node
 from plexd.reports import Reports
-from plexd.services.local_api import LocalApi
+from plexd.services.door import Door
 from plexd.services.reports import ReportSync
-from plexd.services.tcp_listener import TcpListener
 from plexd.serving import HttpServer, Limits
 from plexd.store.files import DataDirectory
 from plexd.store.reports import ReportStore
 from plexd.supervisor import Service
 from plexd.wire.models import SecretResponse
 
+log = get_logger("api")
+
 OVER_TCP = ("/v1/state", "/v1/status")
 PROBE_LIMITS = Limits(
     head=5.0, body=5.0, idle=0.0, answer=5.0, stop=1.0, connections=64, head_bytes=8 << 10, makes_room=False
 )
-
-
-class Door(Service, Protocol):
-    """A listener: opened before anything else, served by `run`, closed at the very end."""
-
-    def open(self) -> None:
-        """Raises ListenerError."""
-
-    def close(self) -> None: ...
 
 
 class Upstream(Protocol):
@@ -67,11 +64,11 @@ class Front:
 
     def __init__(self, config: Config, directory: DataDirectory, overview: Overview, reload: Reload) -> None:
         self.reports = Reports(ReportStore(directory))
+        self.gate = SocketGate()
         self._config = config
         self._overview = overview
         self._reload = reload
         self._request_reconcile: Callable[[str], None] | None = None
-        self._local: LocalApi | None = None
         self._token: TokenFile | None = None
         self._node: Node | None = None
         self._cached = Desired()
@@ -91,9 +88,8 @@ class Front:
         doors: list[Door] = []
         api, health = self._config.node_api, self._config.health
         if health.enabled:
-            probes = probe_routes(self._overview)
-            server = HttpServer(Dispatcher(probes, OpenGate()).respond, refuse, PROBE_LIMITS)
-            doors.append(TcpListener("health listener", "health.listen", split_listen(health.listen), server))
+            server = HttpServer(Dispatcher(probe_routes(self._overview), OpenGate()).respond, refuse, PROBE_LIMITS)
+            doors.append(tcp_door("health listener", split_listen(health.listen), "health.listen", server))
         if not api.enabled:
             return doors
         limits = Limits(stop=api.shutdown_timeout.total_seconds())
@@ -101,10 +97,8 @@ class Front:
             gate = self._token_gate()
             shared = [route for route in self.routes() if route.path.startswith(OVER_TCP)]
             server = HttpServer(Dispatcher(shared, gate).respond, refuse, limits)
-            address = split_listen(api.http.listen)
-            doors.append(TcpListener("api over tcp", "node_api.http.listen", address, server))
-        self._local = LocalApi(api.socket, self.routes(), limits)
-        return [*doors, self._local]
+            doors.append(tcp_door("api over tcp", split_listen(api.http.listen), "node_api.http.listen", server))
+        return [*doors, local_door(api.socket, self.routes(), self.gate, limits)]
 
     def routes(self) -> tuple[Route, ...]:
         """All there are on the API socket."""
@@ -131,8 +125,7 @@ class Front:
 
     async def read_again(self) -> None:
         """Group ids and the token, which a reload of the configuration reads as well."""
-        if self._local is not None:
-            self._local.gate.look_up_groups()
+        self.gate.look_up_groups()
         if self._token is not None:
             await asyncio.to_thread(self._token.read_again)
 
@@ -174,3 +167,20 @@ class Front:
 
     def _desired(self) -> Desired:
         return self._node.desired if self._node is not None else self._cached
+
+
+def local_door(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Limits) -> Door:
+    """The Unix socket, for programs on this host; its group is the one whose members may read."""
+
+    def listen() -> SocketFile:
+        file = SocketFile(path, gate.readers)
+        if gate.readers is None:
+            log.warning("socket is for root only", path=str(path), reason=f"this host has no group {READERS}")
+        return file
+
+    return Door("local api", listen, HttpServer(Dispatcher(routes, gate).respond, refuse, limits))
+
+
+def tcp_door(name: str, address: tuple[str, int], key: str, server: HttpServer) -> Door:
+    """`key` names the address in the configuration."""
+    return Door(name, partial(TcpSocket, address, name, key), server)

@@ -16,11 +16,11 @@ from plexd.api.routes import Dispatcher, Right, refuse
 from plexd.config.models import Config
 from plexd.config.reload import Reloaded
 from plexd.errors import ConfigError, NotFound
-from plexd.front import Front
+from plexd.front import Front, tcp_door
+from plexd.linux.tcp_socket import TcpSocket
 from plexd.mesh.desired import DataEntry, Desired
 from plexd.node import Node
-from plexd.services.local_api import LocalApi
-from plexd.services.tcp_listener import TcpListener
+from plexd.services.door import Door
 from plexd.serving import HttpServer, Limits
 from plexd.store.files import DataDirectory
 from plexd.supervisor import Supervisor
@@ -81,6 +81,12 @@ class Upstream:
         pass
 
 
+def port_of(door: Door) -> int | None:
+    """None for the Unix socket."""
+    listening = door._listening
+    return int(listening.socket.getsockname()[1]) if isinstance(listening, TcpSocket) else None
+
+
 class House:
     """A context manager. Groups of the host are those above, None for one that it has not."""
 
@@ -123,9 +129,7 @@ class House:
         self._thread.join(START_SECONDS)
 
     def look_up_groups(self) -> None:
-        for door in self.doors:
-            if isinstance(door, LocalApi):
-                door.gate.look_up_groups()
+        self.front.gate.look_up_groups()
 
     def call(self, function: Callable[[], object]) -> None:
         """Have it called on the loop of the house."""
@@ -155,10 +159,10 @@ class House:
             self.doors = [*front.doors()]
             if self._is_open:
                 server = HttpServer(Dispatcher(front.routes(), Guard(*Right)).respond, refuse, Limits())
-                self.doors.append(TcpListener("everything", "", ("127.0.0.1", 0), server))
+                self.doors.append(tcp_door("everything", ("127.0.0.1", 0), "", server))
             for door in self.doors:
                 door.open()
-            self.ports = {door.name: door.port for door in self.doors if isinstance(door, TcpListener)}
+            self.ports = {door.name: port for door in self.doors if (port := port_of(door))}
             front.remember(self._cached)
             services = list(front.join(*self._member())) if self._is_registered else []
             running = asyncio.create_task(Supervisor(lambda _: None).run([*self.doors, *services]))

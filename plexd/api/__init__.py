@@ -1,1 +1,1 @@
-"""What the node API answers: routes, who may use them, and their documents; `services.local_api` serves it."""
+"""What the node API answers: routes, who may use them, and their documents; `services.door` is where it is asked."""

@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 from plexd.api import rights
 from plexd.api.node import node_routes, probe_routes
 from plexd.errors import ListenerError
-from plexd.services.local_api import LocalApi
+from plexd.front import local_door
+from plexd.services.door import Door
 from plexd.serving import Limits
 
 GROUP, OTHER_GROUP, USER = 47011, 47012, 47013  # nobody on this host has them
@@ -81,8 +82,8 @@ def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rights, "group_id", lambda name: None)
 
 
-def make_api(path: Path, told: Told) -> LocalApi:
-    return LocalApi(path, (*node_routes(told), *probe_routes(told)), Limits())
+def make_api(path: Path, told: Told) -> Door:
+    return local_door(path, (*node_routes(told), *probe_routes(told)), rights.SocketGate(), Limits())
 
 
 Scene = Callable[[httpx.AsyncClient], Awaitable[None]]
