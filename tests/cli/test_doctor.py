@@ -13,16 +13,11 @@ from typing import Any, Self
 
 import pytest
 
-PLEXD = Path(sys.executable).with_name("plexd")
-NEEDED = ("ip", "nft", "wireguard-go", "setpriv", "unshare")
+from tests.namespaces import marks
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-    pytest.mark.skipif(any(shutil.which(name) is None for name in NEEDED), reason=f"needs {', '.join(NEEDED)}"),
-]
+PLEXD = Path(sys.executable).with_name("plexd")
+
+pytestmark = marks("nft", "setpriv", "unshare", seconds=240)
 
 SERVER = """
 import http.server, ssl, sys, time

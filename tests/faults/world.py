@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,23 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
-
 from plexd.mesh.keys import PresharedKey, PrivateKey
 from tests.faults.plane import Plane
+from tests.namespaces import marks
 
 PATIENCE = 45.0  # seconds; the machine may be busy
 PLEXD = (sys.executable, "-m", "plexd")
-NEEDED = ("ip", "wg", "wireguard-go")
 _numbers = itertools.count(1)
 
-MARKS = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-    pytest.mark.skipif(any(shutil.which(name) is None for name in NEEDED), reason=f"needs {', '.join(NEEDED)}"),
-]
+MARKS = marks("wg", seconds=240)
 
 
 def wait_until(what: str, holds: Callable[[], object], patience: float = PATIENCE) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -12,12 +11,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-]
+from tests.namespaces import marks
+
+pytestmark = marks(seconds=300)
 
 COMMAND = [sys.executable, "-m", "plexd", "lab", "up", "--nodes", "3"]
 

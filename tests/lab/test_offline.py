@@ -18,13 +18,9 @@ import pytest
 from plexd.lab.admin import Admin
 from plexd.lab.namespaces import UAPI_SOCKETS, Network, run, stop_processes
 from plexd.lab.nodes import PORT, ControlPlaneProcess, NodeProcess, remove_leftovers
+from tests.namespaces import marks
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-]
+pytestmark = marks(seconds=240)
 
 LAB = f"plxo{os.getpid() % 100_000}"
 BUDGET_SECONDS = 5.0  # from the start of the agents to a ping through the mesh

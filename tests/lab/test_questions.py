@@ -21,12 +21,9 @@ import pytest
 from plexd.lab.admin import Admin
 from plexd.lab.namespaces import Network
 from plexd.lab.nodes import ControlPlaneProcess, NodeProcess, remove_leftovers
+from tests.namespaces import marks
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-]
+pytestmark = marks(seconds=120)
 
 LAB = f"plxq{os.getpid() % 100_000}"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,23 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.namespaces import inside as entered
+from tests.namespaces import why_not
 
 _numbers = itertools.count()
-
-
-def _why_not() -> str | None:
-    if os.geteuid() != 0:
-        return "needs root"
-    if not Path("/dev/net/tun").exists():
-        return "needs /dev/net/tun"
-    absent = [program for program in ("ip", "wg", "wireguard-go", "ping", "nft") if shutil.which(program) is None]
-    return f"needs {', '.join(absent)}" if absent else None
 
 
 @pytest.fixture
 def make_namespace() -> Iterator[Callable[[], str]]:
     """Makes a network namespace with loopback up; all are deleted at the end."""
-    if (reason := _why_not()) is not None:
+    if reason := why_not("wg", "ping", "nft"):
         pytest.skip(reason)
     made: list[str] = []
 

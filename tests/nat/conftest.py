@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +14,7 @@ import pytest
 from plexd.lab.controlplane import LabControlPlane
 from plexd.lab.controlplane.fleet import DEFAULT_MESH
 from plexd.lab.stun import StunServer
-from tests.namespaces import inside
+from tests.namespaces import inside, why_not
 from tests.nat.internet import SERVERS, STUN_PORT, Agent, Host, Internet, until
 
 
@@ -81,25 +79,10 @@ def _as_the_kernel_writes(address: str) -> str:
     return "".join(f"{int(part):02X}" for part in reversed(address.split(".")))
 
 
-def _why_not() -> str | None:
-    if os.geteuid() != 0:
-        return "needs root"
-    if not Path("/dev/net/tun").exists():
-        return "needs /dev/net/tun"
-    if not os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK):
-        return "a NAT forwards, and /proc/sys is read-only here (a container)"
-    absent = [
-        program
-        for program in ("ip", "nft", "wg", "wireguard-go", "ping", "turnserver", "setpriv")
-        if shutil.which(program) is None
-    ]
-    return f"needs {', '.join(absent)}" if absent else None
-
-
 @pytest.fixture
 def run_world(tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Runs a test in a world of its own; `host` is the control plane's address, `mesh` the network it gives away."""
-    if (reason := _why_not()) is not None:
+    if reason := why_not("nft", "wg", "ping", "turnserver", "setpriv", routers=True):
         pytest.skip(reason)
     internet = Internet()
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
+from tests.namespaces import marks
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-    pytest.mark.skipif(
-        not os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK),
-        reason="a NAT forwards, and /proc/sys is read-only here (a container)",
-    ),
-    pytest.mark.skipif(shutil.which("nft") is None, reason="NATs are made by nft"),
-]
+pytestmark = marks("nft", seconds=300, routers=True)
 
 
 def tour(nat: str, nodes: int) -> str:

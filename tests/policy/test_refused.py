@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 from plexd.lab.admin import Admin
 from plexd.lab.nodes import NodeProcess
+from tests.namespaces import marks
 from tests.policy.conftest import Mesh, allow, eventually
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-    pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft"),
-]
+pytestmark = marks("nft", seconds=240)
 
 
 def start_without_nft(node: NodeProcess) -> str:

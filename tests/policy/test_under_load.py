@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,16 +14,10 @@ from plexd.linux.firewall import FirewallTable
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.firewall import Ruleset, Settings, ruleset
 from plexd.mesh.policy import Action, Protocol, Rule, Side
-from tests.namespaces import inside
+from tests.namespaces import inside, marks
 from tests.policy.conftest import Mesh, allow, eventually
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-    pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft"),
-]
+pytestmark = marks("nft", seconds=240)
 
 REPLACEMENTS = 100
 ALLOWED, DENIED = 7001, 7002

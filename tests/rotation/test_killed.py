@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 from plexd.lab.nodes import NodeProcess
+from tests.namespaces import marks
 from tests.rotation.pair import Pair, running_pair
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-]
+pytestmark = marks(seconds=300)
 
 # what happens between the order and the end, each with the moment of death: before it begins or after it is done
 STEPS = [

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
-from pathlib import Path
-
-import pytest
 
 from plexd.lab.nodes import NodeProcess
+from tests.namespaces import marks
 from tests.rotation.pair import Pair, running_pair
 
-pytestmark = [
-    pytest.mark.namespaces,
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="wireguard-go needs /dev/net/tun"),
-]
+pytestmark = marks(seconds=180)
 
 
 def new_and_agreed(pair: Pair, node: NodeProcess, seen: set[str]) -> bool:

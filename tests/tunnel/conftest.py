@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.namespaces import why_not
 from tests.tunnel.stage import Network
 
 _numbers = itertools.count()
 
 
-def _why_not() -> str | None:
-    if os.geteuid() != 0:
-        return "needs root"
-    if not Path("/dev/net/tun").exists():
-        return "needs /dev/net/tun"
-    absent = [program for program in ("ip", "nft", "wg", "wireguard-go", "ping") if shutil.which(program) is None]
-    return f"needs {', '.join(absent)}" if absent else None
-
-
 @pytest.fixture
 def network() -> Iterator[Network]:
-    if (reason := _why_not()) is not None:
+    if reason := why_not("nft", "wg", "ping"):
         pytest.skip(reason)
     network = Network(f"plxt-{os.getpid()}-{next(_numbers)}")
     yield network
