@@ -96,7 +96,7 @@ class Agent:
 def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work: Supervisor) -> Agent:
     """Nothing runs yet when this returns; `work` is what will run the agent's work."""
     configuration, health, front = ground.configuration, ground.health, ground.front
-    control, telemetry = upstream.control, upstream.telemetry
+    control, telemetry, trail = upstream.control, upstream.telemetry, upstream.telemetry.trail
     config = configuration.current
     beat_interval, interval = config.heartbeat.interval.total_seconds(), config.reconcile.interval.total_seconds()
 
@@ -147,11 +147,10 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     rotation.on_rotated.append(heartbeat.request)
     listener.on_reconnected.append(partial(traversal.look_again, "stream connected again"))
     listener.on_connected.append(telemetry.wake)
-    if (trail := telemetry.trail) is not None:
-        rotation.on_accepted.append(trail.mesh_key_rotated)
-        persist.on_new_signing_key.append(trail.signing_key_rotated)
-        listener.on_rejected.append(trail.event_rejected)
-        front.on_secret_read.append(lambda read: trail.secret_read(*read))
+    rotation.on_accepted.append(trail.mesh_key_rotated)
+    persist.on_new_signing_key.append(trail.signing_key_rotated)
+    listener.on_rejected.append(trail.event_rejected)
+    front.on_secret_read.append(lambda read: trail.secret_read(*read))
 
     def pace() -> None:
         now = configuration.current
@@ -164,6 +163,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     configuration.live.update(dict.fromkeys(("mesh.mtu", "mesh.persistent_keepalive", "policy"), pass_is_due))
     configuration.live["nat_traversal"] = traversal.services.exchange
     configuration.live["observe"] = lambda: telemetry.renew("metrics", configuration.current)
+    configuration.live["audit"] = lambda: telemetry.renew("audit", configuration.current)
     configuration.live["logs"] = lambda: telemetry.renew("logs", configuration.current)
 
     vital: list[Service] = [heartbeat, persist, drift]

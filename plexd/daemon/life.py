@@ -105,8 +105,7 @@ class _Life:
             upstream = Upstream(control, description, registrar, telemetry)
             try:
                 async with self._telemetry(telemetry):
-                    if telemetry.trail is not None:
-                        registrar.on_granted.append(telemetry.trail.node_registered)
+                    registrar.on_granted.append(telemetry.trail.node_registered)
                     identity = await self._identity(registrar)
                     if identity is None:
                         log.info("stopped before the node was registered")

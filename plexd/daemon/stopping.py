@@ -53,8 +53,7 @@ async def stop(
             await agent.kernel.tear_down(key.public() if key is not None else None)
     if is_given_up:
         async with _step("retire the identity", STEP_SECONDS):
-            if trail is not None:
-                await trail.node_deregistered(identity.node_id, identity.mesh_ip)
+            await trail.node_deregistered(identity.node_id, identity.mesh_ip)
             await asyncio.to_thread(ground.identities.retire, ".deregistered")
             log.info("node deregistered", node_id=identity.node_id)
     async with _step("end the heartbeat", STEP_SECONDS):

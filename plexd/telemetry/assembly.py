@@ -32,12 +32,14 @@ from plexd.telemetry.pipeline import Form, Pipeline, disabled
 from plexd.telemetry.records import OWN_SOURCE, LogForm, log_marker, shortened
 from plexd.telemetry.renewable import Renewable
 from plexd.telemetry.severity import Filter, parse_severity
+from plexd.telemetry.spooled import Spooled
 from plexd.telemetry.trail import AuditTrail
 from plexd.telemetry.window import Limits
 from plexd.uplink import SelfDescription
 from plexd.wire import endpoints
 from plexd.wire.endpoints import Endpoint
 
+_POSITIONS = {"metrics": (), "logs": ("journald", "files"), "audit": ("auditd", "auditd_log", "k8s_audit")}
 READ_OUT_SECONDS = 1.0
 FINISH_SECONDS = 5.0  # for each pipeline at the end, all of them side by side
 
@@ -53,10 +55,10 @@ class Runnable(Protocol):
 
 class Telemetry:
     """`early_services` are to be run from the start: what can't be read again waits for the registration on disk.
-    Once the node has an identity, `join` gives the others, which `renew` puts together anew. `wake` is to be called
-    when the control plane was reached, `stop` before the services end, `finish` after that.
+    Once the node has an identity, `join` gives the others; `renew` puts any of them together anew. `wake` is to be
+    called when the control plane was reached, `stop` before the services end, `finish` after that.
 
-    `trail` takes what the agent does, None when nobody wants to know.
+    `trail` takes what the agent does.
     """
 
     def __init__(
@@ -72,42 +74,40 @@ class Telemetry:
         self._cursors.load()
         self._pipelines: dict[str, Pipeline] = {}
         self._counters: dict[str, Counters] = {}
-        self._renewable: dict[str, Renewable] = {}
         self._own_log: OwnLog | None = None
         self._is_joined = False
-        self._audit = self._build_audit() if config.audit.enabled else None
-
-    @property
-    def trail(self) -> AuditTrail | None:
-        return self._audit.trail if self._audit is not None else None
+        self.trail = AuditTrail(description.hostname)
+        self._audit: Audit | None = None
+        self._spooled_before: Spooled | None = None
+        self._renewable = {"audit": Renewable("audit", self._build_audit, self._retire_audit)}
 
     @property
     def early_services(self) -> Sequence[Runnable]:
-        return [*self._pipelines.values(), self._cursors]
+        return [self._renewable["audit"], self._cursors]
 
     def join(self, node: Node, mesh: Mesh) -> Sequence[Runnable]:
         """The node is registered."""
         self._is_joined = True
-        self._renewable = {
-            name: Renewable(name, build, self._retire)
-            for name, build in (("metrics", partial(self._build_metrics, node, mesh)), ("logs", self._build_logs))
-        }
-        return list(self._renewable.values())
+        joined = [
+            Renewable("metrics", partial(self._build_metrics, node, mesh), self._retire),
+            Renewable("logs", self._build_logs, self._retire),
+        ]
+        self._renewable |= {service.name: service for service in joined}
+        return joined
 
     def renew(self, name: str, config: Config) -> None:
-        """Have `metrics` or `logs` go on as this configuration has it, from where they are."""
+        """Have `metrics`, `logs` or `audit` go on as this configuration has it, from where they are."""
         self._config = config
         self._renewable[name].renew()
 
     async def start(self) -> None:
         """Tell that the agent runs; on disk when this returns."""
-        if self._audit is not None:
-            await self._audit.trail.agent_started(self._description.version, self._description.checksum)
+        await self.trail.agent_started(self._description.version, self._description.checksum)
 
     async def stop(self, reason: str) -> None:
         """Tell why the agent stops, and read what is on disk, so that it may still be delivered."""
+        await self.trail.agent_stopped(self._description.version, self._description.checksum, reason)
         if self._audit is not None:
-            await self._audit.trail.agent_stopped(self._description.version, self._description.checksum, reason)
             await self._audit.spooled.read_out(READ_OUT_SECONDS)
 
     def wake(self) -> None:
@@ -130,22 +130,37 @@ class Telemetry:
             return pipeline.status()
         return disabled() if self._is_joined or name == "audit" else None
 
-    def _build_audit(self) -> Audit:
+    def _build_audit(self) -> Pipeline | None:
         audit = self._config.audit
+        if not audit.enabled:
+            return None
         form = AuditForm(self._description.hostname, audit.max_raw_size)
         pipeline = self._pipeline("audit", audit, endpoints.AUDIT, form)
-        return Audit(audit, self._config.data_dir, pipeline, self._cursors, form)
+        self._audit = Audit(audit, self._config.data_dir, pipeline, self._cursors, form, self.trail)
+        if self._spooled_before is not None:
+            self._audit.spooled.succeed(self._spooled_before)
+            self._spooled_before = None
+        return pipeline
+
+    async def _retire_audit(self, pipeline: Pipeline) -> None:
+        """What the agent does meanwhile goes to the spool that was."""
+        await self._retire(pipeline)
+        if self._audit is not None:
+            await self._audit.spooled.retire()
+            self._spooled_before, self._audit = self._audit.spooled, None
+            self._cursors.release("audit_spool")
+        self.trail.lead_nowhere()
 
     async def _retire(self, pipeline: Pipeline) -> None:
         """It has ended; what it cannot send at once is read again by the next one, but for what can't be."""
         await pipeline.finish(FINISH_SECONDS)
-        pipeline.drop_rest(lambda feed: pipeline.name == "logs" and feed != OwnLog.name)
+        pipeline.drop_rest(lambda feed: pipeline.name != "metrics" and feed != OwnLog.name)
         for source in pipeline.sources:
             if isinstance(source, Files):
                 source.close()
-        for section in (f"{pipeline.name}_gaps", *(source.name for source in pipeline.sources)):
+        for section in (f"{pipeline.name}_gaps", *_POSITIONS[pipeline.name]):
             self._cursors.release(section)
-        del self._pipelines[pipeline.name]
+        self._pipelines.pop(pipeline.name, None)
 
     def _build_metrics(self, node: Node, mesh: Mesh) -> Pipeline | None:
         observe = self._config.observe

@@ -18,10 +18,16 @@ from plexd.telemetry.trail import AuditTrail
 
 
 class Audit:
-    """Adds its sources to the pipeline."""
+    """Adds its sources to the pipeline, and has the trail lead into it."""
 
     def __init__(
-        self, settings: Settings, data_dir: Path, pipeline: Pipeline, cursors: Cursors, form: AuditForm
+        self,
+        settings: Settings,
+        data_dir: Path,
+        pipeline: Pipeline,
+        cursors: Cursors,
+        form: AuditForm,
+        trail: AuditTrail,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
@@ -29,7 +35,7 @@ class Audit:
         self._form = form
         spool = Spool(data_dir / "telemetry" / "audit-spool", settings.spool_max_bytes)
         self.spooled = Spooled("spool", pipeline, spool, cursors, "audit_spool")
-        self.trail = AuditTrail(pipeline, self.spooled, form)
+        trail.lead_into(pipeline, self.spooled)
         pipeline.sources.append(self.spooled)
         if settings.auditd.enabled:
             pipeline.sources.append(self._linux(data_dir))

@@ -11,7 +11,7 @@ from plexd.telemetry.pipeline import Pipeline
 
 class Renewable:
     """A service. `build` gives the pipeline, None where it is switched off; `retire` is awaited for one that has ended,
-    before the next is built."""
+    before the next is built. It may be asked to do so again for one that it was interrupted with."""
 
     def __init__(
         self, name: str, build: Callable[[], Pipeline | None], retire: Callable[[Pipeline], Awaitable[None]]
@@ -27,10 +27,11 @@ class Renewable:
 
     async def run(self) -> None:
         while True:
-            await self._run_until_outdated()
-            self._outdated.clear()
+            if not self._outdated.is_set():
+                await self._run_until_outdated()
             if self._pipeline is not None:
                 await self._retire(self._pipeline)
+            self._outdated.clear()
             self._pipeline = self._build()
 
     async def _run_until_outdated(self) -> None:

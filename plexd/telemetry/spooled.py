@@ -82,6 +82,21 @@ class Spooled:
             await self._progress.wait()
         return not self._problem
 
+    async def retire(self) -> None:
+        """After `collect` has ended for good. What is on disk now counts as not collected so far: whoever opens the
+        spool next will count it."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._spool.close()
+        self._pipeline.counters.collected -= self._spool.unread + len(self._in_hand)
+
+    def succeed(self, retired: Spooled) -> None:
+        """Take over what the disk has refused so far."""
+        self._lost += retired._lost
+        self._pipeline.counters.collected -= len(retired._pending)
+        for body in retired._pending:
+            self.add_nowait(body)
+
     async def read_out(self, seconds: float) -> bool:
         """Until all of it is in the window, at most that long; whether it is. `collect` has to run."""
         try:

@@ -17,8 +17,7 @@ from plexd.mesh.address import format_ip
 from plexd.mesh.keys import PublicKey
 from plexd.store.files import DIRECTORY_MODE
 from plexd.store.spool import Spool
-from plexd.telemetry.audit_form import AuditForm
-from plexd.telemetry.pipeline import Pipeline
+from plexd.telemetry.pipeline import Pipeline, Row
 from plexd.telemetry.records import to_json
 from plexd.telemetry.spooled import Spooled
 from plexd.wire.times import format_time
@@ -28,13 +27,19 @@ AGENT: Mapping[str, Value] = {"agent": "plexd"}  # the subject when it acts on i
 
 
 class AuditTrail:
-    def __init__(
-        self, pipeline: Pipeline, spooled: Spooled, form: AuditForm, now: Callable[[], float] = time.time
-    ) -> None:
-        self._spooled = spooled
-        self._form = form
-        self._row = pipeline.row(SOURCE)
+    """Leads nowhere until it is told where; nobody wants to know then."""
+
+    def __init__(self, hostname: str, now: Callable[[], float] = time.time) -> None:
+        self._hostname = hostname
         self._now = now
+        self._spooled: Spooled | None = None
+        self._row: Row | None = None
+
+    def lead_into(self, pipeline: Pipeline, spooled: Spooled) -> None:
+        self._spooled, self._row = spooled, pipeline.row(SOURCE)
+
+    def lead_nowhere(self) -> None:
+        self._spooled = self._row = None
 
     async def record(
         self,
@@ -46,14 +51,18 @@ class AuditTrail:
         result: str = SUCCESS,
     ) -> None:
         """`event_type` is one of section 5.8, `about` becomes the object, `subject` is who caused it."""
+        spooled = self._spooled
         self._add(event_type, action, about, subject, result)
-        await self._spooled.flush()
+        if spooled is not None:
+            await spooled.flush()
 
     def _add(
         self, event_type: str, action: str, about: Mapping[str, Value], subject: Mapping[str, Value], result: str
     ) -> None:
+        if self._spooled is None or self._row is None:
+            return
         now = self._now()
-        self._spooled.add_nowait(own_entry(self._form.hostname, now, event_type, action, about, subject, result))
+        self._spooled.add_nowait(own_entry(self._hostname, now, event_type, action, about, subject, result))
         self._row.entries += 1
         self._row.last_entry_at = now
 

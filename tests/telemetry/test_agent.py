@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import subprocess
@@ -255,6 +256,16 @@ class TestEverySource:
         def enabled(command: str) -> bool:
             return bool(json.loads(ask(world, command, "--json"))["enabled"])
 
+        def events() -> list[str]:
+            found = [entry for entry in taken(world, "audit") if entry["source"] == "k8s-audit"]
+            return [entry["object"]["uri"] for entry in found]
+
+        def happen(*uris: str) -> None:
+            with (world.directory / "k8s.log").open("a") as audit:
+                for uri in uris:
+                    event = {"stage": "ResponseComplete", "verb": uri.split("/")[1], "requestURI": uri}
+                    audit.write(json.dumps(event) + "\n")
+
         patterns = f'["{world.directory}/log/*.log"]'
         journald.write("line 0")
         wait_until("the journal is read", lambda: "line 0" in messages())
@@ -267,12 +278,33 @@ class TestEverySource:
             log.write("<6>not wanted any more\n<3>line 1\n")
         wait_until("the new file is read", lambda: "line 1" in messages())
         assert json.loads(ask(world, "log-status", "--json"))["counters"]["collected"] > before
-        reload(("logs:\n", "logs:\n  enabled: false\n"), ("observe: {interval", "observe: {enabled: false, interval"))
-        wait_until("both are off", lambda: not (enabled("log-status") or enabled("metrics-status")))
+        reload(("enabled: true, log_path", "enabled: true, exclude_verbs: [list], log_path"))
+        rounds = itertools.count()
+
+        def is_excluded() -> bool:
+            number = next(rounds)
+            happen(f"/list/{number}", f"/get/{number}")
+            wait_until("the round is over", lambda: f"/get/{number}" in events())
+            return f"/list/{number}" not in events()
+
+        wait_until("a verb is excluded", is_excluded)
+
+        commands = ("log-status", "metrics-status", "audit")
+        reload(
+            ("logs:\n", "logs:\n  enabled: false\n"),
+            ("observe: {interval", "observe: {enabled: false, interval"),
+            ("audit:\n", "audit:\n  enabled: false\n"),
+        )
+        wait_until("all are off", lambda: not any(map(enabled, commands)))
         journald.write("line 2", PRIORITY="3")
+        happen("/get/meanwhile")
         points_before = len(taken(world, "metrics"))
         reload(("  enabled: false\n", ""), ("enabled: false, interval", "interval"))
         wait_until("the line of meanwhile arrives", lambda: "line 2" in messages())
+        wait_until("the event of meanwhile arrives", lambda: "/get/meanwhile" in events())
         wait_until("metrics flow again", lambda: len(taken(world, "metrics")) > points_before)
+        assert events().count("/get/0") == 1
         assert not [text for text in messages() if "not wanted" in text or "telemetry gap" in text]
         assert world.end_agent() == 0
+        of_agent = [entry["event_type"] for entry in taken(world, "audit") if entry["source"] == "plexd"]
+        assert of_agent == ["agent_started", "node_registered", "agent_stopped"]

@@ -94,6 +94,30 @@ def test_successor_goes_on_where_the_other_one_got(tmp_path: Path, status: int |
     run_virtual(main())
 
 
+def test_end_that_was_interrupted_is_gone_through_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.plane.seconds = 3.0
+        service = Renewable("logs", bench.build, bench.retire)
+        running = asyncio.create_task(service.run())
+        await asyncio.sleep(15)
+        service.renew()
+        await asyncio.sleep(1)
+        running.cancel()
+        await asyncio.wait({running})
+        assert len(bench.stages) == 1
+        running = asyncio.create_task(service.run())
+        await asyncio.sleep(60)
+        assert len(bench.stages) == 2
+        numbers = list(dict.fromkeys(bench.plane.numbers))
+        assert numbers == list(range(numbers[-1] + 1))
+        assert numbers[-1] > 40
+        running.cancel()
+        await asyncio.wait({running})
+
+    run_virtual(main())
+
+
 def test_failure_is_the_supervisors_to_see_and_the_pipeline_stays(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path)

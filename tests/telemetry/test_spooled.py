@@ -130,6 +130,35 @@ def test_entries_go_on_from_memory_while_the_disk_refuses(tmp_path: Path) -> Non
     assert [line["event"] for line in logs] == ["spool degraded, entries stay in memory", "spool works again"]
 
 
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_successor_takes_over_what_is_on_disk_and_what_the_disk_refused(tmp_path: Path, is_broken: bool) -> None:
+    async def main() -> None:
+        before = Process(tmp_path / "t", Plane(lambda _: error(503)))
+        async with before.stage:
+            for n in range(150):  # more than the window holds
+                await before.spooled.add(body(n))
+            await asyncio.sleep(20)
+            disk = BrokenDisk(before)
+            disk.is_broken = is_broken
+            for n in range(150, 160):
+                await before.spooled.add(body(n))
+        before.stage.pipeline.drop_rest(lambda _: True)
+        await before.spooled.retire()
+        before.cursors.release("audit_spool")
+        stage = Stage()
+        counters = stage.pipeline.counters = before.stage.pipeline.counters
+        spool = Spool(tmp_path / "t" / "audit-spool", MAX)
+        spooled = Spooled("spool", stage.pipeline, spool, before.cursors, "audit_spool")
+        stage.pipeline.sources[:] = [spooled]
+        spooled.succeed(before.spooled)
+        async with stage:
+            await asyncio.sleep(60)
+        assert stage.plane.numbers == list(range(160))
+        assert counters.collected == counters.sent == 160
+
+    run_virtual(main())
+
+
 def test_memory_is_bounded_while_disk_and_control_plane_refuse(tmp_path: Path) -> None:
     async def main() -> None:
         process = Process(tmp_path / "t", Plane(lambda _: error(503)))

@@ -14,7 +14,6 @@ import pytest
 from plexd.mesh.keys import PublicKey
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
-from plexd.telemetry.audit_form import AuditForm
 from plexd.telemetry.spooled import Spooled
 from plexd.telemetry.trail import AuditTrail, leave_for_daemon, own_entry
 from tests.services.stage import EPOCH
@@ -31,7 +30,9 @@ def make_trail(directory: Path) -> tuple[AuditTrail, Stage]:
     stage = Stage(Plane())
     spooled = Spooled("spool", stage.pipeline, Spool(directory / "telemetry" / "spool", 4 << 20), cursors, "s")
     stage.pipeline.sources[:] = [spooled]
-    return AuditTrail(stage.pipeline, spooled, AuditForm("edge-03", 65536), lambda: EPOCH), stage
+    trail = AuditTrail("edge-03", lambda: EPOCH)
+    trail.lead_into(stage.pipeline, spooled)
+    return trail, stage
 
 
 def on_disk(directory: Path) -> list[dict[str, Any]]:
