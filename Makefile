@@ -13,6 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 APT_BASE := python3-venv ca-certificates
 APT_MESH := iproute2 iputils-ping nftables wireguard-go wireguard-tools
 APT_STUN := coturn
+APT_USUAL := curl procps
 APT_JOURNAL := systemd
 APT_SHIPPER := syslog-ng-core syslog-ng-mod-http
 APT_THROUGHPUT := iperf3
@@ -26,7 +27,7 @@ help:  ## this list
 demo: $(VENV)/ready $(STAMPS)/apt-mesh  ## three nodes, a mesh, sabotage and healing, in network namespaces (root)
 	$(VENV)/bin/plexd lab up --nodes 3
 
-test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun $(STAMPS)/apt-journal  ## unit, contract, integration and namespace tests (root for the last)
+test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun $(STAMPS)/apt-journal $(STAMPS)/apt-usual  ## unit, contract, integration and namespace tests (root for the last)
 	$(VENV)/bin/python -m tests.lanes
 
 test-kernel: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## the agent against the Debian kernel in QEMU (root)
@@ -94,6 +95,8 @@ $(STAMPS)/apt-mesh:
 	$(call apt,$(APT_MESH))
 $(STAMPS)/apt-stun:
 	$(call apt,$(APT_STUN))
+$(STAMPS)/apt-usual:
+	$(call apt,$(APT_USUAL))
 $(STAMPS)/apt-journal:
 	$(call apt,$(APT_JOURNAL))
 $(STAMPS)/apt-shipper:

@@ -1,13 +1,14 @@
 """`make test`: the tests in a few lanes side by side, since most of their time is waiting. Arguments are pytest's.
 
-A lane is a pytest of its own. The first has all that no other names, and runs where it was started: the audit system
-speaks only in the machine's first namespaces. The others get a network, a process tree and a /run of their own, so that
-lanes cannot meet. Where those cannot be had (without root, in some containers), one pytest runs everything.
+A lane is a pytest with a network, a process tree and a /run of its own, so that lanes cannot meet. Only what listens to
+the kernel's audit system runs where it was started: that one speaks in the machine's first namespaces alone.
+Where namespaces cannot be had (without root, in some containers), one pytest runs everything.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,8 +19,9 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 OUTPUT = REPO / ".cache" / "lanes"
-EVERYTHING = "tests"
-LANES = {  # of about the same length; what comes new joins the rest
+EVERYTHING = ["tests"]
+AUDIT = ["tests/linux/test_audit.py", "tests/telemetry/test_audit_kernel.py", "tests/telemetry/test_audit_killed.py"]
+LANES = {  # of about the same length; what they do not name is one more
     "faults": ["tests/faults"],
     "labs": ["tests/lab", "tests/nat", "tests/tunnel"],
     "chaos": ["tests/chaos", "tests/policy", "tests/rotation"],
@@ -66,12 +68,13 @@ class Lane:
 def main(arguments: list[str]) -> int:
     if reason := _why_not_apart():
         print(f"lanes: one for everything, for there are no namespaces: {reason}", flush=True)
-        return subprocess.run([*PYTEST, *arguments, EVERYTHING], cwd=REPO, check=False).returncode
+        return subprocess.run([*PYTEST, *arguments, *EVERYTHING], cwd=REPO, check=False).returncode
     OUTPUT.mkdir(parents=True, exist_ok=True)
     pytest = [*PYTEST, "-p", "no:cacheprovider", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *arguments]
-    others = [f"--ignore={path}" for paths in LANES.values() for path in paths]
-    lanes = [Lane("rest", [*pytest, *others, EVERYTHING])]
-    lanes += [Lane(name, [*APART, STAGE, "sh", *pytest, *paths]) for name, paths in LANES.items()]
+    named = [*AUDIT, *itertools.chain.from_iterable(LANES.values())]
+    apart = LANES | {"rest": [*(f"--ignore={path}" for path in named), *EVERYTHING]}
+    lanes = [Lane("audit", [*pytest, *AUDIT])]
+    lanes += [Lane(name, [*APART, STAGE, "sh", *pytest, *what]) for name, what in apart.items()]
     print(f"lanes: each shows its output at its end; meanwhile tail -f {OUTPUT}/*.log", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running = list(lanes)

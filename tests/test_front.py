@@ -22,7 +22,8 @@ from tests.house import READERS, SECRET_READERS, TOKEN, House
 
 USER, OTHER_GROUP = 47013, 47014
 needs_users = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "curl"))), reason="becomes other users with setpriv"
+    os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "curl"))),
+    reason="becomes other users with setpriv, and asks with curl",
 )
 
 REPORT = json.dumps({"content_type": "application/json", "payload": 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.faults.world import MARKS, PATIENCE, PLEXD, Peer, World, wait_until
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")]
 
 
 def curl(world: World, method: str, route: str, body: Any = None) -> tuple[int, Any]:
