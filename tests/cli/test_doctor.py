@@ -136,7 +136,8 @@ def test_missing_capability(ward: Ward, capability: str) -> None:
     ward.serve()
     if capability == "net_admin":
         ward.config["policy"] = {"enabled": False}  # nft fails as well, of course
-    ward.names("capabilities", f"CAP_{capability.upper()} is missing", "setpriv", f"--bounding-set=-{capability}")
+    without = ("setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}")
+    ward.names("capabilities", f"CAP_{capability.upper()} is missing", *without)
 
 
 def test_hidden_tun(ward: Ward) -> None:
