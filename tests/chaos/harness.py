@@ -284,13 +284,14 @@ class Chaos:
         return self._plane.admin.follow_logs(self._identity["node_id"], PATTERN, self._written)
 
     def _is_complete(self) -> bool:
-        """All lines, or of a file that was emptied the last one."""
+        """All lines, or of a file that was emptied the last one, if it is not empty."""
         found, aside = self._followed()["sources"], self._put_aside()
         lost = found.pop("cut")["missing"]
         if any(set(numbers) != set(range(self._events[source])) for source, numbers in self._audited().items()):
             return False
         missing = {(source, number) for source, sequence in found.items() for number in sequence["missing"]}
-        return missing <= aside and (not lost or lost[-1] < self._written["cut"] - 1)
+        is_empty = not (self._logs / "cut.log").stat().st_size
+        return missing <= aside and (is_empty or not lost or lost[-1] < self._written["cut"] - 1)
 
     def _audited(self) -> dict[str, list[int]]:
         """The numbers of audit events that arrived, by source."""
