@@ -12,9 +12,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip")
 FINGERPRINT_BYTES = 256
@@ -25,6 +25,24 @@ _WILD = set("*?[")
 class FileId(NamedTuple):
     dev: int
     inode: int
+
+
+class Mark(NamedTuple):
+    """A place between two lines."""
+
+    dev: int
+    inode: int
+    offset: int
+    fingerprint: str
+
+    @property
+    def file(self) -> FileId:
+        return FileId(self.dev, self.inode)
+
+    @classmethod
+    def parse(cls, stored: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError."""
+        return cls(int(stored["dev"]), int(stored["inode"]), int(stored["offset"]), str(stored["fingerprint"]))
 
 
 class LogFile:
@@ -61,6 +79,9 @@ class LogFile:
 
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self._descriptor, count, offset)
+
+    def mark(self, offset: int) -> Mark:
+        return Mark(*self.id, offset, self.fingerprint)
 
     def renew(self) -> None:
         """What it begins with now is what it is known by."""

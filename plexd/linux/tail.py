@@ -8,35 +8,16 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
-from plexd.linux.logfiles import FileId, LogFile, file_id, siblings
+from plexd.linux.logfiles import FileId, LogFile, Mark, file_id, siblings
 
 READ_BYTES = 256 << 10
 TURN_BYTES = 1 << 20  # in one call of `read`: others want their turn
 AFTERGLOW_SECONDS = 5.0  # a rotated file may still be written to
 HELD_SECONDS = 30.0  # then a line without an end is one
-
-
-class Mark(NamedTuple):
-    """A place between two lines."""
-
-    dev: int
-    inode: int
-    offset: int
-    fingerprint: str
-
-    @property
-    def file(self) -> FileId:
-        return FileId(self.dev, self.inode)
-
-    @classmethod
-    def parse(cls, stored: Mapping[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError."""
-        return cls(int(stored["dev"]), int(stored["inode"]), int(stored["offset"]), str(stored["fingerprint"]))
 
 
 class Reason(StrEnum):
@@ -128,7 +109,7 @@ class Tail:
         if self._older:
             older, offset = self._older.popleft()
             self._is_older = True
-            self.began = self.began or _mark(older, offset)
+            self.began = self.began or older.mark(offset)
             return self._begin(older, offset)
         self._is_older = False
         file = _try(self._path)
@@ -140,9 +121,9 @@ class Tail:
                 self._offset = sought.offset
             elif self._at_end:
                 self._offset = self._last_line_end(file)
-            self.began = self.began or _mark(file, self._offset)
+            self.began = self.began or file.mark(self._offset)
             if self._hole is not None:
-                items.append(Hole(self._hole, _mark(file, self._offset)))
+                items.append(Hole(self._hole, file.mark(self._offset)))
                 self._hole = None
         self._at_end = False  # what comes from now on is new
         return file
@@ -195,7 +176,7 @@ class Tail:
             self._give_held(file, items)
             self._offset = 0
             file.renew()
-            items.append(Hole(Reason.TRUNCATED_FILE, _mark(file, 0)))
+            items.append(Hole(Reason.TRUNCATED_FILE, file.mark(0)))
         data = file.read(self._read_to(), size)
         if data:
             self._grown_at = now
@@ -209,7 +190,7 @@ class Tail:
         *lines, rest = (self._held + data).split(b"\n")
         for text in lines:
             self._offset += self._skipped + len(text) + 1
-            mark = _mark(file, self._offset)
+            mark = file.mark(self._offset)
             items.append(Oversized(mark) if self._skipped or len(text) > self._max_line else Line(text, mark))
             self._skipped = 0
         if self._skipped or len(rest) > self._max_line:
@@ -237,13 +218,9 @@ class Tail:
     def _give_held(self, file: LogFile, items: list[Item]) -> None:
         if self._skipped or self._held:
             self._offset += self._skipped + len(self._held)
-            mark = _mark(file, self._offset)
+            mark = file.mark(self._offset)
             items.append(Oversized(mark) if self._skipped else Line(self._held, mark))
             self._held, self._skipped = b"", 0
-
-
-def _mark(file: LogFile, offset: int) -> Mark:
-    return Mark(*file.id, offset, file.fingerprint)
 
 
 def _holds(file: LogFile, mark: Mark) -> bool:

@@ -21,7 +21,8 @@ from plexd.audit.records import EventId, Malformed, parse_datagram, parse_line
 from plexd.errors import KernelError
 from plexd.linux.audit import AuditStream, Overrun
 from plexd.linux.audit_log import AuditLog
-from plexd.linux.tail import Hole, Item, Line, Mark, Oversized, Tail
+from plexd.linux.logfiles import Mark
+from plexd.linux.tail import Hole, Item, Line, Oversized, Tail
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
 from plexd.telemetry.audit_form import AuditForm

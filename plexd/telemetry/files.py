@@ -10,10 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from plexd.linux import logfiles
-from plexd.linux.logfiles import FileId, LogFile
+from plexd.linux.logfiles import FileId, LogFile, Mark
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
 from plexd.telemetry.gaps import Reason
@@ -32,19 +32,6 @@ KEPT_SECONDS = 5.0  # a rotated file may still be written to
 UNFINISHED_SECONDS = 30.0  # a last line without newline that no longer grows is taken as it is
 
 
-class FilePosition(NamedTuple):
-    """Behind a line of a file."""
-
-    dev: int
-    inode: int
-    offset: int
-    fingerprint: str
-
-    @property
-    def id(self) -> FileId:
-        return FileId(self.dev, self.inode)
-
-
 class _Tail:
     """One file being read. `offset` lies behind the last line that was taken, `seen` behind what was read."""
 
@@ -55,8 +42,8 @@ class _Tail:
         self.rotated_at: float | None = None  # monotonic; since when the path names another file
         self.grown_at = 0.0  # monotonic
 
-    def position(self) -> FilePosition:
-        return FilePosition(*self.file.id, self.offset, self.file.fingerprint)
+    def position(self) -> Mark:
+        return self.file.mark(self.offset)
 
     def rewind(self) -> None:
         """Read again what was not taken."""
@@ -67,13 +54,13 @@ class _Tail:
 class _Followed:
     """A path: the file it names, last, and the earlier ones that are not read to their end."""
 
-    def __init__(self, path: Path, feed: Feed[FilePosition], form: LogForm) -> None:
+    def __init__(self, path: Path, feed: Feed[Mark], form: LogForm) -> None:
         self.path = path
         self.feed = feed
         self.form = form
         self.tails: deque[_Tail] = deque()
-        self.committed: FilePosition | None = None
-        self.last: FilePosition | None = None  # of the newest file that is read to its end
+        self.committed: Mark | None = None
+        self.last: Mark | None = None  # of the newest file that is read to its end
 
     def learn_fingerprint(self) -> bool:
         """A position in a file that was empty fits any content: name the content, once there is some."""
@@ -81,7 +68,7 @@ class _Followed:
         if committed is None or logfiles.fingerprint_length(committed.fingerprint):
             return False
         for tail in self.tails:
-            if tail.file.id == committed.id and logfiles.fingerprint_length(tail.file.fingerprint):
+            if tail.file.id == committed.file and logfiles.fingerprint_length(tail.file.fingerprint):
                 self.committed = committed._replace(fingerprint=tail.file.fingerprint)
                 return True
         return False
@@ -122,10 +109,10 @@ class Files:
         self._max_line_bytes = max_line_bytes
         self._row = pipeline.row(NAME)
         self._followed: dict[Path, _Followed] = {}
-        self._finished: dict[FileId, FilePosition] = {}  # rotated files read to their end
+        self._finished: dict[FileId, Mark] = {}  # rotated files read to their end
         stored = cursors.register(NAME, self._stored)
         self._is_first = not isinstance(stored, dict)
-        self._known: dict[Path, FilePosition] = _positions(stored)
+        self._known: dict[Path, Mark] = _positions(stored)
 
     def _stored(self) -> Mapping[str, Any]:
         known = dict(self._known)  # not opened yet
@@ -199,7 +186,7 @@ class Files:
         followed = self._followed.get(path)
         if followed is None:
 
-            def settled(position: FilePosition) -> None:
+            def settled(position: Mark) -> None:
                 made.committed = position
                 made.learn_fingerprint()
                 self._cursors.touch()
@@ -222,13 +209,15 @@ class Files:
         else:
             await self._resume(followed, position, identity)
 
-    async def _resume(self, followed: _Followed, position: FilePosition, identity: FileId | None) -> None:
-        if identity == position.id and await self._add(followed, followed.path, position.offset, position.fingerprint):
+    async def _resume(self, followed: _Followed, position: Mark, identity: FileId | None) -> None:
+        if identity == position.file and await self._add(
+            followed, followed.path, position.offset, position.fingerprint
+        ):
             return
         rest = None
         for sibling in await asyncio.to_thread(logfiles.siblings, followed.path):
             if rest is None:
-                if logfiles.file_id(sibling) == position.id:
+                if logfiles.file_id(sibling) == position.file:
                     rest = await self._add(followed, sibling, position.offset, position.fingerprint)
             elif logfiles.file_id(sibling) != identity:
                 await self._add(followed, sibling, 0)
@@ -239,7 +228,7 @@ class Files:
         if rest is not None:
             return
         reason = Reason.ROTATED_AWAY
-        if identity == position.id:
+        if identity == position.file:
             reason = Reason.TRUNCATED_FILE
         start = current.position() if current is not None else position._replace(offset=0)
         followed.last = start
@@ -365,7 +354,7 @@ class Files:
 
     async def _take(self, followed: _Followed, tail: _Tail, line: bytes, length: int, newline: int) -> None:
         feed = followed.feed
-        position = FilePosition(*tail.file.id, tail.offset + length + newline, tail.file.fingerprint)
+        position = tail.file.mark(tail.offset + length + newline)
         text = line.removesuffix(b"\r").decode("utf-8", "replace")
         severity, text = split_priority(text)
         priority = INFO if severity is None else severity
@@ -384,13 +373,11 @@ class Files:
         tail.offset = position.offset
 
 
-def _positions(stored: Any) -> dict[Path, FilePosition]:
+def _positions(stored: Any) -> dict[Path, Mark]:
     found = {}
     for path, value in stored.items() if isinstance(stored, dict) else ():
         try:
-            found[Path(path)] = FilePosition(
-                int(value["dev"]), int(value["inode"]), int(value["offset"]), str(value["fingerprint"])
-            )
+            found[Path(path)] = Mark.parse(value)
         except (TypeError, KeyError, ValueError):
             log.warning("position not usable", path=str(path))
     return found

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plexd.audit import kubernetes
-from plexd.linux.tail import Hole, Item, Line, Mark, Oversized, Tail
+from plexd.linux.logfiles import Mark
+from plexd.linux.tail import Hole, Item, Line, Oversized, Tail
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
 from plexd.telemetry.audit_form import AuditForm

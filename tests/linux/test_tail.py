@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plexd.linux import tail
-from plexd.linux.tail import AFTERGLOW_SECONDS, HELD_SECONDS, Hole, Item, Line, Mark, Oversized, Tail
+from plexd.linux.logfiles import Mark
+from plexd.linux.tail import AFTERGLOW_SECONDS, HELD_SECONDS, Hole, Item, Line, Oversized, Tail
 
 MAX_LINE = 1 << 20
 STAMPS = itertools.count(1)
