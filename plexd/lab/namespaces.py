@@ -189,6 +189,6 @@ def _is_alive(pid: int) -> bool:
         os.waitpid(pid, os.WNOHANG)  # ours would stay as zombies
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
