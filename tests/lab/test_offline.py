@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +14,8 @@ import pytest
 
 from plexd.lab.admin import Admin
 from plexd.lab.namespaces import UAPI_SOCKETS, Network, run, stop_processes
-from plexd.lab.nodes import PORT, ControlPlaneProcess, NodeProcess, remove_leftovers
+from plexd.lab.nodes import PORT, ControlPlaneProcess, NodeProcess
+from tests.agents import agents
 from tests.namespaces import marks
 
 pytestmark = marks(seconds=240)
@@ -39,7 +37,6 @@ class Site:
     def register(self) -> None:
         with Admin(self.plane.admin_socket) as admin:
             for node in self.nodes:
-                node.prepare(admin.issue_token())
                 node.start()
             until(lambda: len(admin.nodes()) == 2, "both are registered")
             by_name = {node.hostname: node for node in admin.nodes()}
@@ -103,20 +100,9 @@ class Site:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    directory = Path(tempfile.mkdtemp(prefix=LAB))
-    network = Network(LAB)
-    plane = ControlPlaneProcess(network, directory)
-    nodes = [NodeProcess(number, network, directory, plane.url, plane.tls / "ca.pem", LAB) for number in (1, 2)]
-    try:
-        network.build(2)
-        plane.start()
-        yield Site(network, plane, nodes)
-    finally:
-        remove_leftovers(LAB, directory, network)
-        for process in (plane._process, *(node._process for node in nodes)):
-            if process is not None:
-                process.wait(30)
-        shutil.rmtree(directory, ignore_errors=True)
+    with agents(LAB) as found:
+        found.prepare()
+        yield Site(*found)
 
 
 def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> None:

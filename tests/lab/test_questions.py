@@ -5,22 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from plexd.lab.admin import Admin
-from plexd.lab.namespaces import Network
-from plexd.lab.nodes import ControlPlaneProcess, NodeProcess, remove_leftovers
+from plexd.lab.nodes import ControlPlaneProcess, NodeProcess
+from tests.agents import agents
 from tests.namespaces import marks
 
 pytestmark = marks(seconds=120)
@@ -73,25 +69,11 @@ def wanted(number: int, **members: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    directory = Path(tempfile.mkdtemp(prefix=LAB))
-    network = Network(LAB)
-    plane = ControlPlaneProcess(network, directory)
-    nodes = [NodeProcess(number, network, directory, plane.url, plane.tls / "ca.pem", LAB) for number in (1, 2)]
-    try:
-        network.build(2)
-        plane.start()
-        with Admin(plane.admin_socket) as admin:
-            for node in nodes:
-                node.prepare(admin.issue_token())
-        for node in nodes:
+    with agents(LAB) as found:
+        found.prepare()
+        for node in found.nodes:
             node.start()
-        yield Lab(plane, nodes)
-    finally:
-        remove_leftovers(LAB, directory, network)
-        for process in (plane._process, *(node._process for node in nodes)):
-            if process is not None:
-                process.wait(30)
-        shutil.rmtree(directory, ignore_errors=True)
+        yield Lab(found.plane, found.nodes)
 
 
 def eventually(look: Callable[[], Any], is_right: Callable[[Any], bool]) -> Any:

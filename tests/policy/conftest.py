@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from plexd.lab.admin import Admin
-from plexd.lab.namespaces import LabError, Network
-from plexd.lab.nodes import ControlPlaneProcess, NodeProcess, remove_leftovers
+from plexd.lab.namespaces import LabError
+from plexd.lab.nodes import NodeProcess
+from tests.agents import Agents, agents
 
 LAB = f"plxp{os.getpid() % 100_000}"
 DEADLINE_SECONDS = 30.0
@@ -47,21 +45,18 @@ def eventually(look: Callable[[], T]) -> T:
 class Mesh:
     """`one` and `two` reach each other as far as the policies let them; `start` begins without any."""
 
-    def __init__(self, directory: Path, network: Network) -> None:
-        self.network = network
-        self.plane = ControlPlaneProcess(network, directory)
-        self.one, self.two = (
-            NodeProcess(number, network, directory, self.plane.url, self.plane.tls / "ca.pem", LAB) for number in (1, 2)
-        )
+    def __init__(self, agents: Agents) -> None:
+        self.network = agents.network
+        self.plane = agents.plane
+        self.one, self.two = agents.nodes
+        self._agents = agents
         self.ids: dict[str, str] = {}
         self.addresses: dict[str, str] = {}
 
     def start(self) -> None:
-        self.plane.start()
+        self._agents.prepare()
         self.set_policies()
         for node in (self.one, self.two):
-            with Admin(self.plane.admin_socket) as admin:
-                node.prepare(admin.issue_token())
             node.start()
         with Admin(self.plane.admin_socket) as admin:
             nodes = eventually(lambda: found if len(found := admin.nodes()) == 2 else [])
@@ -101,18 +96,8 @@ class Mesh:
 @pytest.fixture
 def prepared() -> Iterator[Mesh]:
     """Nothing of it runs yet."""
-    directory = Path(tempfile.mkdtemp(prefix=LAB))
-    network = Network(LAB)
-    mesh = Mesh(directory, network)
-    try:
-        network.build(2)
-        yield mesh
-    finally:
-        remove_leftovers(LAB, directory, network)
-        for process in (mesh.plane._process, mesh.one._process, mesh.two._process):
-            if process is not None:
-                process.wait(30)
-        shutil.rmtree(directory, ignore_errors=True)
+    with agents(LAB) as found:
+        yield Mesh(found)
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +16,10 @@ from typing import Any
 
 import httpx
 
-from plexd.lab.admin import Admin
 from plexd.lab.namespaces import LabError, Network
-from plexd.lab.nodes import MESH_PORT, ControlPlaneProcess, NodeProcess, remove_leftovers
+from plexd.lab.nodes import MESH_PORT, NodeProcess
 from plexd.mesh.keys import PrivateKey
+from tests.agents import agents
 from tests.rotation.relay import PORTS
 
 PATIENCE_SECONDS = 60.0
@@ -156,28 +154,12 @@ def _longer_way(network: Network, seconds: float, *nodes: NodeProcess) -> Iterat
             relay.kill()
 
 
-def _reap(*ended: ControlPlaneProcess | NodeProcess) -> None:
-    for each in ended:
-        if each._process is not None:
-            each._process.wait()
-
-
 @contextlib.contextmanager
 def running_pair(lab: str, way_seconds: float = 0.0) -> Iterator[Pair]:
     """Both registered, and each reached by the other's pings; a datagram takes `way_seconds` from one to the other."""
-    directory = Path(tempfile.mkdtemp(prefix=lab))
-    network = Network(lab)
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        plane = ControlPlaneProcess(network, directory)
-        one, other = (NodeProcess(n, network, directory, plane.url, plane.tls / "ca.pem", lab) for n in (1, 2))
-        stack.callback(_reap, plane, one, other)
-        stack.callback(remove_leftovers, lab, directory, network)
-        network.build(2)
-        plane.start()
-        with Admin(plane.admin_socket) as admin:
-            for node in (one, other):
-                node.prepare(admin.issue_token())
+    with agents(lab) as found, contextlib.ExitStack() as stack:
+        network, plane, (one, other) = found
+        found.prepare()
         if way_seconds:
             stack.enter_context(_longer_way(network, way_seconds, one, other))
         for node in (one, other):
