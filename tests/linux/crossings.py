@@ -110,6 +110,7 @@ def cross(wires: Wires, seed: int) -> None:
             await door.apply(document)
             for number, packet in traffic.items():
                 wires.send(packet, number)
+            wires.wait_until_taken()
             table = await door.read_table()
             assert table is not None
             return wires.passed(), table

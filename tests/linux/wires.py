@@ -12,6 +12,7 @@ import json
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -27,16 +28,23 @@ ROUTES = {
     OUTSIDE: tuple(map(ip_network, ("192.0.2.0/24", "2001:db8:7::/48"))),
 }
 _ROUTERS = {4: "169.254.0.1", 6: "fe80::f"}
+PATIENCE_SECONDS = 20.0
 _HOPS = 77  # tells our packets from what the node answers; one less when they were forwarded
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 _IPV6_HDRINCL = 36
 _PROBE = """
 table inet probe {
+  counter come { }
   set seen { typeof ip id; size 65535; flags dynamic; }
   set seen6 { typeof ip6 flowlabel; size 65535; flags dynamic; }
   chain see {
     ip ttl { 76, 77 } add @seen { ip id }
     ip6 hoplimit { 76, 77 } add @seen6 { ip6 flowlabel }
+  }
+  chain arrivals {
+    type filter hook prerouting priority raw
+    ip ttl 77 counter name come
+    ip6 hoplimit 77 counter name come
   }
   chain chatter { type filter hook output priority -20; icmpv6 type { 130-132, 133-137, 143 } drop; }
   chain input { type filter hook input priority 0; jump see; }
@@ -57,6 +65,7 @@ class Wires:
 
     def __init__(self, make_namespace: Callable[[], str]) -> None:
         self.node = make_namespace()
+        self._put_on_wires = 0
         self._sources = itertools.count(1024)
         self._far: dict[str, socket.socket] = {}
         with inside(self.node):
@@ -90,9 +99,22 @@ class Wires:
                 "!H", _ETHERTYPES[packet.src.version]
             )
             self._far[packet.iifname].send(ether + data)
+            self._put_on_wires += 1
             return
         with contextlib.suppress(PermissionError):  # how a drop is told to the sender
             self._raw[packet.src.version].sendto(data, (str(packet.dst), 0))
+
+    def wait_until_taken(self) -> None:
+        """A busy kernel takes packets off a wire later than they were put onto it."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (come := self._come()) < self._put_on_wires:
+            assert time.monotonic() < deadline, f"{come} of {self._put_on_wires} packets came"
+            time.sleep(0.01)
+
+    def _come(self) -> int:
+        with inside(self.node):
+            listed = json.loads(run("nft", "-j", "list", "counter", "inet", "probe", "come"))
+        return int(listed["nftables"][1]["counter"]["packets"])
 
     def passed(self) -> set[int]:
         """The numbers of the packets that got past the filter since the last time."""
