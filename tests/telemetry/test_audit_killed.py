@@ -134,18 +134,24 @@ def kill_and_start(agent: Agent, kernel: AuditKernel, chance: random.Random) -> 
             kernel.say(f"n={next(numbers)}")
             time.sleep(chance.uniform(0.0, 0.02))
 
-    def is_heard() -> bool:
-        kernel.say(f"n={next(numbers)}")
-        return bool(agent.told())
+    def wait_until_heard() -> None:
+        said: set[str] = set()
+
+        def is_heard() -> bool:
+            said.add(str(number := next(numbers)))
+            kernel.say(f"n={number}")
+            return not said.isdisjoint(agent.told())
+
+        wait_until("the agent listens", is_heard)
 
     agent.start()
-    wait_until("the agent listens", is_heard)
+    wait_until_heard()
     for _ in range(4):
         say(chance.uniform(0.1, 2.5))
         agent.kill()
         say(chance.uniform(0.0, 0.5))
         agent.start()
-    say(3.0)
+    wait_until_heard()
     last = next(numbers)
     kernel.say(f"n={last}")
     wait_until("the last record arrived", lambda: str(last) in agent.told())
