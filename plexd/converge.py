@@ -21,7 +21,7 @@ from plexd.errors import KernelError
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
-from plexd.mesh.admission import Admitted, admit
+from plexd.mesh.admission import Admitted, amend, judge
 from plexd.mesh.amend import rebuild
 from plexd.mesh.changes import (
     Change,
@@ -52,6 +52,7 @@ from plexd.store.identity import Identity
 log = get_logger("mesh")
 
 STATUS_SECONDS = 1.0
+WORTH_A_THREAD = 1000  # peers and rules to judge: some milliseconds
 ENDPOINT_TRIAL_SECONDS = 30.0  # what an endpoint gets before another candidate is tried
 
 
@@ -156,7 +157,7 @@ class Converger:
 
     async def _pass(self, *, whole: bool) -> PassResult:
         async with self._lock:
-            target = self._target()
+            target = await self._target()
             if target is None:
                 self.clean.clear()
                 self._set_down("the private key is lost; a new one is being agreed on")
@@ -279,7 +280,7 @@ class Converger:
         False asks for a pass. Nothing is observed: the messages are those of the peers that changed.
         """
         async with self._lock:
-            target = self._target()
+            target = await self._target()
             if self._applied is None or target is None:
                 return False  # the first pass has not been through yet and will bring everything
             changes = plan_event(self._applied, target, ipv6=self._ipv6)
@@ -297,7 +298,7 @@ class Converger:
     async def try_next_endpoints(self) -> None:
         """Move peers that cannot be reached on to their next endpoint candidate."""
         async with self._lock:
-            target = self._target()
+            target = await self._target()
             if self._applied is None or target is None or not peers_with_a_choice(self._node.desired):
                 return
             try:
@@ -310,7 +311,7 @@ class Converger:
                 if not moves:
                     return
                 self._turned |= {peer_id: (self._node.desired.candidates[peer_id], moves[peer_id]) for peer_id in moves}
-                target = self._target() or target
+                target = await self._target() or target
                 outcomes = await self._kernel.apply(plan_event(self._applied, target, ipv6=self._ipv6))
             except KernelError as exc:
                 log.error("endpoints not changed", error=str(exc))
@@ -365,12 +366,12 @@ class Converger:
         except (KernelError, TimeoutError) as exc:
             log.debug("interface not looked at", error=str(exc))
             observed = None
-        admitted = self._look_ahead()
+        admitted = await self._look_ahead()
         return admitted.target if admitted is not None else None, observed
 
     async def look_at_policies(self) -> tuple[Resolved, Mapping[tuple[str, int], Hits] | None]:
         """What the policies mean here, and what each rule (policy id, number) has met; None while that is not known."""
-        admitted = self._look_ahead()
+        admitted = await self._look_ahead()
         if admitted is None:
             return Resolved(), None
         try:
@@ -381,12 +382,12 @@ class Converger:
             table = None
         return admitted.resolved, hits(table, admitted.resolved.rules) if table is not None else None
 
-    def _look_ahead(self) -> Admitted | None:
+    async def _look_ahead(self) -> Admitted | None:
         """What the next pass will want; nothing is remembered of it."""
         sources = self._sources()
         if sources is None:
             return None
-        return admit(self._admitted, rebuild(self._built, sources).target, sources.desired, self.openings)
+        return await self._admit(rebuild(self._built, sources))
 
     async def status(self) -> MeshStatus | None:
         """A fresh look for the heartbeat; None while there is no interface with a port, or no answer in a second."""
@@ -407,7 +408,7 @@ class Converger:
         """Whether it belongs to the mesh, by what was last made of the snapshot."""
         return self._admitted is not None and route in self._admitted.target.routes
 
-    def _target(self) -> Target | None:
+    async def _target(self) -> Target | None:
         """None while the node has no private key."""
         sources = self._sources()
         if sources is None:
@@ -418,8 +419,19 @@ class Converger:
             self._warn(built.target.warnings)
             if built.target.unresolved:
                 self.on_unresolved()
-        self._admitted = admit(self._admitted, built.target, sources.desired, self.openings)
+        self._admitted = await self._admit(built)
         return self._admitted.target
+
+    async def _admit(self, built: Built) -> Admitted:
+        """Many at once in a thread, so that the loop stays free for others."""
+        asked = (built.target, built.sources.desired, self.openings)
+        admitted = amend(self._admitted, *asked)
+        if admitted is not None:
+            return admitted
+        policies = built.sources.desired.policies
+        if len(built.target.peers) + sum(len(policy.rules) for policy in policies) < WORTH_A_THREAD:
+            return judge(*asked)
+        return await asyncio.to_thread(judge, *asked)
 
     def _sources(self) -> Sources | None:
         settings = self._settings(self._node.identity)

@@ -1,18 +1,18 @@
-"""The table `inet plexd` in the kernel: replaced whole, and known to be untouched without being read each time.
+"""The table `inet plexd` in the kernel: replaced or amended, and known to be untouched without being read each time.
 
-After it was put there it is read back once, and what it looked like then is what it must look like ever after. The
-kernel numbers the states of all its tables together: as long as that number is the one of the last reading, ours is
-the one that was read.
+After it was put there it is read back once. What it looked like then, with the elements that its sets were given, is
+what it must look like ever after. The kernel numbers the states of all its tables together: as long as that number is
+the one of the last reading, or of amendments since that no other change came between, ours is the one that is wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from plexd.errors import FirewallUnavailable, PolicyRejected
+from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
-from plexd.mesh.firewall import Json, Ruleset, fingerprint
+from plexd.mesh.firewall import Json, Ruleset, SetChange, amendment, fingerprint
 
 
 class FirewallTable:
@@ -22,10 +22,12 @@ class FirewallTable:
         self.writes = 0
         self.reads = 0
         self._nft = Nftables()
-        self._digest = ""  # of what was last put there, "" before
+        self._put: Ruleset | None = None  # what was last put there
+        self._is_intact = False  # as far as is known
         self._fingerprint: str | None = None  # of how that was read back, None until it was
-        self._generation: int | None = None  # of the last reading
-        self._found: str | None = None  # by the last reading
+        self._generation: int | None = None  # in which it is known what the table is
+        self._known = range(0)  # the generations that tell nobody anything: the last reading and what we made of it
+        self._found: str | None = None  # in that generation
 
     async def observe(self) -> str | None:
         """See `Observed.firewall`. Where nftables does not work at all there is none. Raises KernelError."""
@@ -34,7 +36,9 @@ class FirewallTable:
             if generation != self._generation:
                 table = await self.read()
                 self._found = await asyncio.to_thread(self._judge, table)  # 50 ms for ten thousand rules
+                self._is_intact = self._put is not None and self._found == self._put.digest
                 self._generation = generation
+                self._known = range(generation, generation + 1)
         except FirewallUnavailable:  # who wants to put one there is told why not
             return None
         return self._found
@@ -42,30 +46,60 @@ class FirewallTable:
     def _judge(self, table: Json | None) -> str | None:
         if table is None:
             return None
-        if not self._digest:
+        if self._put is None:
             return ""
-        seen = fingerprint(table)
+        seen = fingerprint(table, self._put.sets)
         if self._fingerprint is None:
             self._fingerprint = seen
-        return self._digest if seen == self._fingerprint else ""
+        return self._put.digest if seen is not None and seen == self._fingerprint else ""
 
     async def watch(self, noticed: asyncio.Event) -> None:
         """Set `noticed` when a look at the table may show something else than the last one. Raises OSError."""
-        await nftables.watch(lambda generation: generation == self._generation, noticed)
+        await nftables.watch(lambda generation: generation in self._known, noticed)
 
     async def replace(self, ruleset: Ruleset) -> None:
-        """Raises KernelError; the table that was there is then still there."""
+        """By an amendment where that will do, which keeps the counters. Raises KernelError; the table that was there is
+        then still there."""
         if ruleset.fault:
             raise PolicyRejected(ruleset.fault)
-        self._generation = None  # whatever happens now, it is looked at again
+        if self._put is not None and self._is_intact:
+            changes = amendment(self._put, ruleset)
+            if changes and await self._amend(changes):
+                self._put = ruleset
+                self._found = ruleset.digest
+                return
+        self._forget_generation()  # whatever happens now, it is looked at again
         self.writes += 1
-        await self._nft.apply(ruleset.document)
-        self._digest, self._fingerprint = ruleset.digest, None
+        await self._nft.apply(await asyncio.to_thread(ruleset.document))
+        self._put, self._fingerprint, self._is_intact = ruleset, None, True
+
+    async def _amend(self, changes: tuple[SetChange, ...]) -> bool:
+        """Whether it could be done. The generation stays known if no other change came in between.
+
+        Where it could not be done the table is not what it was thought to be.
+        """
+        generation, known = self._generation, self._known
+        self._generation = None
+        self.writes += 1
+        try:
+            if generation is not None:
+                # the watch may hear of it sooner than we do
+                self._known = range(known.start, generation + 2)
+                if await self._nft.amend(changes, generation):
+                    self._generation = generation + 1
+                    return True
+                self._known = range(0)
+            return await self._nft.amend(changes)
+        except KernelError:
+            return False
+
+    def _forget_generation(self) -> None:
+        self._generation, self._known = None, range(0)
 
     async def remove(self) -> bool:
         """Whether there was one to remove; absent is done. Raises KernelError."""
-        self._generation = None
-        self._digest, self._fingerprint = "", None
+        self._forget_generation()
+        self._put, self._fingerprint, self._is_intact = None, None, False
         try:
             self._nft.generation()
         except FirewallUnavailable:  # where there is no nftables there is no table

@@ -131,6 +131,28 @@ class NetlinkSocket:
                     if sequence == last:
                         return
 
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> int:
+        """Have the kernel carry out all of `messages` or none; 0, or the errno it refused them with.
+
+        What goes around them is answered only when there is something wrong with all of it.
+        """
+        parts: list[bytes | bytearray] = []
+        sequences: list[int] = []
+        for kind, flags, payload in (begin, *messages, end):
+            sequences.append(next(self._sequence))
+            answer = NLM_F_ACK if len(sequences) == len(messages) + 1 else 0
+            size = HEADER.size + len(payload)
+            parts += (HEADER.pack(size, kind, flags | NLM_F_REQUEST | answer, sequences[-1], 0), payload)
+        self._sock.sendmsg(parts)
+        refused = 0
+        while True:
+            data = self._receive()
+            for kind, _, sequence, offset, _ in split(data):
+                if kind == NLMSG_ERROR and sequence in sequences:
+                    refused = refused or -_ERRNO.unpack_from(data, offset)[0]
+                    if sequence in {sequences[0], sequences[-2]}:
+                        return refused
+
     def dump(self, request: Message) -> list[bytes]:
         """The payloads of everything the kernel answers with; repeated if it changed meanwhile."""
         for _ in range(DUMP_TRIES - 1):

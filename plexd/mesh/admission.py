@@ -1,29 +1,33 @@
 """Who gets onto the interface, and what passes: the policies, laid over a target that has everybody.
 
 Peers that no policy shows are left out with their routes (mesh contract, section 6.3). The firewall is part of the same
-target, so that what is compared with the kernel belongs together.
+target, so that what is compared with the kernel belongs together. While the policies stay as they are, a peer that
+comes or goes is judged by itself: to judge ten thousand again takes a hundred times as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 
+from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Desired, Peer, Policy
-from plexd.mesh.firewall import Openings, Ruleset, ruleset
+from plexd.mesh.firewall import Openings, Ruleset, ruleset, with_peers
 from plexd.mesh.policy import Local, Resolved, resolve
 from plexd.mesh.sharing import differing
-from plexd.mesh.target import Target, TargetPeer
-from plexd.mesh.visibility import visible_peers
+from plexd.mesh.target import Target, TargetPeer, route_to
+from plexd.mesh.visibility import Visibility
 
 NOTHING = Resolved()
+AMENDED_AT_ONCE = 256  # peers; with many more it takes as long as judging all of them
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """`target` has those of `everybody` that `policies` show, and the firewall; `hidden` are the ids of the others.
 
-    `peers` are the desired ones, whose addresses the rules mean.
+    `peers` are the desired ones, whose addresses the rules mean. `visibility` is what the rules come to.
     """
 
     everybody: Target
@@ -33,67 +37,121 @@ class Admitted:
     target: Target
     resolved: Resolved = NOTHING
     hidden: frozenset[str] = frozenset()
+    visibility: Visibility | None = field(default=None, compare=False, repr=False)
 
 
 def admit(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted:
     """`before`, what came out last, saves the work that nothing new asks for; the result is the same without."""
-    if (
-        before is not None
-        and everybody is before.everybody
-        and desired.policies is before.policies
-        and desired.peers is before.peers
-        and openings is before.openings
-    ):
+    amended = amend(before, everybody, desired, openings)
+    return amended if amended is not None else judge(everybody, desired, openings)
+
+
+def amend(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted | None:
+    """What `judge` would come to, where that is soon said because little changed since `before`; None elsewhere."""
+    if before is not None and _is_same(before, everybody, desired, openings):
         return before
-    admitted = Admitted(everybody, desired.peers, desired.policies, openings, everybody)
-    if everybody.settings.policy is None:
-        return admitted
-    if before is not None and _judges_alike(before, admitted):
-        kept = before.target.firewall
-        return replace(
-            admitted, target=_without(before.hidden, everybody, kept), resolved=before.resolved, hidden=before.hidden
-        )
-    return _judge(admitted)
-
-
-def _judges_alike(before: Admitted, now: Admitted) -> bool:
-    """Whether all that the policies look at is as it was: endpoints and keys of peers are not."""
-    if (before.policies, before.openings) != (now.policies, now.openings):
-        return False
-    was, settings = before.everybody.settings, now.everybody.settings
-    if (was.policy, was.node_id, was.mesh_ip) != (settings.policy, settings.node_id, settings.mesh_ip):
-        return False
-    touched = {*differing(before.peers, now.peers), *differing(before.everybody.peers, now.everybody.peers)}
-    return all(
-        _address(before.peers.get(peer_id)) == _address(now.peers.get(peer_id))
-        and _prefixes(before.everybody.peers.get(peer_id)) == _prefixes(now.everybody.peers.get(peer_id))
-        for peer_id in touched
+    policy = everybody.settings.policy
+    if policy is None:
+        return judge(everybody, desired, openings)
+    now = Admitted(everybody, desired.peers, desired.policies, openings, everybody)
+    if before is None or before.visibility is None or not _judges_alike(before, now):
+        return None
+    touched = {*differing(before.peers, now.peers), *differing(before.everybody.peers, everybody.peers)}
+    if len(touched) > AMENDED_AT_ONCE:
+        return None
+    if any(_address(before.peers, i) != _address(now.peers, i) for i in before.resolved.named & touched):
+        return None
+    hidden = before.hidden - touched | {
+        peer_id
+        for peer_id in touched & everybody.peers.keys()
+        if not before.visibility.shows(peer_id, everybody.peers[peer_id].allowed_ips)
+    }
+    was = _visible_addresses(touched & before.everybody.peers.keys() - before.hidden, before.peers)
+    come = _visible_addresses(touched & everybody.peers.keys() - hidden, now.peers)
+    gone = was - come
+    if gone and not gone.isdisjoint(peer.mesh_ip for peer in now.peers.values()):
+        return None  # somebody else has the address too
+    assert before.target.firewall is not None  # noqa: S101 - it was judged
+    firewall = with_peers(before.target.firewall, policy, gone, come)
+    if firewall is None:
+        return None
+    return replace(
+        now,
+        target=_amend_target(before, everybody, hidden, touched, firewall),
+        resolved=before.resolved,
+        hidden=hidden,
+        visibility=before.visibility,
     )
 
 
-def _address(peer: Peer | None) -> bytes | None:
-    return peer.mesh_ip if peer is not None else None
-
-
-def _prefixes(peer: TargetPeer | None) -> frozenset[object] | None:
-    return frozenset(peer.allowed_ips) if peer is not None else None
-
-
-def _judge(admitted: Admitted) -> Admitted:
-    everybody, settings = admitted.everybody, admitted.everybody.settings
-    assert settings.policy is not None  # noqa: S101 - nothing is judged otherwise
+def judge(everybody: Target, desired: Desired, openings: Openings) -> Admitted:
+    """From nothing."""
+    admitted = Admitted(everybody, desired.peers, desired.policies, openings, everybody)
+    settings = everybody.settings
+    if settings.policy is None:
+        return admitted
     local = Local(settings.node_id, settings.mesh_ip)
     resolved = resolve(admitted.policies, local, admitted.peers)
-    prefixes = {peer_id: peer.allowed_ips for peer_id, peer in everybody.peers.items()}
-    visible = visible_peers(resolved.rules, local, prefixes, settings.policy.default)
+    visibility = Visibility(resolved.rules, local, settings.policy.default)
+    visible = visibility.among({peer_id: peer.allowed_ips for peer_id, peer in everybody.peers.items()})
+    hidden = frozenset(everybody.peers.keys() - visible)
     firewall = ruleset(
         settings.policy,
         resolved.rules,
-        visible=(address for peer_id in visible if (address := admitted.peers[peer_id].mesh_ip)),
-        openings=admitted.openings,
+        visible=_visible_addresses(visible, admitted.peers),
+        openings=openings,
     )
-    hidden = frozenset(everybody.peers.keys() - visible)
-    return replace(admitted, target=_without(hidden, everybody, firewall), resolved=resolved, hidden=hidden)
+    target = _without(hidden, everybody, firewall)
+    return replace(admitted, target=target, resolved=resolved, hidden=hidden, visibility=visibility)
+
+
+def _is_same(before: Admitted, everybody: Target, desired: Desired, openings: Openings) -> bool:
+    return (
+        everybody is before.everybody
+        and desired.policies is before.policies
+        and desired.peers is before.peers
+        and openings is before.openings
+    )
+
+
+def _judges_alike(before: Admitted, now: Admitted) -> bool:
+    """Whether all that peers are judged by is as it was, their own addresses apart."""
+    if (before.policies, before.openings) != (now.policies, now.openings):
+        return False
+    was, settings = before.everybody.settings, now.everybody.settings
+    return (was.policy, was.node_id, was.mesh_ip) == (settings.policy, settings.node_id, settings.mesh_ip)
+
+
+def _address(peers: Mapping[str, Peer], peer_id: str) -> bytes | None:
+    peer = peers.get(peer_id)
+    return peer.mesh_ip if peer is not None else None
+
+
+def _visible_addresses(peer_ids: Iterable[str], peers: Mapping[str, Peer]) -> set[bytes]:
+    return {address for peer_id in peer_ids if (address := peers[peer_id].mesh_ip)}
+
+
+def _amend_target(
+    before: Admitted, everybody: Target, hidden: frozenset[str], touched: AbstractSet[str], firewall: Ruleset
+) -> Target:
+    """`_without(hidden, …)`, by what it was before."""
+    if not hidden:
+        return replace(everybody, firewall=firewall)
+    peers = {**before.target.peers}
+    for peer_id in touched:
+        if peer_id in everybody.peers and peer_id not in hidden:
+            peers[peer_id] = everybody.peers[peer_id]
+        else:
+            peers.pop(peer_id, None)
+    prefixes = _prefixes(before.everybody.peers, touched) | _prefixes(everybody.peers, touched)
+    possible = {route_to(prefix, everybody.settings) for prefix in prefixes}
+    wanted = {route_to(prefix, everybody.settings) for prefix in _prefixes(everybody.peers, touched - hidden)}
+    routes = before.target.routes - possible | (wanted & everybody.routes)
+    return replace(everybody, peers=peers, routes=routes, firewall=firewall)
+
+
+def _prefixes(peers: Mapping[str, TargetPeer], peer_ids: AbstractSet[str]) -> set[Prefix]:
+    return {prefix for peer_id in peer_ids if peer_id in peers for prefix in peers[peer_id].allowed_ips}
 
 
 def _without(hidden: frozenset[str], everybody: Target, firewall: Ruleset | None) -> Target:

@@ -103,11 +103,15 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`faults` are the rules that were skipped or widened, `idle` those that match nothing as things stand."""
+    """`faults` are the rules that were skipped or widened, `idle` those that match nothing as things stand.
+
+    `named` are the ids of nodes that rules name, known or not: with any other peer it all comes out the same.
+    """
 
     rules: tuple[Rule, ...] = ()
     faults: tuple[Remark, ...] = ()
     idle: tuple[Remark, ...] = ()
+    named: frozenset[str] = frozenset()
 
 
 def resolve(policies: Iterable[Policy], local: Local, peers: Mapping[str, Peer]) -> Resolved:
@@ -115,6 +119,7 @@ def resolve(policies: Iterable[Policy], local: Local, peers: Mapping[str, Peer])
     rules: list[Rule] = []
     faults: list[Remark] = []
     idle: list[Remark] = []
+    named: set[str] = set()
     touches = local.touching()
     for policy in policies:
         for number, raw in enumerate(policy.rules):
@@ -123,6 +128,7 @@ def resolve(policies: Iterable[Policy], local: Local, peers: Mapping[str, Peer])
                 faults.append(Remark(policy.id, number, draft.faults))
             if draft.action is None:
                 continue
+            named |= {draft.src.node, draft.dst.node}
             src, dst = _place(draft.src, local, peers), _place(draft.dst, local, peers)
             if src is None or dst is None:
                 nobody = draft.src.node if src is None else draft.dst.node
@@ -131,7 +137,7 @@ def resolve(policies: Iterable[Policy], local: Local, peers: Mapping[str, Peer])
                 idle.append(Remark(policy.id, number, "sides are of different IP families"))
             elif touches(src) or touches(dst):
                 rules.append(Rule(policy.id, number, src, dst, draft.protocol, draft.port, draft.action))
-    return Resolved(tuple(rules), tuple(faults), tuple(idle))
+    return Resolved(tuple(rules), tuple(faults), tuple(idle), frozenset(named - {""}))
 
 
 def faults(policies: Iterable[Policy]) -> tuple[Remark, ...]:

@@ -13,14 +13,6 @@ from plexd.mesh.policy import Action, Local, Protocol, Rule, Side
 from plexd.mesh.prefixes import NONE, PrefixIndex, supernet
 
 
-def visible_peers(
-    rules: Sequence[Rule], local: Local, peers: Mapping[str, Sequence[Prefix]], default: Action
-) -> frozenset[str]:
-    """Ids of the visible ones among `peers`, which has the effective allowed IPs of each."""
-    visibility = Visibility(rules, local, default)
-    return frozenset(peer_id for peer_id, allowed_ips in peers.items() if visibility.shows(peer_id, allowed_ips))
-
-
 class Visibility:
     """`rules` in order, as resolved; made once for any number of peers."""
 
@@ -37,6 +29,10 @@ class Visibility:
                         direction.opens.put(far, number)
                 elif not rule.port and rule.protocol is Protocol.ANY and _covers(near, local.node_id, around):
                     direction.closes.put(far, number)
+
+    def among(self, peers: Mapping[str, Sequence[Prefix]]) -> frozenset[str]:
+        """Ids of the visible ones; `peers` has the effective allowed IPs of each."""
+        return frozenset(peer_id for peer_id, allowed_ips in peers.items() if self.shows(peer_id, allowed_ips))
 
     def shows(self, peer_id: str, allowed_ips: Sequence[Prefix]) -> bool:
         return any(self._is_open(direction, peer_id, allowed_ips) for direction in self._directions)

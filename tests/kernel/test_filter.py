@@ -52,7 +52,7 @@ def test_thousand_rules_of_many_shapes_read_the_same_again_and_again() -> None:
         if protocol is not Protocol.ICMP or number % 2
     ]
 
-    async def read_back() -> set[str]:
+    async def read_back() -> set[str | None]:
         door = Nftables()
         seen = set()
         try:

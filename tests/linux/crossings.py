@@ -17,7 +17,7 @@ from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
 from plexd.mesh.firewall import hits, render, rule_comment
 from plexd.mesh.policy import Action, resolve
-from plexd.mesh.visibility import visible_peers
+from plexd.mesh.visibility import Visibility
 from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive
 from tests.mesh.nft_interpreter import Table
 from tests.mesh.packets import ICMP, ICMPV6, TCP, UDP, Packet
@@ -95,7 +95,7 @@ def cross(wires: Wires, seed: int) -> None:
     default = random.choice(("allow", "deny", "deny"))
     traffic = dict(enumerate(islice(draw_packets(random), 150), start=1))
     resolved = resolve(policies, local, PEERS)
-    visible = visible_peers(resolved.rules, local, {p.id: p.allowed_ips for p in PEERS.values()}, Action(default))
+    visible = Visibility(resolved.rules, local, Action(default)).among({p.id: p.allowed_ips for p in PEERS.values()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(firewall, "FEW", random.choice((1, 3)))
         document = render(

@@ -35,7 +35,7 @@ def nft(*words: str) -> str:
 def refused() -> Ruleset:
     """The baseline and, in the same transaction, a rule for a chain that is not there."""
     rule = {"family": "inet", "table": "plexd", "chain": "nowhere", "expr": [{"drop": None}]}
-    return Ruleset("refused", {"nftables": [*BASELINE.document["nftables"], {"add": {"rule": rule}}]}, 1)
+    return Ruleset.of([*BASELINE.frame, {"add": {"rule": rule}}], {}, 1)
 
 
 def play(scene: Callable[[FirewallTable], Awaitable[None]]) -> None:

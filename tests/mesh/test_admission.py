@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plexd.mesh import firewall
+from plexd.mesh import admission, firewall
+from plexd.mesh.address import parse_ip
 from plexd.mesh.admission import Admitted, admit
-from plexd.mesh.desired import Desired, Policy, PolicyRule
+from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.firewall import Opening, Openings
 from plexd.mesh.policy import Action, Protocol
 from plexd.mesh.target import Settings, Target, build_target
@@ -67,7 +69,8 @@ def test_rules_that_are_too_many_are_the_fault_of_the_ruleset() -> None:
     ruleset = laid_over(desired, settings).target.firewall
     assert ruleset is not None
     assert "more than 32768" in ruleset.fault
-    assert ruleset.document == {}
+    assert not ruleset.frame
+    assert not ruleset.sets
 
 
 def test_opening_is_part_of_the_firewall_and_makes_nobody_visible() -> None:
@@ -78,7 +81,7 @@ def test_opening_is_part_of_the_firewall_and_makes_nobody_visible() -> None:
     assert before.target.firewall is not None
     assert after.target.firewall is not None
     assert after.target.firewall.digest != before.target.firewall.digest
-    assert "42000" in str(after.target.firewall.document)
+    assert "42000" in str(after.target.firewall.document())
     assert not after.target.peers
 
 
@@ -118,3 +121,43 @@ def test_one_after_the_other_is_the_same_as_each_from_scratch(steps: list[tuple[
         settings = replace(settings_for(), policy=enforced)
         before = laid_over(desired, settings, before)
         assert before == laid_over(desired, settings)
+
+
+unruly = st.builds(
+    lambda number, address, prefixes, endpoint: peer(number, *prefixes, endpoint=endpoint)._replace(
+        mesh_ip=parse_ip(address) if address else b""
+    ),
+    st.integers(2, 6),
+    st.sampled_from(("10.100.0.2", "10.100.0.3", "10.100.0.3", "fd00::3", "")),
+    st.lists(st.sampled_from(("172.16.0.0/24", "10.100.0.4", "192.0.2.0/24")), max_size=2, unique=True),
+    st.sampled_from(("", "192.0.2.1:51820", "198.51.100.1:1")),
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(rules, max_size=5),
+    enforcement,
+    st.booleans(),
+    st.lists(st.lists(unruly, max_size=4), min_size=2, max_size=5),
+)
+def test_peers_that_come_and_go_under_the_same_policies_are_judged_as_if_all_were_judged_again(
+    written: list[PolicyRule], enforced: firewall.Settings | None, ping: bool, steps: list[list[Peer]]
+) -> None:
+    asked = policies(*written)
+    settings_ = replace(settings_for(), policy=enforced and replace(enforced, allow_ping=ping))
+    before: Admitted | None = None
+    for several in steps:
+        desired = replace(desired_of(*{p.id: p for p in several}.values()), policies=asked)
+        before = laid_over(desired, settings_, before)
+        assert before == laid_over(desired, settings_)
+
+
+def test_peer_that_comes_costs_no_judgement_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    desired, settings_ = world(rule("*", "*"))
+    before = laid_over(desired, settings_)
+    monkeypatch.setattr(admission, "judge", None)
+    joined = replace(desired, peers={**desired.peers, "n_5": peer(5)})
+    after = laid_over(joined, settings_, before)
+    assert set(after.target.peers) == {"n_2", "n_3", "n_4", "n_5"}
+    assert laid_over(desired, settings_, after) == before

@@ -19,7 +19,7 @@ from plexd.mesh.desired import Policy, PolicyRule
 from plexd.mesh.firewall import Hits, Opening, Openings, fingerprint, hits, render
 from plexd.mesh.policy import ANYWHERE, Action, Local, Protocol, Rule, Side, resolve
 from plexd.mesh.rulegroups import Line, Match, group
-from plexd.mesh.visibility import visible_peers
+from plexd.mesh.visibility import Visibility
 from tests.mesh import policies as mesh
 from tests.mesh.nft_interpreter import Table, ports_are_guarded
 from tests.mesh.packets import MANAGED, TCP, UDP, Packet, packets
@@ -80,7 +80,7 @@ def test_table_decides_as_the_reference_does(
 ) -> None:
     ping, guard, log = switches
     resolved = resolve(policies, local, PEERS)
-    visible = visible_peers(resolved.rules, local, {p.id: p.allowed_ips for p in PEERS.values()}, Action(default))
+    visible = Visibility(resolved.rules, local, Action(default)).among({p.id: p.allowed_ips for p in PEERS.values()})
     openings = Openings()
     for name, (protocol, port, sources) in opened.items():
         openings = openings.open(Opening(name, protocol, port, local.mesh_ip, tuple(map(parse_ip, sources))))

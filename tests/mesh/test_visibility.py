@@ -10,7 +10,7 @@ from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Policy, PolicyRule
 from plexd.mesh.policy import Action, Local, resolve
 from plexd.mesh.prefixes import NONE, PrefixIndex, supernet
-from plexd.mesh.visibility import visible_peers
+from plexd.mesh.visibility import Visibility
 from tests.mesh import policies as mesh
 from tests.mesh.policies import LOCAL, PEERS, world_of
 
@@ -23,7 +23,7 @@ def seen(*lines: str, default: Action = Action.DENY) -> set[str]:
         port, protocol = rest or ("0", "")
         rules.append(PolicyRule(src, dst, int(port), protocol, action))
     resolved = resolve([Policy("pol", tuple(rules))], LOCAL, PEERS)
-    return set(visible_peers(resolved.rules, LOCAL, {p.id: p.allowed_ips for p in PEERS.values()}, default))
+    return set(Visibility(resolved.rules, LOCAL, default).among({p.id: p.allowed_ips for p in PEERS.values()}))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_deny_of_a_part_of_what_is_behind_us_closes_nobody() -> None:
         lines = (("deny", part, "n_b"), ("deny", "n_b", part), ("allow", "*", "*"))
         rules = tuple(PolicyRule(src, dst, 0, "", action) for action, src, dst in lines)
         resolved = resolve([Policy("pol", rules)], bridge, PEERS)
-        assert visible_peers(resolved.rules, bridge, allowed_ips, Action.DENY) == peers
+        assert Visibility(resolved.rules, bridge, Action.DENY).among(allowed_ips) == peers
 
 
 @settings(max_examples=300)
@@ -75,7 +75,8 @@ def test_deny_of_a_part_of_what_is_behind_us_closes_nobody() -> None:
 def test_reference_sees_the_same_peers(policies: tuple[Policy, ...], local: Local, default: str) -> None:
     rules = resolve(policies, local, PEERS).rules
     allowed_ips = {peer.id: peer.allowed_ips for peer in PEERS.values()}
-    assert visible_peers(rules, local, allowed_ips, Action(default)) == world_of(policies, local, default).visible
+    visible = Visibility(rules, local, Action(default)).among(allowed_ips)
+    assert visible == world_of(policies, local, default).visible
 
 
 # a few bits at either end, so that prefixes meet and adjoin

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,9 @@ from tests.policy.conftest import Mesh, allow, eventually
 pytestmark = marks("nft", seconds=240)
 
 REPLACEMENTS = 100
+AMENDMENTS = 5000  # several in the time between two packets
 ALLOWED, DENIED = 7001, 7002
+MORE = (7101, 7102, 7103)  # with these the rules are elements, and the table is amended
 # both end on TERM and say how many it were; the listener takes what has come by then
 LISTEN = """
 import signal, socket, sys
@@ -55,10 +58,10 @@ print(sent)
 """
 
 
-def policies(own: str, peer: str, number: int, interface: str) -> Ruleset:
+def policies(own: str, peer: str, number: int, interface: str, always: tuple[int, ...]) -> Ruleset:
     """What is allowed always, and something else each time."""
     src, dst = (Side(Prefix.host(parse_ip(address))) for address in (peer, own))
-    ports = enumerate((ALLOWED, 8000 + number))
+    ports = enumerate((*always, 8000 + number))
     rules = [Rule("test", n, src, dst, Protocol.UDP, port, Action.ALLOW) for n, port in ports]
     return ruleset(Settings(parse_ip(own), (interface,)), rules, visible=[parse_ip(peer)])
 
@@ -92,7 +95,10 @@ def last_count(process: subprocess.Popen[str]) -> int:
     return int(process.communicate()[0].split()[-1])
 
 
-def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(mesh: Mesh, run_in: Run) -> None:
+@pytest.mark.parametrize(("more", "times"), [((), REPLACEMENTS), (MORE, AMENDMENTS)], ids=["replaced", "amended"])
+def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(
+    mesh: Mesh, run_in: Run, more: tuple[int, ...], times: int
+) -> None:
     """On the receiving node alone: the sender, whose agent is gone, lets everything out."""
     own, peer = mesh.addresses["node-2"], mesh.addresses["node-1"]
     mesh.set_policies(allow("*", "*"))
@@ -104,7 +110,7 @@ def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(m
     async def replace(count: int) -> None:
         table = FirewallTable()
         for number in range(count):
-            await table.replace(policies(own, peer, number, mesh.two.interface))
+            await table.replace(policies(own, peer, number, mesh.two.interface, (ALLOWED, *more)))
         await table.close()
 
     with inside(mesh.two.namespace.name):
@@ -114,19 +120,26 @@ def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(m
             assert first_word(listener) == "listening"
         sender = run_in(mesh.one, "-c", SEND, own, str(ALLOWED), str(DENIED))
         assert first_word(sender) == "sending"
-        asyncio.run(replace(REPLACEMENTS))
+        asyncio.run(replace(times))
     sent = last_count(sender)
     last = eventually(lambda: mesh.two.namespace.run("nft", "list", "table", "inet", "plexd"))
-    assert f"proto-dst {8000 + REPLACEMENTS - 1} " in last
+    assert f"{'. ' if more else 'proto-dst '}{8000 + times - 1} " in last
     received = {port: last_count(listener) for port, listener in listeners.items()}
     assert sent > REPLACEMENTS
     assert received[DENIED] == 0
     assert received[ALLOWED] >= sent - 20  # what was on its way when the listener ended
 
 
-def test_withdrawn_rule_ends_an_open_connection_at_once_and_answers_need_no_rule(mesh: Mesh, run_in: Run) -> None:
+@pytest.mark.parametrize("more", [(), MORE], ids=["replaced", "amended"])
+def test_withdrawn_rule_ends_an_open_connection_at_once_and_answers_need_no_rule(
+    mesh: Mesh, run_in: Run, more: tuple[int, ...]
+) -> None:
     own = mesh.addresses["node-2"]
-    mesh.set_policies(allow(mesh.ids["node-1"], mesh.ids["node-2"], 7003, "tcp"))
+
+    def allowing(*ports: int) -> list[dict[str, Any]]:
+        return [allow(mesh.ids["node-1"], mesh.ids["node-2"], port, "tcp") for port in ports]
+
+    mesh.set_policies(*allowing(*more, 7003))
     eventually(lambda: mesh.peers_of(mesh.one) == mesh.peers_of(mesh.two) == 1)
     answering = run_in(mesh.two, "-m", "plexd.lab.conversation", "answer", "7003")
     assert first_word(answering) == "listening"
