@@ -164,7 +164,6 @@ async def _alternate(
     """The median time of each, in seconds; who goes first changes from round to round."""
     times: list[list[float]] = [[] for _ in contenders]
     for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", flush=True)
         order = list(zip(contenders, times, strict=True))
         for contender, taken in order if number % 2 else reversed(order):
             prepare()
@@ -172,6 +171,7 @@ async def _alternate(
             begun = time.perf_counter()
             await contender()
             taken.append(time.perf_counter() - begun)
+            print(f"round {number + 1} of {rounds}: {contender.__name__} {taken[-1]:.2f} s", flush=True)
     return tuple(median(taken) for taken in times)
 
 
