@@ -1,7 +1,8 @@
 """The node's live state: who it is and what is wanted of it. One writer at a time, since all run on one event loop.
 
 The desired snapshot is an immutable value; replacing it wakes whoever keeps it on disk. The generation counts what
-happened to the snapshot outside of state pulls, so that a slow pull cannot undo an event (lifecycle contract, 7.3).
+the control plane said of the snapshot outside of state pulls, so that a slow pull cannot undo an event (lifecycle
+contract, 7.3).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pydantic import SecretStr
 from plexd.contact import Contact
 from plexd.health import Condition, Health
 from plexd.log import get_logger
-from plexd.mesh.desired import Desired, FullState, SigningKeys
-from plexd.mesh.events import Foldable
+from plexd.mesh.desired import Desired, EndpointSource, FullState, SigningKeys
+from plexd.mesh.events import EndpointOffered, Foldable
 from plexd.mesh.fold import expire_signing_key, fold, replace_state
 from plexd.mesh.keys import PublicKey
 from plexd.store.identity import Identity
@@ -61,7 +62,10 @@ class Node:
     def fold(self, event: Foldable) -> bool:
         """Fold an event in; whether that changed anything. Raises mesh.fold.Unfoldable."""
         changed = self._take(fold(self.desired, event), "event")
-        self.generation += changed
+        # what we know already may be news to a state answer on its way; only the answers to endpoint reports, which
+        # are no events, say the same again and again
+        is_report = isinstance(event, EndpointOffered) and event.source is EndpointSource.REPORT
+        self.generation += changed or not is_report
         return changed
 
     def replace(self, state: FullState, fetched_at: float) -> None:

@@ -84,7 +84,7 @@ class Effects:
                 keys = fold(self._node.desired, event).signing_keys
                 if keys is not None and keys != self._node.desired.signing_keys:
                     await self._save_signing_keys(keys, envelope.event_id)  # on disk before it counts
-                    self._node.fold(event)
+                self._node.fold(event)  # always: it outdates the state answers on their way
             case NodeStateUpdated() | SecretRefsUpdated():
                 issued = envelope.issued or 0
                 if issued < self._newest.get(envelope.event_type, 0):
@@ -94,7 +94,7 @@ class Effects:
                 desired = fold(self._node.desired, event)
                 if desired is not self._node.desired:
                     await self._save_entries(desired)  # on disk before it counts
-                    self._node.fold(event)
+                self._node.fold(event)
             case _:
                 try:
                     changed = self._node.fold(event)

@@ -30,9 +30,9 @@ from plexd.errors import (
 )
 from plexd.health import Condition, Health
 from plexd.mesh.changes import Change, CreateLink, PutPeer
-from plexd.mesh.desired import Desired, FullState, SigningKeys
+from plexd.mesh.desired import Desired, EndpointSource, FullState, SigningKeys
 from plexd.mesh.drift import Correction
-from plexd.mesh.events import PeerAdded
+from plexd.mesh.events import EndpointOffered, PeerAdded, PeerRemoved
 from plexd.node import Node
 from plexd.services.clocks import Clocks, Reading
 from plexd.services.drift import DriftReports
@@ -337,6 +337,40 @@ def test_third_fetch_is_used_whatever_happens(tmp_path: Path) -> None:
         await loop.run(5)
         assert len(control.pulls) == 3
         assert loop.peers == {"n_2", "n_3"} == set(loop.node.desired.peers)
+
+    run_virtual(main())
+
+
+def test_peer_removed_before_it_was_known_is_not_brought_by_a_fetch_under_way(tmp_path: Path) -> None:
+    """The answer has a peer that we have not seen yet, and the event that takes it away overtakes it."""
+
+    async def main() -> None:
+        def remove_peer_4(number: int) -> None:
+            if number == 1:
+                assert not loop.node.fold(PeerRemoved("n_4"))
+
+        older = state_of(peer(2), peer(3), peer(4))
+        control = Pulled(lambda n: older if n == 1 else BOTH, seconds=0.5, meanwhile=remove_peer_4)
+        loop = Loop(tmp_path, control)
+        await loop.run(5)
+        assert loop.peers == {"n_2", "n_3"}
+        assert control.pulls == pytest.approx([0, 0.5])
+
+    run_virtual(main())
+
+
+def test_endpoints_that_a_report_repeats_outdate_no_fetch(tmp_path: Path) -> None:
+    async def main() -> None:
+        offer = EndpointOffered("n_2", "203.0.113.8:51820", EndpointSource.REPORT)
+
+        def repeat(_: int) -> None:
+            assert not loop.node.fold(offer)
+
+        control = Pulled(lambda _: BOTH, seconds=0.5, meanwhile=repeat)
+        loop = Loop(tmp_path, control)
+        loop.node.fold(offer)
+        await loop.run(5)
+        assert control.pulls == [0]
 
     run_virtual(main())
 
