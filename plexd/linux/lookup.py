@@ -15,7 +15,7 @@ from typing import Any
 from plexd.errors import Unresolved
 from plexd.mesh.address import parse_ip
 
-MAX_LOOKUPS = 32  # at once; hung ones end with the resolver's own limit
+MAX_LOOKUPS = 64  # at once; hung ones end with the resolver's own limit
 LIMIT_SECONDS = 5.0
 
 

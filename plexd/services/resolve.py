@@ -9,6 +9,7 @@ from plexd.errors import Unresolved
 from plexd.linux.lookup import look_up
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
+from plexd.mesh.desired import Desired
 from plexd.mesh.target import names_to_resolve
 from plexd.node import Node
 from plexd.waiting import set_within
@@ -16,12 +17,16 @@ from plexd.waiting import set_within
 log = get_logger("mesh")
 
 REPEAT_SECONDS = 60.0
+# A lookup is given up after 5 s, but its thread lives up to 30 s, with three name servers that do not answer: these
+# and those before them are 48 of the 64 there may be, and leave room for the connections to the control plane.
+AT_ONCE = 8
 
 
 class Resolve:
-    """Looks names up when they appear and every minute after; writes into `resolved` and asks for a pass on news.
+    """Looks each name up when it appears and every minute after; writes into `resolved` and asks for a pass on news.
 
     `control_plane` holds the control plane's addresses once they are known: no route may swallow them.
+    `names_changed` says that there may be new names; those that are known keep their time.
     """
 
     name = "resolve"
@@ -39,35 +44,65 @@ class Resolve:
         self._node = node
         self._resolved = resolved
         self._request_pass = request_pass
+        self._due: dict[str, float] = {}  # when each name's turn is, in the loop's time; the next one comes first
+        self._seen: Desired | None = None  # the snapshot that the names are from
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def look_up_and_make_room(name: str) -> None:
+            try:
+                await self._look_up(name)
+            finally:
+                free.release()
+
+        self._due, self._seen = {}, None  # a start looks up at once
+        async with asyncio.TaskGroup() as lookups:
+            lookups.create_task(self._watch_control_plane(), name="control plane's name")
+            while True:
+                await free.acquire()
+                self.names_changed.clear()
+                now = loop.time()
+                self._take_names(now)
+                name, due = next(iter(self._due.items()), ("", now + REPEAT_SECONDS))
+                if due > now:
+                    free.release()
+                    await set_within(self.names_changed, due - now)
+                    continue
+                del self._due[name]
+                self._due[name] = now + REPEAT_SECONDS  # behind the others
+                lookups.create_task(look_up_and_make_room(name), name=f"lookup {name}")
+
+    def _take_names(self, now: float) -> None:
+        """New names come before those whose minute is over, which may be many that nobody answers for."""
+        if self._node.desired is self._seen:
+            return
+        self._seen = self._node.desired
+        names = names_to_resolve(self._seen)
+        for gone in self._resolved.keys() - names:
+            del self._resolved[gone]
+        known = {name: due for name, due in self._due.items() if name in names}
+        self._due = dict.fromkeys(sorted(names - known.keys()), now) | known
+
+    async def _watch_control_plane(self) -> None:
         while True:
-            self.names_changed.clear()
-            await self._look_up_control_plane()
-            names = names_to_resolve(self._node.desired)
-            for gone in self._resolved.keys() - names:
-                del self._resolved[gone]
-            found = await asyncio.gather(*(self._look_up(name) for name in names))
-            news = {name: endpoint for name, endpoint in zip(names, found, strict=True) if endpoint is not None}
-            if any(self._resolved.get(name) != endpoint for name, endpoint in news.items()):
-                self._resolved.update(news)
-                self._request_pass("endpoint names resolved")
-            await set_within(self.names_changed, REPEAT_SECONDS)
+            found = frozenset(await _addresses(self._control_plane_host))
+            if found and found != self.control_plane:
+                self.control_plane = found
+                self._request_pass("control plane resolved")
+            await asyncio.sleep(REPEAT_SECONDS)
 
-    async def _look_up_control_plane(self) -> None:
-        found = frozenset(await _addresses(self._control_plane_host))
-        if found and found != self.control_plane:
-            self.control_plane = found
-            self._request_pass("control plane resolved")
-
-    async def _look_up(self, text: str) -> Endpoint | None:
+    async def _look_up(self, text: str) -> None:
         parsed = parse_endpoint(text)
         assert isinstance(parsed, HostPort)  # noqa: S101 - names_to_resolve yields nothing else
         addresses = await _addresses(parsed.host)
-        if not addresses:
-            return None
-        known = self._resolved.get(text)  # an answer in another order is no news
-        return known if known is not None and known.packed in addresses else Endpoint(addresses[0], parsed.port)
+        known = self._resolved.get(text)
+        if not addresses or text not in self._due:  # nobody wants it any more
+            return
+        if known is None or known.packed not in addresses:  # an answer in another order is no news
+            self._resolved[text] = Endpoint(addresses[0], parsed.port)
+            self._request_pass("endpoint names resolved")
 
 
 async def _addresses(name: str) -> list[bytes]:
