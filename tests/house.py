@@ -15,8 +15,8 @@ from plexd.api import rights
 from plexd.api.routes import Dispatcher, Right, refuse
 from plexd.config.models import Config
 from plexd.config.reload import Reloaded
+from plexd.daemon.front import Front, tcp_door
 from plexd.errors import ConfigError, NotFound
-from plexd.front import Front, tcp_door
 from plexd.linux.tcp_socket import TcpSocket
 from plexd.mesh.desired import DataEntry, Desired
 from plexd.node import Node

@@ -15,13 +15,13 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from plexd.converge import Converger
+from plexd.daemon.renewal import Renewal
 from plexd.errors import Conflict, ControlError, Rejected, Transient, Unauthenticated, WireError
 from plexd.health import Condition, Health
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import DataEntry, Desired, Peer, SigningKeys
 from plexd.mesh.keys import PublicKey
 from plexd.node import Node
-from plexd.renewal import Renewal
 from plexd.services.persist import Persist
 from plexd.services.registration import Granted, Registrar
 from plexd.store.files import DataDirectory

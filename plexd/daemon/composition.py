@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 from plexd.control import ControlPlane
 from plexd.converge import Converger
+from plexd.daemon.front import Front
 from plexd.daemon.mesh_settings import mesh_settings
 from plexd.daemon.reloading import Configuration
+from plexd.daemon.renewal import Renewal
 from plexd.daemon.traversal import Traversal
 from plexd.enrolment import TokenSearch
-from plexd.front import Front
 from plexd.health import Health
 from plexd.linux import systemd
 from plexd.linux.kernel import Kernel
@@ -20,7 +21,6 @@ from plexd.mesh.nat import Finding
 from plexd.mesh.target import Settings
 from plexd.node import Node
 from plexd.overview import Membership, Overview
-from plexd.renewal import Renewal
 from plexd.services.capabilities import Capabilities
 from plexd.services.clocks import Clocks
 from plexd.services.drift import DriftReports

@@ -14,12 +14,12 @@ from plexd import log as logging
 from plexd.config.load import Loaded
 from plexd.config.models import Config
 from plexd.daemon.composition import Agent, Ground, Upstream, compose
+from plexd.daemon.front import Front
 from plexd.daemon.reloading import Configuration
 from plexd.daemon.signals import Signals
 from plexd.daemon.stopping import TELEMETRY_SECONDS, cancel, stop, within
 from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.errors import LocalStateError
-from plexd.front import Front
 from plexd.health import Condition, Health
 from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel

@@ -17,11 +17,11 @@ import pytest
 
 from plexd import membership
 from plexd.config.load import load
+from plexd.daemon.renewal import Renewal
 from plexd.enrolment import TokenSearch, describe, make_control_plane, make_registrar
 from plexd.health import Health
 from plexd.mesh.keys import PrivateKey
 from plexd.node import Node
-from plexd.renewal import Renewal
 from plexd.store.files import DataDirectory
 from plexd.store.identity import IdentityStore
 from plexd.store.snapshot import SnapshotStore

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from plexd.api import rights
 from plexd.api.node import node_routes, probe_routes
+from plexd.daemon.front import local_door
 from plexd.errors import ListenerError
-from plexd.front import local_door
 from plexd.services.door import Door
 from plexd.serving import Limits
 
