@@ -20,7 +20,7 @@ from plexd.errors import ControlError, Forbidden, NotFound, Transient, Unauthent
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.node import Node
-from plexd.waiting import set_within
+from plexd.waiting import set_within, to_its_end
 from plexd.wire.envelope import Envelope, Outcome, Verdict, Verifier
 from plexd.wire.sse import Decoder, Item, Malformed, Oversized, Retry
 
@@ -269,11 +269,15 @@ class Listener:
         if len(item.data) < OFF_LOOP_CHARACTERS:
             verdict = self._verifier.verify(item.data, now=now, monotonic=monotonic)
         else:  # nobody else verifies meanwhile: this is the only reader
-            verdict = await asyncio.to_thread(self._verifier.verify, item.data, now=now, monotonic=monotonic)
+            verdict = await self._verify_in_thread(item.data, now, monotonic)
         if verdict.outcome is Outcome.VERIFIED:
             self._healthy()
             self._node.contact.event_arrived()
-            await self._put(verdict.envelope, item.id, len(item.data))
+            try:
+                await self._put(verdict.envelope, item.id, len(item.data))
+            except asyncio.CancelledError:  # the stream was closed while there was no room
+                self._verifier.forget(verdict)
+                raise
             return
         self._log_refused(verdict, monotonic)
         if verdict.outcome is Outcome.REPLAYED:
@@ -284,9 +288,21 @@ class Listener:
                 self._key_pull_at = monotonic
                 self._request_pull("bad signature")
 
+    async def _verify_in_thread(self, data: str, now: float, monotonic: float) -> Verdict:
+        """A thread goes on when the stream is closed, so its end is waited for: the event comes again."""
+        verifying = asyncio.create_task(
+            asyncio.to_thread(self._verifier.verify, data, now=now, monotonic=monotonic), name="verification"
+        )
+        try:
+            await to_its_end(asyncio.wait({verifying}))
+        except asyncio.CancelledError:
+            self._verifier.forget(verifying.result())
+            raise
+        return verifying.result()
+
     async def _put(self, event: Envelope | None, event_id: str | None, size: int) -> None:
-        self._queued += 1
         await self._queue.put(event, event_id, size)
+        self._queued += 1  # not before: what was closed out is counted when it comes again
 
     def _log_refused(self, verdict: Verdict, monotonic: float) -> None:
         keys = {

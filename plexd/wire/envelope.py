@@ -250,6 +250,11 @@ class Verifier:
         """For a new identity."""
         self._nonces.clear()
 
+    def forget(self, verdict: Verdict) -> None:
+        """For a verified event that could not be handed over: when it comes again it is no replay."""
+        if verdict.outcome is Outcome.VERIFIED and verdict.envelope is not None:
+            self._nonces.pop(verdict.envelope.nonce, None)
+
     def verify(self, data: str, *, now: float, monotonic: float) -> Verdict:
         """All checks of section 4 in their order; `now` is Unix time at receipt, both clocks are in seconds."""
         try:

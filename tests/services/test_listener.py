@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +17,8 @@ from plexd.health import Condition, Health
 from plexd.mesh.desired import SigningKeys
 from plexd.mesh.events import SigningKeysRotated
 from plexd.node import Node
-from plexd.services.listener import Listener
-from plexd.wire.envelope import Envelope, Verifier
+from plexd.services.listener import OFF_LOOP_CHARACTERS, Listener
+from plexd.wire.envelope import Envelope, Verdict, Verifier
 from tests.services.stage import (
     FOREVER,
     NEW_KEY,
@@ -577,6 +578,86 @@ def test_waiting_events_are_all_handled_once_the_handler_is_free() -> None:
     steps: list[Step] = [send("policy_updated", event_id=f"e{n}", sse_id=str(n)) for n in range(1500)]
     watched = watch(always(*steps, FOREVER), 60)
     assert watched.handled == [f"e{n}" for n in range(1500)]
+
+
+def test_event_that_found_no_room_before_the_stream_was_closed_is_handled_when_it_comes_again() -> None:
+    """The queue is full behind a slow handler; the reader holds one more, verified, as new keys close the stream."""
+
+    async def main() -> Watched:
+        free = asyncio.Event()
+
+        async def slow(event: Envelope) -> None:
+            if event.event_id == "e0":
+                await free.wait()
+
+        sent: list[bytes] = []
+
+        def script(n: int) -> Sequence[Step]:
+            if n == 1:
+                sent.extend(sse(envelope("policy_updated", event_id=f"e{i}"), str(i)) for i in range(1026))
+                refused = sse(envelope("policy_updated", key=NEW_KEY, event_id="refused"), "refused")
+                return [sent[0] + refused + b"".join(sent[1:]), FOREVER]
+            return [b"".join(sent), FOREVER]
+
+        watched = Watched(script, handler=slow)
+
+        async def rotate() -> None:
+            await asyncio.sleep(1)
+            rotate_to_new_key(watched.node)
+            await asyncio.sleep(1)
+            free.set()
+
+        await watched.run(10, rotate())
+        return watched
+
+    watched = run_virtual(main())
+    assert len(watched.streams.attempts) == 2
+    assert watched.handled == [f"e{n}" for n in range(1026)]
+
+
+def test_event_being_verified_when_the_stream_is_closed_is_handled_when_it_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A large one is verified in a thread, which does not end with the stream."""
+    entered, free, first_over = threading.Event(), threading.Event(), threading.Event()
+    verify = Verifier.verify
+
+    def verify_slowly(verifier: Verifier, data: str, *, now: float, monotonic: float) -> Verdict:
+        if len(data) < OFF_LOOP_CHARACTERS:
+            return verify(verifier, data, now=now, monotonic=monotonic)
+        if entered.is_set():
+            first_over.wait(30)
+            return verify(verifier, data, now=now, monotonic=monotonic)
+        entered.set()
+        free.wait(30)
+        try:
+            return verify(verifier, data, now=now, monotonic=monotonic)
+        finally:
+            first_over.set()
+
+    monkeypatch.setattr(Verifier, "verify", verify_slowly)
+
+    async def main() -> Watched:
+        large = sse(envelope("policy_updated", "x" * OFF_LOOP_CHARACTERS, event_id="large"), "1")
+        refused = sse(envelope("policy_updated", key=NEW_KEY, event_id="refused"), "0")
+        handled = asyncio.Event()
+
+        async def note(_: Envelope) -> None:
+            handled.set()
+
+        watched = Watched(lambda n: [refused + large, FOREVER] if n == 1 else [large, FOREVER], handler=note)
+        watching = asyncio.create_task(watched.listener.run())
+        assert await asyncio.to_thread(entered.wait, 30)
+        rotate_to_new_key(watched.node)
+        await asyncio.sleep(0)  # the stream is told before the thread ends
+        free.set()
+        async with asyncio.timeout(30):
+            await handled.wait()
+        watching.cancel()
+        await asyncio.wait({watching})
+        return watched
+
+    assert asyncio.run(main()).handled == ["large"]
 
 
 # --- signing keys
