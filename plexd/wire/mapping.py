@@ -220,9 +220,12 @@ def _map_policies(
     ]
     by_id = {policy.id: policy for policy in held}
     damaged = {index: fault.id for fault in faults if (index := _index_in("policies", fault)) is not None}
+    absent = 0
     for index, policy_id in sorted(damaged.items()):
         if policy_id in by_id:
-            policies.insert(index, by_id[policy_id])
+            policies.insert(index - absent, by_id[policy_id])
+        else:
+            absent += 1  # it had a place in the list as it was sent, and has none here
     latest: dict[str, desired.Policy] = {}
     for policy in policies:
         latest.pop(policy.id, None)

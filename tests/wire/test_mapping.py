@@ -203,6 +203,20 @@ def test_state_is_taken_over() -> None:
     assert [fault.path for fault in skipped] == ["data", "data", "data", "secret_refs"]
 
 
+def test_held_policy_keeps_its_place_behind_a_damaged_one_that_is_not_held() -> None:
+    """A deny that slipped behind an allow would grant what it forbids."""
+    held = Desired(policies=(Policy("deny", (PolicyRule("*", "*", 22, "tcp", "deny"),)),))
+    policies = [
+        {"id": "unknown", "rules": 5},
+        {"id": "a", "rules": []},
+        {"id": "deny", "rules": 5},
+        {"id": "allow", "rules": [{"src": "*", "dst": "*", "port": 0, "protocol": "", "action": "allow"}]},
+    ]
+    full, _ = state({"peers": [], "policies": policies}, held)
+    assert full.policies is not None
+    assert [policy.id for policy in full.policies] == ["a", "deny", "allow"]
+
+
 def test_damaged_entry_that_is_already_held_stays_as_it_is() -> None:
     held = Desired(
         policies=(Policy("p1", ()), Policy("p2", (PolicyRule("*", "*", 0, "", "deny"),))),
