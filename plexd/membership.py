@@ -20,7 +20,7 @@ from plexd.config.load import Loaded
 from plexd.config.models import Config, effective_hostname
 from plexd.control import ControlPlane
 from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
-from plexd.errors import ConfigError, ControlError, LocalStateError, PlexdError, PrivilegeError, Unauthenticated
+from plexd.errors import ConfigError, ControlError, PlexdError, PrivilegeError, Unauthenticated
 from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
 from plexd.log import get_logger
@@ -91,15 +91,21 @@ async def _join(
     control = make_control_plane(config)
     registrar = make_registrar(lambda: config, control, describe(config), identities, SnapshotStore(directory))
     registrar.on_granted.append(partial(_tell, config, "node_registered", "register"))
+    is_granted = False
+
+    async def note_grant(_node_id: str, _mesh_ip: bytes) -> None:
+        nonlocal is_granted
+        is_granted = True
+
+    registrar.on_granted.insert(0, note_grant)
     aside = f".replaced-{int(time.time())}"
     try:
         if known is not None:
             identities.replace_aside(aside)
         identity = await load_or_register(config, identities, registrar, tokens, token)
-    except LocalStateError:
-        raise  # the new identity exists at the control plane, and part of it may be on disk
     except BaseException:
-        if known is not None:
+        # from its grant on the new identity exists at the control plane, and part of it may be on disk
+        if known is not None and not is_granted:
             identities.restore(aside)  # nothing new was gained, so nothing old is lost
         raise
     finally:

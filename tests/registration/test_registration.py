@@ -15,6 +15,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from plexd import membership
 from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.control import ControlPlane
@@ -358,3 +359,51 @@ def test_file_that_cannot_be_read_never_leads_to_a_registration(tmp_path: Path, 
     with pytest.raises(FatalError, match=name):
         register(tmp_path, registry)
     assert registry.times == []
+
+
+def join_anew(directory: Path) -> None:
+    given = {"api": "http://127.0.0.1:9", "data_dir": str(directory / "data"), "hostname": "h"}
+    membership.join(load(given, {}, command="join"), token_text=TOKEN, ask=None, force=True)
+
+
+@pytest.fixture
+def registered(tmp_path: Path, token_file: Path) -> None:
+    register(tmp_path, Registry(lambda _: ANSWER))
+
+
+@pytest.mark.usefixtures("registered")
+def test_joining_anew_on_a_disk_that_refuses_the_key_keeps_the_old_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("plexd.store.identity.write_whole", refuse)
+        with pytest.raises(LocalStateError, match="nothing was sent"):
+            join_anew(tmp_path)
+    opened = DataDirectory(tmp_path / "data")
+    identity = IdentityStore(opened).load()
+    opened.close()
+    assert identity is not None
+    assert identity.node_id == "n_1"
+
+
+@pytest.mark.usefixtures("registered")
+def test_joining_anew_does_not_put_the_old_identity_over_one_that_was_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    granting = httpx.MockTransport(Registry(lambda _: ANSWER | {"node_id": "n_2"}))
+
+    def control_plane(_: Config) -> ControlPlane:
+        return ControlPlane("http://127.0.0.1:9", ssl.create_default_context(), transport=granting)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(membership, "make_control_plane", control_plane)
+        patched.setattr(IdentityStore, "commit_mark", refuse)
+        with pytest.raises(LocalStateError, match="registered as n_2"):
+            join_anew(tmp_path)
+    assert not (tmp_path / "data" / "identity.json").exists()
