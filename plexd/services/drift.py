@@ -48,6 +48,7 @@ class DriftReports:
         self._now = now
         self._waiting: tuple[Correction, ...] | None = None  # None: not read from the disk yet
         self._new: list[Correction] = []
+        self._added = 0  # to those waiting, since the start
         self._timestamp = 0.0
         self._cycle_ended = asyncio.Event()
         self._disk_lock = asyncio.Lock()
@@ -69,6 +70,7 @@ class DriftReports:
             await self._cycle_ended.wait()
             self._cycle_ended.clear()
             waiting = await self.save()
+            added_before = self._added
             if not waiting or not self._node.accepted.is_set():
                 continue
             try:
@@ -78,8 +80,9 @@ class DriftReports:
                 log.warning("drift report failed", error=str(exc), kept=len(waiting) if kept else 0)
                 if kept:
                     continue
-            self._waiting = ()
-            await self._write(())
+            added = self._added - added_before  # by a stop that saved meanwhile: these were not sent
+            self._waiting = (self._waiting or ())[-added:] if added else ()
+            await self._write(self._waiting)
 
     async def save(self) -> tuple[Correction, ...]:
         """Everything not delivered yet, on disk if the disk takes it."""
@@ -87,6 +90,7 @@ class DriftReports:
             self._waiting = await asyncio.to_thread(self._unsent.load_unsent_corrections)
         if self._new:
             self._waiting = (*self._waiting, *self._new)[-MAX_UNSENT:]
+            self._added += len(self._new)
             self._new.clear()
             await self._write(self._waiting)
         return self._waiting

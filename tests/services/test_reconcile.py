@@ -861,3 +861,33 @@ def test_contact_knows_the_last_good_pull_and_why_the_later_one_failed(tmp_path:
         assert seen == [(True, ""), (True, "no route to host"), (True, "")]
 
     run_virtual(main())
+
+
+def test_correction_saved_while_a_report_is_under_way_stays_on_disk_when_that_arrives(tmp_path: Path) -> None:
+    """As at a stop, which saves what the last pass corrected beside a report that has not been answered yet."""
+
+    class Late(Pulled):
+        async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
+            await asyncio.sleep(3)
+            await super().report_drift(timestamp, corrections)
+
+    async def main() -> None:
+        loop = Loop(tmp_path, Late(same))
+
+        def last_pass() -> None:
+            loop.drift.cycle_ended([Correction("route_added", "late")])
+
+        async def stop_beside_a_report() -> None:
+            await damage(loop)
+            await at(1, last_pass)
+            await loop.drift.save()
+            assert stored_drift(tmp_path) == ["peer n_2", "late"]
+            await asyncio.sleep(2.5)
+            assert loop.control.reported == [["peer_added peer n_2"]]
+            assert stored_drift(tmp_path) == ["late"]
+
+        await loop.run(5, stop_beside_a_report())
+        assert loop.control.reported[1:] == [["route_added late"]]
+        assert stored_drift(tmp_path) == []
+
+    run_virtual(main())
