@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Desired, Peer, Policy
@@ -69,7 +70,7 @@ def amend(before: Admitted | None, everybody: Target, desired: Desired, openings
     was = _visible_addresses(touched & before.everybody.peers.keys() - before.hidden, before.peers)
     come = _visible_addresses(touched & everybody.peers.keys() - hidden, now.peers)
     gone = was - come
-    if gone and not gone.isdisjoint(peer.mesh_ip for peer in now.peers.values()):
+    if gone and not gone.isdisjoint(map(attrgetter("mesh_ip"), now.peers.values())):
         return None  # somebody else has the address too
     assert before.target.firewall is not None  # noqa: S101 - it was judged
     firewall = with_peers(before.target.firewall, policy, gone, come)

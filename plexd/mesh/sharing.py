@@ -40,7 +40,7 @@ def differing(before: Mapping[str, T], after: Mapping[str, T]) -> list[str]:
         changed = compress(after, map(is_not, after.values(), before.values()))
         return [*changed, *islice(after, len(before), None)]
     gone = before.keys() - after.keys()
-    return [*(key for key, value in after.items() if before.get(key) is not value), *sorted(gone)]
+    return [*compress(after, map(is_not, after.values(), map(before.get, after))), *sorted(gone)]
 
 
 def is_continued(before: Collection[str], after: Collection[str]) -> bool:
