@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ def measure() -> list[Figure]:
         _give_peers(plane.admin_socket, node.name, 100)
         _wait(lambda: _peers(node) == 100)
         figures += _memory(node, 100)
+        figures += _commands(node)
         figures.append(Figure("idle CPU over a minute, 100 peers", _busy_percent(node), "% of a core", 0.3))
         _give_peers(plane.admin_socket, node.name, MANY)
         _wait(lambda: _peers(node) == MANY)
@@ -112,6 +115,25 @@ def _busy_percent(node: NodeProcess) -> float:
 def _ticks(node: NodeProcess) -> int:
     fields = Path(f"/proc/{node.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])  # user and system, without the children
+
+
+def _commands(node: NodeProcess) -> list[Figure]:
+    """Whole processes, as a person waits for them."""
+    commands = {"--help": (), "status": ("--socket", str(node.api_socket))}
+    return [
+        Figure(f"`plexd {word}`, median of {STARTS}", _run_seconds(word, *more), "s", 0.3)
+        for word, more in commands.items()
+    ]
+
+
+def _run_seconds(*arguments: str) -> float:
+    plexd = Path(sys.executable).with_name("plexd")
+    seconds = []
+    for _ in range(STARTS):
+        started = time.perf_counter()
+        subprocess.run([plexd, *arguments], stdout=subprocess.DEVNULL, check=True)
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[STARTS // 2]
 
 
 def _memory(node: NodeProcess, peers: int, rss: int = 64, anonymous: int = 45) -> list[Figure]:
