@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from plexd.linux.firewall import FirewallTable
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import Settings, fingerprint, render
+from plexd.mesh.firewall import Ruleset, Settings, fingerprint, render, ruleset
 from plexd.mesh.policy import Action, Protocol, Rule, Side
 from tests.linux.crossings import cross
 from tests.linux.wires import Wires
@@ -66,3 +67,34 @@ def test_thousand_rules_of_many_shapes_read_the_same_again_and_again() -> None:
         return seen
 
     assert len(asyncio.run(read_back())) == 1
+
+
+@pytest.mark.usefixtures("namespace")
+def test_table_amended_is_the_table_loaded_anew() -> None:
+    own = Side(Prefix.host(parse_ip("10.100.1.1")))
+
+    def wanted(number: int) -> Ruleset:
+        hosts = [bytes([10, 100, 1, last]) for last in range(2, 8 + number)]
+        protocols = ((Protocol.TCP, 22 + number), (Protocol.ICMP, 0), (Protocol.ANY, 0))
+        rules = [
+            Rule("pol", index, Side(Prefix.host(host)), own, protocol, port, Action.ALLOW)
+            for index, (host, (protocol, port)) in enumerate(itertools.product(hosts, protocols))
+        ]
+        return ruleset(Settings(parse_ip("10.100.1.1"), ("plexd0",)), rules, visible=hosts)
+
+    async def main() -> None:
+        table, door = FirewallTable(), Nftables()
+        for number in range(4):
+            await table.replace(wanted(number))
+            assert await table.observe() == wanted(number).digest
+        assert table.reads == 1  # the others were amendments
+        amended = await door.read_table()
+        await door.apply(wanted(3).document())
+        whole = await door.read_table()
+        assert amended is not None
+        assert whole is not None
+        assert fingerprint(amended) == fingerprint(whole)
+        await table.close()
+        await door.close()
+
+    asyncio.run(main())
