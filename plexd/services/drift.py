@@ -6,6 +6,7 @@ A disk that refuses keeps nothing from being sent: the corrections stay in memor
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -14,6 +15,7 @@ from plexd.errors import ControlError, Transient
 from plexd.log import get_logger
 from plexd.mesh.drift import Correction
 from plexd.node import Node
+from plexd.waiting import set_within
 
 log = get_logger("reconcile")
 
@@ -40,12 +42,19 @@ class DriftReports:
     name = "drift"
 
     def __init__(
-        self, control: ControlPlane, node: Node, unsent: UnsentDrift, now: Callable[[], float] = time.time
+        self,
+        control: ControlPlane,
+        node: Node,
+        unsent: UnsentDrift,
+        now: Callable[[], float] = time.time,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._control = control
         self._node = node
         self._unsent = unsent
         self._now = now
+        self._uniform = uniform
+        self._none_before = float("-inf")  # monotonic; the control plane asked to wait
         self._waiting: tuple[Correction, ...] | None = None  # None: not read from the disk yet
         self._new: list[Correction] = []
         self._added = 0  # to those waiting, since the start
@@ -53,6 +62,7 @@ class DriftReports:
         self._cycle_ended = asyncio.Event()
         self._disk_lock = asyncio.Lock()
         self._disk_failed = False
+        node.on_renewed.append(self._renewed)
 
     def cycle_ended(self, corrections: Sequence[Correction]) -> None:
         """The cycle, or pass, that made these corrections is over; none is an occasion to try again."""
@@ -66,23 +76,34 @@ class DriftReports:
         self._cycle_ended.set()
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self._cycle_ended.wait()
+            if (pause := self._none_before - loop.time()) > 0:
+                await set_within(self._cycle_ended, pause)  # what comes meanwhile is only saved
+            else:
+                await self._cycle_ended.wait()
             self._cycle_ended.clear()
             waiting = await self.save()
             added_before = self._added
-            if not waiting or not self._node.accepted.is_set():
+            if not waiting or not self._node.accepted.is_set() or loop.time() < self._none_before:
                 continue
             try:
                 await self._control.report_drift(self._timestamp or self._now(), waiting)
             except ControlError as exc:
                 kept = isinstance(exc, Transient) or exc.status == 401
                 log.warning("drift report failed", error=str(exc), kept=len(waiting) if kept else 0)
+                if isinstance(exc, Transient) and exc.retry_after is not None:
+                    self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
                 if kept:
                     continue
             added = self._added - added_before  # by a stop that saved meanwhile: these were not sent
             self._waiting = (self._waiting or ())[-added:] if added else ()
             await self._write(self._waiting)
+
+    def _renewed(self) -> None:
+        """Another node was asked to wait."""
+        self._none_before = float("-inf")
+        self._cycle_ended.set()
 
     async def save(self) -> tuple[Correction, ...]:
         """Everything not delivered yet, on disk if the disk takes it."""

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from plexd.backoff import Backoff
-from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Unresolved, WireError
+from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Transient, Unresolved, WireError
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.events import EndpointOffered
@@ -155,6 +155,8 @@ class EndpointReport:
         self._retry = Backoff(FIRST_RETRY_SECONDS, refresh_interval, uniform)
         self._undiscovered = self._unreported = 0  # failures in a row
         self._forbidden = False
+        self._none_before = float("-inf")  # monotonic; the control plane asked to wait with reports
+        node.on_renewed.append(self._renewed)
 
     def request(self, reason: str) -> None:
         """The way to this node may have changed: look again at once."""
@@ -195,13 +197,22 @@ class EndpointReport:
         await self._report(finding)
         return self._refresh_interval * self._uniform(0.9, 1.1)
 
+    def _renewed(self) -> None:
+        """Another node was asked to wait."""
+        self._none_before = float("-inf")
+
     async def _report(self, finding: Finding) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._none_before:
+            return
         try:
             offers = await self._control.report_endpoint(str(finding.public_endpoint), finding.type.value)
         except (ControlError, WireError) as exc:
             self._unreported += 1
             if self._unreported == 1 or self._unreported % 10 == 0:
                 log.warning("endpoint report failed", error=str(exc), failures=self._unreported)
+            if isinstance(exc, Transient) and exc.retry_after is not None:
+                self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
             return
         self._unreported = 0
         changed = [offer.peer_id for offer in offers if self._node.fold(offer)]

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Transient, Unresolved
+from plexd.errors import ControlError, KernelError, NotPermitted, RateLimited, StunError, Transient, Unresolved
 from plexd.mesh.address import Endpoint, parse_endpoint, parse_ip
 from plexd.mesh.desired import EndpointSource
 from plexd.mesh.events import EndpointOffered
@@ -341,3 +341,14 @@ def test_failure_says_what_is_wrong_with_each_server() -> None:
 def test_missing_capability_ends_a_discovery() -> None:
     with pytest.raises(NotPermitted):
         Servers({A: NotPermitted("grant CAP_NET_RAW"), B: MAPPED}).discover(A, B)
+
+
+def test_reports_wait_as_long_as_the_control_plane_asks() -> None:
+    async def main() -> Stage:
+        stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=300.0), ()]))
+        await stage.run(500)
+        return stage
+
+    stage = run_virtual(main())
+    assert stage.plane.times[1] - stage.plane.times[0] >= 300
+    assert len(stage.look.times) > 6

@@ -74,6 +74,7 @@ class Pulled:
     pulls: list[float] = field(default_factory=list)
     reports: list[tuple[float, list[Correction]]] = field(default_factory=list)
     report_errors: list[ControlError] = field(default_factory=list)
+    reported_at: list[float] = field(default_factory=list)
 
     async def fetch_state(self) -> FullState:
         self.pulls.append(asyncio.get_running_loop().time())
@@ -86,6 +87,7 @@ class Pulled:
         return answer
 
     async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
+        self.reported_at.append(unix_time())
         self.reports.append((timestamp, list(corrections)))
         if self.report_errors:
             raise self.report_errors.pop(0)
@@ -889,5 +891,29 @@ def test_correction_saved_while_a_report_is_under_way_stays_on_disk_when_that_ar
         await loop.run(5, stop_beside_a_report())
         assert loop.control.reported[1:] == [["route_added late"]]
         assert stored_drift(tmp_path) == []
+
+    run_virtual(main())
+
+
+def test_drift_is_reported_again_when_the_wait_is_over_that_the_control_plane_asked_for(tmp_path: Path) -> None:
+    """Whatever is corrected meanwhile is saved and goes with it."""
+
+    async def main() -> None:
+        limited = RateLimited("429", status=429, retry_after=300.0)
+        loop = Loop(tmp_path, Pulled(same, report_errors=[limited]))
+
+        async def pass_by_pass() -> None:
+            await damage(loop)
+            for _ in range(60):
+                await asyncio.sleep(1)
+                loop.reconcile.request_pass("test")
+            loop.drift.cycle_ended([Correction("route_added", "late")])
+            await asyncio.sleep(1)
+            assert stored_drift(tmp_path) == ["peer n_2", "late"]
+
+        await loop.run(500, pass_by_pass())
+        first, second = (timestamp - EPOCH for timestamp in loop.control.reported_at)
+        assert 300 <= second - first <= 376
+        assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "route_added late"]]
 
     run_virtual(main())
