@@ -14,7 +14,7 @@ from plexd.errors import ControlError, NotFound, Transient, Unauthenticated, Wir
 from plexd.log import get_logger
 from plexd.node import Node
 from plexd.store.identity import Identity
-from plexd.waiting import any_set_within, set_within
+from plexd.waiting import any_set_within
 
 log = get_logger("heartbeat")
 
@@ -58,6 +58,7 @@ class Heartbeat:
         self._request_rotation = request_rotation
         self._uniform = uniform
         self._wanted = asyncio.Event()
+        self._released = asyncio.Event()  # from the wait below
         self._sending = asyncio.Lock()  # one at a time
         self._due = float("-inf")  # monotonic
         self._none_before = float("-inf")  # monotonic; the control plane asked to wait
@@ -74,7 +75,9 @@ class Heartbeat:
         while True:
             await self._node.settled.wait()
             await any_set_within(_until(self._due), suspected, self._wanted)
-            if not await set_within(suspected, _until(self._none_before)):
+            await any_set_within(_until(self._none_before), suspected, self._released)
+            self._released.clear()
+            if not suspected.is_set():
                 async with self._sending:
                     await self._send()
 
@@ -102,14 +105,17 @@ class Heartbeat:
         try:
             hints = await self._beat(min(LIMIT_SECONDS, self.interval))
         except Unauthenticated:
+            self._not_found = 0
             return self._refused(identity)
         except NotFound as exc:
             self._not_found += 1
             self._failed(exc)
             return self._refused(identity) if self._not_found >= NOT_FOUND_LIMIT else None
         except (ControlError, WireError) as exc:
+            self._not_found = 0
             self._failed(exc)
-            if isinstance(exc, Transient) and exc.retry_after is not None:
+            is_told_us = self._node.identity.node_id == identity.node_id
+            if isinstance(exc, Transient) and exc.retry_after is not None and is_told_us:
                 now = asyncio.get_running_loop().time()
                 self._none_before = now + exc.retry_after * self._uniform(1.0, 1.25)
             return None
@@ -137,6 +143,8 @@ class Heartbeat:
     def _renewed(self) -> None:
         """The new node is alive, and says so at once."""
         self._not_found = 0
+        self._none_before = float("-inf")  # another node was asked to wait
+        self._released.set()
         self.request()
 
 

@@ -72,6 +72,7 @@ class Reconcile:
         self._no_pull_before = 0.0  # monotonic; the control plane asked to wait
         self._retry = Backoff(FIRST_RETRY_SECONDS, max(FIRST_RETRY_SECONDS, interval), uniform)
         self._reported_failure: str | None = None
+        node.on_renewed.append(self._renewed)
 
     def request(self, reason: str) -> None:
         """Ask for a cycle with a state pull. During a cycle it earns exactly one more."""
@@ -108,6 +109,11 @@ class Reconcile:
             if not await set_within(self._wanted, max(0.0, wake_at - loop.time())):
                 self._pull_wanted = True  # the timer pulls, requests say themselves
             await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
+
+    def _renewed(self) -> None:
+        """Another node was asked to wait; this one's state is fetched at once."""
+        self._no_pull_before = 0.0
+        self.request("new identity")
 
     def _judge_staleness(self, started_at: float) -> None:
         since = self.last_pull_succeeded if self.last_pull_succeeded is not None else started_at

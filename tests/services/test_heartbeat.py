@@ -182,3 +182,19 @@ def test_contact_knows_how_the_last_heartbeat_went(answer: Hints | Exception, ok
 
 def test_contact_knows_that_heartbeats_are_taken_again() -> None:
     assert beats(100, lambda n: GONE if n == 1 else Hints()).node.contact.last_heartbeat_ok is True
+
+
+def test_404s_with_other_failures_between_are_not_in_a_row() -> None:
+    watched = beats(400, lambda n: UNKNOWN if n % 2 else GONE)
+    assert not watched.is_refused
+    assert set(gaps(watched.times)) == {30}
+
+
+def test_new_node_says_at_once_that_it_is_alive_whatever_the_old_one_was_to_wait_for() -> None:
+    async def main() -> Beats:
+        watched = Beats(lambda n: RateLimited("429", status=429, retry_after=300.0) if n == 1 else Hints())
+        other = replace(watched.node.identity, node_id="n_new")
+        await watched.run(50, (40.0, lambda: watched.node.renew(other, watched.node.desired, 0.0)))
+        return watched
+
+    assert run_virtual(main()).times == [0, 40]

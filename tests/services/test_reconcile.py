@@ -917,3 +917,17 @@ def test_drift_is_reported_again_when_the_wait_is_over_that_the_control_plane_as
         assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "route_added late"]]
 
     run_virtual(main())
+
+
+def test_new_node_is_asked_for_its_state_whatever_the_old_one_was_to_wait_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        limited = RateLimited("429", status=429, retry_after=3600.0)
+        loop = Loop(tmp_path, Pulled(lambda n: limited if n == 1 else BOTH))
+
+        def renew() -> None:
+            loop.node.renew(replace(loop.node.identity, node_id="n_new"), loop.node.desired, 0.0)
+
+        await loop.run(5, at(10, renew))
+        assert loop.control.pulls == pytest.approx([0, 10], abs=0.1)
+
+    run_virtual(main())
