@@ -68,6 +68,7 @@ class Rotation:
         self._request_pull = request_pull
         self.on_accepted: list[Callable[[PublicKey], Awaitable[None]]] = []
         self._wanted = asyncio.Event()
+        node.on_renewed.append(self._wanted.clear)  # a new node has a new key
 
     def request(self, reason: str) -> None:
         log.info("key rotation requested", reason=reason)

@@ -300,3 +300,16 @@ def test_invalid_updated_peer_costs_only_itself(tmp_path: Path) -> None:
     stage = rotate(tmp_path, Keeper([[taken, peer(2)._replace(psk=PSK)]]), 1)
     assert stage.kernel.peers[peer(2).public_key].psk == bytes(PSK)
     assert set(stage.node.desired.peers) == {"n_2", "n_3"}
+
+
+def test_rotation_asked_of_the_old_node_is_not_done_by_the_new_one(tmp_path: Path) -> None:
+    keeper = Keeper()
+
+    async def main() -> None:
+        stage = Stage(tmp_path, keeper)
+        stage.rotation.request("test")
+        stage.node.renew(replace(stage.node.identity, node_id="n_new"), stage.node.desired, 0.0)
+        await stage.run(100)
+
+    run_virtual(main())
+    assert keeper.offered == []
