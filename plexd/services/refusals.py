@@ -24,14 +24,17 @@ class ControlPlane(Protocol):
 
 
 class Refusals:
-    """One answer at a time, in the order asked; each stays queued until it was tried to the end."""
+    """Each answer stays queued until it was tried to the end, one of a kind at a time, in the order asked.
+
+    An action is to be answered at once, so it does not wait behind a session, which may be tried for minutes.
+    """
 
     name = "refusals"
 
     def __init__(self, control: ControlPlane, node: Node) -> None:
         self._control = control
         self._node = node
-        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(MAX_WAITING)
+        self._forget()
         node.on_renewed.append(self._forget)
 
     def refuse_action(self, execution_id: str) -> None:
@@ -41,8 +44,13 @@ class Refusals:
         self._put("session_id", session_id)
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for kind in self._waiting:
+                group.create_task(self._answer(kind), name=f"refusals by {kind}")
+
+    async def _answer(self, kind: str) -> None:
         while True:
-            kind, identifier = await self._waiting.get()
+            identifier = await self._waiting[kind].get()
             await self._node.accepted.wait()
             while not await self._deliver(kind, identifier):
                 await asyncio.sleep(REPEAT_SECONDS)
@@ -65,10 +73,12 @@ class Refusals:
 
     def _forget(self) -> None:
         """What another node was asked for is no business of this one."""
-        self._waiting = asyncio.Queue(MAX_WAITING)
+        self._waiting: dict[str, asyncio.Queue[str]] = {
+            kind: asyncio.Queue(MAX_WAITING) for kind in ("execution_id", "session_id")
+        }
 
     def _put(self, kind: str, identifier: str) -> None:
         try:
-            self._waiting.put_nowait((kind, identifier))
+            self._waiting[kind].put_nowait(identifier)
         except asyncio.QueueFull:
             log.error("request dropped", reason=f"{MAX_WAITING} refusals are waiting", **{kind: identifier})

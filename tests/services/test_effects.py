@@ -513,3 +513,21 @@ def test_what_the_old_node_was_asked_for_is_no_business_of_the_new() -> None:
         assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
 
     run_virtual(main())
+
+
+def test_action_is_answered_while_sessions_wait_for_the_control_plane() -> None:
+    class Slow(Answers):
+        async def report_session_closed(self, session_id: str, reason: str) -> None:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        answers = Slow()
+        refusals = Refusals(answers, make_node())
+        refusals.refuse_session("s-1")
+        refusals.refuse_action("x-1")
+        task = asyncio.create_task(refusals.run())
+        await asyncio.sleep(1)
+        task.cancel()
+        assert [execution_id for execution_id, _ in answers.executions] == ["x-1"]
+
+    run_virtual(main())
