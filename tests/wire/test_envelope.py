@@ -261,7 +261,7 @@ UNCANONICAL = GOOD_SIGNATURE[:85] + chr(ord(LAST) + 1) + "=="
         ("signature", '"*"', Outcome.BAD_SIGNATURE),
         ("signature", f'"{GOOD_SIGNATURE.rstrip("=")}"', Outcome.BAD_SIGNATURE),
         ("signature", json.dumps(GOOD_SIGNATURE + "\n"), Outcome.BAD_SIGNATURE),
-        ("signature", f'"{UNCANONICAL}"', Outcome.MALFORMED),
+        ("signature", f'"{UNCANONICAL}"', Outcome.BAD_SIGNATURE),
         ("payload", '{"peer_id":"x"}', Outcome.BAD_SIGNATURE),
         ("payload", "{ }", Outcome.VERIFIED),
         ("event_id", '"ev-2"', Outcome.BAD_SIGNATURE),
