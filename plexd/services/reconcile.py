@@ -13,7 +13,7 @@ from typing import Protocol
 
 from plexd.backoff import Backoff
 from plexd.converge import PassResult
-from plexd.errors import ControlError, Transient, WireError
+from plexd.errors import ControlError, Forbidden, NotFound, Transient, WireError
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.desired import FullState, SigningKeys
@@ -214,8 +214,12 @@ class Reconcile:
             await self._save_signing_keys(state.signing_keys)
 
     def _log_failure(self, exc: ControlError | WireError) -> None:
-        """Each kind of failure is a warning once, then a debug line until something else happens."""
+        """Each kind of failure is said once, then a debug line until something else happens.
+
+        A refusal is an error: it does not pass by itself (lifecycle contract, 7.5).
+        """
         kind = type(exc).__name__
-        write = log.debug if kind == self._reported_failure else log.warning
+        first = log.error if isinstance(exc, Forbidden | NotFound) else log.warning
+        write = log.debug if kind == self._reported_failure else first
         write("state not fetched", error=str(exc), kind=kind, next_step="the last known state stays in force")
         self._reported_failure = kind

@@ -22,6 +22,7 @@ from plexd.errors import (
     ControlError,
     Forbidden,
     KernelError,
+    NotFound,
     RateLimited,
     Rejected,
     Transient,
@@ -931,3 +932,14 @@ def test_new_node_is_asked_for_its_state_whatever_the_old_one_was_to_wait_for(tm
         assert loop.control.pulls == pytest.approx([0, 10], abs=0.1)
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("error", [Forbidden("403", status=403), NotFound("404", status=404)])
+def test_refused_state_is_an_error_once(tmp_path: Path, error: ControlError) -> None:
+    async def main() -> None:
+        await Loop(tmp_path, Pulled(lambda _: error)).run(200)
+
+    with capture_logs() as lines:
+        run_virtual(main())
+    levels = [line["log_level"] for line in lines if line["event"] == "state not fetched"]
+    assert levels == ["error", "debug", "debug", "debug"]
