@@ -21,7 +21,7 @@ from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.node import Node
 from plexd.waiting import set_within, to_its_end
-from plexd.wire.envelope import Envelope, Outcome, Verdict, Verifier
+from plexd.wire.envelope import NONCE_LIMIT, Envelope, Outcome, Verdict, Verifier
 from plexd.wire.sse import Decoder, Item, Malformed, Oversized, Retry
 
 log = get_logger("events")
@@ -39,6 +39,7 @@ OFF_LOOP_CHARACTERS = 256 << 10  # taking apart and compacting more than this st
 WARNINGS_A_MINUTE = 10
 REPLAY_SECONDS = 60.0  # after a connection, replayed events may well be stale
 KEY_PULL_SPACING_SECONDS = 60.0
+EVICTION_WARNING_SPACING_SECONDS = 3600.0
 
 
 class ControlPlane(Protocol):
@@ -116,6 +117,8 @@ class Listener:
         self._missed_behind: int | None = None  # how many were queued when an event could not be verified
         self._key_pull_at = float("-inf")
         self._connected_at = float("-inf")
+        self._evicted_said = 0
+        self._eviction_said_at = float("-inf")
         self._warned_minute = self._warned_count = 0
         node.on_renewed.append(self._forget)
 
@@ -270,6 +273,7 @@ class Listener:
             verdict = self._verifier.verify(item.data, now=now, monotonic=monotonic)
         else:  # nobody else verifies meanwhile: this is the only reader
             verdict = await self._verify_in_thread(item.data, now, monotonic)
+        self._say_evictions(monotonic)
         if verdict.outcome is Outcome.VERIFIED:
             self._healthy()
             self._node.contact.event_arrived()
@@ -303,6 +307,13 @@ class Listener:
     async def _put(self, event: Envelope | None, event_id: str | None, size: int) -> None:
         await self._queue.put(event, event_id, size)
         self._queued += 1  # not before: what was closed out is counted when it comes again
+
+    def _say_evictions(self, monotonic: float) -> None:
+        """At most once an hour, with all since the last time."""
+        count = self._verifier.evicted - self._evicted_said
+        if count and monotonic - self._eviction_said_at >= EVICTION_WARNING_SPACING_SECONDS:
+            self._evicted_said, self._eviction_said_at = self._verifier.evicted, monotonic
+            log.warning("nonces given up early", count=count, reason=f"more than {NONCE_LIMIT} are remembered")
 
     def _log_refused(self, verdict: Verdict, monotonic: float) -> None:
         keys = {

@@ -772,3 +772,13 @@ def test_stale_events_are_expected_right_after_a_connection_only() -> None:
         ("event skipped", "info"),
         ("event refused", "warning"),
     ]
+
+
+def test_nonces_that_are_given_up_early_are_one_line_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plexd.wire.envelope.NONCE_LIMIT", 2)
+    steps: list[Step] = []
+    for _ in range(120):
+        steps += [send("policy_updated"), 60.0]
+    with capture_logs() as lines:
+        watch(always(*steps), 7100)
+    assert [line["count"] for line in lines if line["event"] == "nonces given up early"] == [1, 60]
