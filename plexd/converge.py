@@ -35,7 +35,7 @@ from plexd.mesh.changes import (
     SetDevice,
     SetDown,
 )
-from plexd.mesh.contested import Guard, contest_correction
+from plexd.mesh.contested import Guard, contest_correction, leaves_firewall, shut
 from plexd.mesh.desired import Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
@@ -176,6 +176,7 @@ class Converger:
                 repairs = target is self._applied or target == self._applied
                 if repairs:
                     guard, changes = guard.admit(interface, due, now)
+                    changes = shut(due, changes, is_up=observed.link is not None and observed.link.up)
                 begun = self._now()
                 outcomes = await self._apply(changes, target, observed) if changes else []
             except KernelError as exc:
@@ -554,6 +555,8 @@ def _why_down(
     firewalls = [outcome.error for outcome in outcomes if isinstance(outcome.change, ReplaceFirewall)]
     if len(firewalls) > 1 and firewalls[-1] is not None:  # neither the one that was wanted nor the baseline
         return firewalls[-1]
+    if leaves_firewall(due, changes):
+        return f"another program keeps changing the firewall: {interface} is down until it may be repaired again"
     for outcome in outcomes:
         if isinstance(outcome.change, CreateLink):
             return outcome.error

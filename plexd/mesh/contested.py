@@ -34,6 +34,8 @@ from plexd.mesh.drift import Correction
 from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.observed import Route
 
+_CAUSES = (ReplaceFirewall, CreateLink, DeleteLink, SetDevice, SetUp, AddAddress, SetMtu)  # others may lean on these
+
 REPAIRS_A_MINUTE = 10  # that are nothing special
 MINUTE = 60.0
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 1.0, 60.0
@@ -89,15 +91,12 @@ class Guard:
             if self._is_over(name, now):
                 del struggles[name]
         resting = {name for name in damaged & struggles.keys() if struggles[name].not_before > now}
-        held = [change for change in repairs if _object(interface, change) in resting]
-        if not held:
-            return Guard(struggles), tuple(repairs)
-        admitted = tuple(
-            change
-            for change in repairs
-            if _object(interface, change) not in resting and not any(_leans_on(change, other) for other in held)
-        )
-        return Guard(struggles), admitted
+        left = tuple(change for change in repairs if _object(interface, change) not in resting)
+        causes = [change for change in repairs if isinstance(change, _CAUSES) and _object(interface, change) in resting]
+        for cause in causes:  # which grow: what leans on one may be one itself
+            causes += [change for change in left if isinstance(change, _CAUSES) and _leans_on(change, cause)]
+            left = tuple(change for change in left if not _leans_on(change, cause))
+        return Guard(struggles), left
 
     def _is_over(self, name: str, now: float) -> bool:
         """Whether this damage comes after a minute without any."""
@@ -108,15 +107,11 @@ class Guard:
         """After these repairs. One that merely followed from another, like the routes of a link set up again, is none
         of its own."""
         done = tuple(done)
-        causes = [
-            change
-            for change in done
-            if isinstance(change, CreateLink | DeleteLink | SetDevice | SetUp | AddAddress | SetMtu)
-        ]
+        causes = [change for change in done if isinstance(change, _CAUSES)]
         struggles = dict(self.struggles)
         for change in done:
-            if any(_leans_on(change, cause) for cause in causes):
-                continue
+            if isinstance(change, SetDown) or any(_leans_on(change, cause) for cause in causes):
+                continue  # taking the interface down is a measure of ours
             name = _object(interface, change)
             known = self.struggles.get(name, Struggle())
             if known.rest:
@@ -126,6 +121,18 @@ class Guard:
                 rest = FIRST_REST_SECONDS if len(repairs) > REPAIRS_A_MINUTE else 0.0
             struggles[name] = Struggle(repairs, now, rest, now + rest, is_open=False)
         return Guard(struggles)
+
+
+def shut(due: Sequence[Change], admitted: Sequence[Change], *, is_up: bool) -> tuple[Change, ...]:
+    """`admitted`, and the interface taken down where the firewall is `due` and left alone: nothing may pass it then."""
+    if not leaves_firewall(due, admitted) or not is_up:
+        return tuple(admitted)
+    return (SetDown(), *admitted)
+
+
+def leaves_firewall(due: Sequence[Change], admitted: Sequence[Change]) -> bool:
+    """Whether a firewall that is not what it should be stays so."""
+    return any(isinstance(change, ReplaceFirewall) and change not in admitted for change in due)
 
 
 def contest_correction(before: Guard, after: Guard) -> tuple[Correction, ...]:

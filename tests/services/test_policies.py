@@ -282,6 +282,35 @@ def test_firewall_flushed_20_times_in_a_minute_is_contested_once_and_repairs_thi
     run(main)
 
 
+def is_up(world: Enforced) -> bool:
+    return world.kernel.link is not None and world.kernel.link.up
+
+
+def test_interface_is_down_while_the_firewall_is_contested_and_gone() -> None:
+    async def main() -> None:
+        world = Enforced(ALLOW_2)
+        await world.converger.converge()
+        while Condition.REPAIR_CONTESTED not in world.conditions:
+            world.kernel.flush_ruleset()
+            await world.converger.repair()
+        for _ in range(20):
+            world.kernel.flush_ruleset()
+            result = await world.converger.repair()
+            assert (is_up(world), world.converger.up.is_set()) == (False, False)
+            assert "down until it may be repaired" in world.conditions[Condition.MESH_DOWN]
+            assert result.due is not None
+            await asyncio.sleep(result.due - asyncio.get_running_loop().time())
+            await world.converger.repair()
+            assert world.kernel.firewall
+            assert is_up(world)
+            assert world.kernel.routes
+            assert Condition.MESH_DOWN not in world.conditions
+        assert world.conditions[Condition.REPAIR_CONTESTED].startswith("table inet plexd")
+        assert "," not in world.conditions[Condition.REPAIR_CONTESTED]
+
+    run(main)
+
+
 def test_new_peer_waits_while_the_firewall_is_contested_and_gone() -> None:
     async def main() -> None:
         world = Enforced(ALLOW_2)
