@@ -172,7 +172,7 @@ def ruleset(
     _base_chains(writer, settings)
     writer.rule("mesh", _in_state("invalid"), _COUNTER, _DROP)
     writer.rule("mesh", _in_state("related"), _COUNTER, _ACCEPT)
-    writer.rule("mesh", _in_state("established"), _equal({"ct": {"key": "direction"}}, "reply"), _COUNTER, _ACCEPT)
+    writer.rule("mesh", _in_state("established"), _in_direction("reply"), _COUNTER, _ACCEPT)
     if settings.allow_ping:
         _ping(writer, settings.mesh_ip, visible)
     _judging(writer, "opening", group(_opening_lines(openings)))
@@ -367,11 +367,13 @@ def _base_chains(writer: _Writer, settings: Settings) -> None:
     managed: Json = {"set": list(settings.interfaces)}
     into, out_of = _equal(_meta("iifname"), managed), _equal(_meta("oifname"), managed)
     to_mesh: Json = {"jump": {"target": "mesh"}}
+    family, own = _IP[len(settings.mesh_ip)], format_ip(settings.mesh_ip)
     if settings.guard_mesh_ip:
-        elsewhere = {"set": ["lo", *settings.interfaces]}
-        to_us = {"payload": {"protocol": _IP[len(settings.mesh_ip)], "field": "daddr"}}
-        foreign = _match("!=", _meta("iifname"), elsewhere)
-        writer.rule("input", foreign, _equal(to_us, format_ip(settings.mesh_ip)), _COUNTER, _DROP)
+        foreign = _match("!=", _meta("iifname"), {"set": ["lo", *settings.interfaces]})
+        writer.rule("input", foreign, _equal({"payload": {"protocol": family, "field": "daddr"}}, own), _COUNTER, _DROP)
+        # dialled there, and on its way to where a published port leads
+        dialled = _equal(_ct(f"{family} daddr"), own)
+        writer.rule("forward", foreign, _in_direction("original"), dialled, _COUNTER, _DROP)
     writer.rule("input", into, to_mesh)
     writer.rule("output", out_of, to_mesh)
     writer.rule("forward", into, to_mesh)
@@ -479,6 +481,10 @@ def _equal(left: Json, right: Any) -> Json:
 
 def _in_state(state: str) -> Json:
     return _match("in", {"ct": {"key": "state"}}, state)
+
+
+def _in_direction(direction: str) -> Json:
+    return _equal({"ct": {"key": "direction"}}, direction)
 
 
 def _meta(key: str) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 import pytest
@@ -179,9 +179,9 @@ def test_opening_lets_in_without_a_policy_and_closes_again(homes: Homes, firewal
                 server.accept()
 
 
-def publish(homes: Homes, version: int) -> None:
-    """As a container runtime does: port 8080 of the node is port 80 of the container."""
-    family, address = ("ip", CONTAINER[4]) if version == 4 else ("ip6", f"[{CONTAINER[6]}]")
+def publish(homes: Homes, version: int, target: Mapping[int, str] = CONTAINER) -> None:
+    """As a container runtime does: port 8080 of the node is port 80 of the container, or another `target`."""
+    family, address = ("ip", target[4]) if version == 4 else ("ip6", f"[{target[6]}]")
     chain = "type nat hook prerouting priority dstnat;"
     rules = f"table {family} docker {{ chain out {{ {chain} tcp dport 8080 dnat to {address}:80; }}\n}}"
     with inside(homes.node):
@@ -274,6 +274,21 @@ def test_mesh_address_is_no_address_of_the_other_side(homes: Homes, firewall: Fi
         firewall.enforce("allow * *")
         with closing(homes.try_to_connect(homes.container, NODE[version], 7000)), inside(homes.node):
             wait_until(lambda: "packets 0" not in run("nft", "list", "chain", "inet", "plexd", "input"))
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_port_published_at_the_mesh_address_is_none_of_the_other_side(
+    homes: Homes, firewall: Firewall, version: int
+) -> None:
+    publish(homes, version, PEER)
+    with closing(homes.listen(homes.peer, PEER[version], 80)) as server:
+        homes.connect(homes.container, NODE[version], 8080).close()
+        server.accept()[0].close()
+        firewall.enforce("allow * *")
+        with closing(homes.try_to_connect(homes.container, NODE[version], 8080)), inside(homes.node):
+            wait_until(lambda: "packets 0" not in run("nft", "list", "chain", "inet", "plexd", "forward"))
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()

@@ -150,8 +150,8 @@ class Filter:
     def judge(self, world: World, packet: Packet) -> tuple[str, Meaning | None]:
         """The verdict, and the rule that made it, None for anything else that did."""
         own = world.own.mesh_ip
-        from_elsewhere = packet.hook == "input" and packet.iifname not in {"lo", *self.managed}
-        if self.guard_mesh_ip and from_elsewhere and packet.to == own:
+        from_elsewhere = packet.hook != "output" and packet.iifname not in {"lo", *self.managed}
+        if self.guard_mesh_ip and from_elsewhere and own == (packet.to if packet.hook == "input" else _dialled(packet)):
             return "drop", None
         if not {packet.iifname, packet.oifname} & set(self.managed):
             return "accept", None
@@ -186,6 +186,11 @@ class Filter:
                 or (ends[1] == world.own.mesh_ip and ends[0] in peers)
             )
         )
+
+
+def _dialled(packet: Packet) -> Address | None:
+    """Where a connection's packet was sent to at first; None for answers and what belongs to none."""
+    return packet.dst if packet.direction == "original" and packet.state not in {"invalid", "untracked"} else None
 
 
 @lru_cache

@@ -271,7 +271,7 @@ def test_table_of_the_contract() -> None:
     rules = resolve(policies, LOCAL, PEERS).rules
     table = Table(render(SETTINGS, rules, visible=[PEERS["n_b"].mesh_ip]))
     assert list(table.chains) == ["input", "output", "forward", "mesh", "denied"]
-    assert [len(rules) for rules in table.rules.values()] == [2, 1, 2, 8, 2]
+    assert [len(rules) for rules in table.rules.values()] == [2, 1, 3, 8, 2]
     original = {"dir": "original"}
     web, back = table.rules["mesh"][5:7]
     assert web == {
