@@ -293,7 +293,7 @@ def test_batch_is_all_or_nothing_and_keeps_to_its_generation() -> None:
     async def scene(table: FirewallTable) -> None:
         await table.replace(peers(2, 3))
         door = Nftables()
-        four, five = bytes([10, 100, 1, 4]), bytes([10, 100, 1, 5])
+        three, four, five = (bytes([10, 100, 1, number]) for number in (3, 4, 5))
         before = nft("list", "ruleset")
         generation = door.generation()
         assert not await door.amend([SetChange("peers", (), {four: ""})], generation + 1)
@@ -301,6 +301,8 @@ def test_batch_is_all_or_nothing_and_keeps_to_its_generation() -> None:
             await door.amend([SetChange("peers", (five,), {four: ""})])
         with pytest.raises(KernelError, match="No such file"):
             await door.amend([SetChange("peers", (), {four: ""}), SetChange("nothing", (), {five: ""})])
+        with pytest.raises(KernelError, match="File exists"):
+            await door.amend([SetChange("peers", (), {four: ""}), SetChange("peers", (), {three: ""})])
         assert nft("list", "ruleset") == before
         assert door.generation() == generation
         assert await door.amend([SetChange("peers", (), {four: ""})], generation)
