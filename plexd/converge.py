@@ -42,7 +42,7 @@ from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.firewall import Hits, Openings, hits, ruleset
 from plexd.mesh.handshakes import Awaited, awaited_anew, awaited_new, next_round, plan_again, unanswered
 from plexd.mesh.keys import PrivateKey
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed, Route
+from plexd.mesh.observed import Observed, Route, is_fresh
 from plexd.mesh.plan import plan, plan_event, plan_network, withhold
 from plexd.mesh.policy import Resolved
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
@@ -399,10 +399,8 @@ class Converger:
             return None
         if observed.link is None or observed.device is None or not observed.device.listen_port:
             return None  # the last is a link that was made by a pass which then failed
-        oldest = self._now() - HANDSHAKE_FRESH_SECONDS
-        fresh = sum(
-            peer.last_handshake > 0 and peer.last_handshake >= oldest for peer in observed.device.peers.values()
-        )
+        now = self._now()
+        fresh = sum(is_fresh(peer.last_handshake, now) for peer in observed.device.peers.values())
         return MeshStatus(observed.link.name, fresh, observed.device.listen_port)
 
     def is_wanted(self, route: Route) -> bool:

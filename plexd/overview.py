@@ -22,7 +22,7 @@ from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, meaning
 from plexd.mesh.desired import Candidates, PolicyRule
 from plexd.mesh.firewall import Hits
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Observed
+from plexd.mesh.observed import Observed, is_fresh
 from plexd.mesh.policy import Resolved, Rule, deciding, explain_rules
 from plexd.mesh.target import Target
 from plexd.node import Node
@@ -286,8 +286,8 @@ class Overview:
         name = self.config.mesh.interface
         if observed is None or observed.link is None or observed.device is None:
             return {"interface": name, "up": False, "listen_port": None, "peer_count": 0}
-        oldest = self._now() - HANDSHAKE_FRESH_SECONDS
-        fresh = sum(peer.last_handshake >= oldest for peer in observed.device.peers.values())
+        now = self._now()
+        fresh = sum(is_fresh(peer.last_handshake, now) for peer in observed.device.peers.values())
         return {
             "interface": name,
             "up": observed.link.up,

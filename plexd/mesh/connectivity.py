@@ -15,7 +15,7 @@ from plexd.mesh.address import Endpoint, HostPort, Prefix, parse_endpoint
 from plexd.mesh.age import format_age
 from plexd.mesh.desired import Candidates, Desired, EndpointSource, Peer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, DevicePeer, Observed
+from plexd.mesh.observed import DevicePeer, Observed, is_fresh
 from plexd.mesh.target import Target
 
 RELAY_PORT = 51821  # where bridges relay, unless configured otherwise
@@ -140,8 +140,7 @@ class _Survey:
                 text = f"{own} gets no route: the control plane, or an endpoint of a peer, is inside"
                 return Obstacle("no_route", text, "give mesh addresses that nothing else uses")
             return Obstacle("no_route", f"the route to {own} is missing", f"wait for the next pass; {STATUS}")
-        age = sight.now - held.last_handshake
-        if held.last_handshake and age <= HANDSHAKE_FRESH_SECONDS:
+        if is_fresh(held.last_handshake, sight.now):
             return None
         if sight.is_refused:
             text = "the control plane refuses this node's key: peers may have dropped this node"
@@ -158,15 +157,17 @@ class _Survey:
                 f"never a handshake with {held.endpoint}{how_long}: {traffic}",
                 f"check that the peer runs, knows this node, and that UDP passes from port {port} here to its endpoint",
             )
+        age = sight.now - held.last_handshake
+        when = f"{format_age(age)} ago" if age >= 0 else "before the clock was set back"
         if not held.keepalive:
             return Obstacle(
                 "idle",
-                f"last handshake {format_age(age)} ago; without keepalives there is one only when packets are sent",
+                f"last handshake {when}; without keepalives there is one only when packets are sent",
                 "ping it, or set mesh.persistent_keepalive",
             )
         return Obstacle(
             "handshake_old",
-            f"last handshake {format_age(age)} ago: {held.endpoint} stopped answering",
+            f"last handshake {when}: {held.endpoint} stopped answering",
             "check that the peer runs and that nothing on the way changed",
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 
 from plexd.mesh.address import Endpoint
 from plexd.mesh.desired import Candidates, Desired
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Device
+from plexd.mesh.observed import Device, is_fresh
 from plexd.mesh.target import Target, usable_endpoint
 
 
@@ -43,7 +43,7 @@ def next_endpoints(
         held = device.peers.get(peer.public_key) if peer is not None else None
         if peer is None or held is None or peer_id in lately_set:
             continue
-        if now - held.last_handshake <= HANDSHAKE_FRESH_SECONDS:
+        if is_fresh(held.last_handshake, now):
             continue
         choice = _distinct(desired.candidates[peer_id], target, resolved)
         if len(choice) < 2:

@@ -39,6 +39,14 @@ class DevicePeer(NamedTuple):
     allowed_ips: tuple[Prefix, ...]
 
 
+def is_fresh(last_handshake: float, now: float) -> bool:
+    """Whether a peer is FRESH; both in Unix seconds, a handshake at 0 never was.
+
+    One that lies ahead was made before the clock was set back: it says no more than one that is as far behind.
+    """
+    return last_handshake > 0 and abs(now - last_handshake) <= HANDSHAKE_FRESH_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     private_key: PrivateKey | None

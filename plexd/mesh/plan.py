@@ -30,7 +30,7 @@ from plexd.mesh.changes import (
     SetUp,
 )
 from plexd.mesh.keys import PublicKey
-from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, MESH_ALIAS, Backend, Device, DevicePeer, Link, Observed, Route
+from plexd.mesh.observed import MESH_ALIAS, Backend, Device, DevicePeer, Link, Observed, Route, is_fresh
 from plexd.mesh.sharing import differing
 from plexd.mesh.target import Settings, Target, TargetPeer, derive_mtu
 
@@ -263,7 +263,7 @@ def _endpoint_due(peer: TargetPeer, held: DevicePeer, now: float, moved: bool) -
     """A peer that shook hands lately may have roamed: its endpoint is its own business (section 4.4)."""
     if peer.endpoint is None or held.endpoint == peer.endpoint:
         return False
-    return moved or held.endpoint is None or now - held.last_handshake > HANDSHAKE_FRESH_SECONDS
+    return moved or held.endpoint is None or not is_fresh(held.last_handshake, now)
 
 
 def new_peer(peer: TargetPeer, settings: Settings) -> PutPeer:

@@ -91,7 +91,8 @@ def test_connected_peer_has_its_facts_and_no_obstacle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "expected"), [(0, None), (180, None), (180.5, "handshake_old"), (9999, "handshake_old")]
+    ("age", "expected"),
+    [(0, None), (180, None), (180.5, "handshake_old"), (9999, "handshake_old"), (-3600, "handshake_old")],
 )
 def test_handshake_counts_for_three_minutes(age: float, expected: str | None) -> None:
     (view,) = Mesh(peer(2, endpoint=FIRST)).shake_hands(age=age).views()
@@ -275,6 +276,12 @@ def test_old_handshake_says_how_old_and_with_whom() -> None:
     (view,) = Mesh(peer(2, endpoint=FIRST)).shake_hands(age=1000).views()
     assert view.obstacle is not None
     assert view.obstacle.text == "last handshake 16m40s ago: 192.0.2.1:51820 stopped answering"
+
+
+def test_handshake_of_a_time_to_come_is_told_without_an_age() -> None:
+    (view,) = Mesh(peer(2, endpoint=FIRST)).shake_hands(age=-1000).views()
+    assert view.obstacle is not None
+    assert view.obstacle.text == "last handshake before the clock was set back: 192.0.2.1:51820 stopped answering"
 
 
 def test_quiet_peer_without_keepalive_is_idle() -> None:

@@ -40,7 +40,9 @@ def test_candidates_are_tried_newest_first_and_round_robin(turned: str, then: st
     assert moves(desired_with(*THREE), turned=turned) == {"n_2": then}
 
 
-@pytest.mark.parametrize(("age", "expected"), [(None, True), (181.0, True), (180.0, False), (0.0, False)])
+@pytest.mark.parametrize(
+    ("age", "expected"), [(None, True), (181.0, True), (180.0, False), (0.0, False), (-180.0, False), (-181.0, True)]
+)
 def test_fresh_peer_is_never_moved(age: float | None, expected: bool) -> None:
     assert bool(moves(desired_with(*THREE), handshake_age=age)) is expected
 

@@ -449,10 +449,11 @@ def test_prefix_that_moves_between_peers_ends_where_it_should() -> None:
         (10, HERE, True, False),
         (None, HERE, False, False),
         (-5, ROAMED, False, False),
+        (-3600, ROAMED, False, True),
     ],
     ids=[
         "roamed and fresh", "just fresh", "not fresh any more", "never heard", "candidate is news", "has none",
-        "is there already", "is there and silent", "clock set back",
+        "is there already", "is there and silent", "clock set back", "clock set back by an hour",
     ],
 )  # fmt: skip
 def test_endpoint_of_a_fresh_peer_is_its_own_business(

@@ -82,6 +82,17 @@ def test_peer_that_answers_over_the_relay_stays_there_and_moves_on_once_it_falls
     assert 300 + HANDSHAKE_FRESH_SECONDS <= stage.seen[-1][0] <= 300 + HANDSHAKE_FRESH_SECONDS + 20
 
 
+def test_silent_peer_moves_on_although_the_clock_was_set_back_since_its_handshake() -> None:
+    async def shake_hands_in_an_hour(stage: Stage, second: int) -> None:
+        if second == 0:
+            stage.kernel.shake_hands(public_key(2), unix_time() + 3600)
+            status = await stage.converger.status()
+            assert status is not None
+            assert status.fresh_peers == 0
+
+    assert len(run(60, shake_hands_in_an_hour).seen) > 1
+
+
 def test_news_of_an_endpoint_end_the_round() -> None:
     async def tell(stage: Stage, second: int) -> None:
         if second == 50:
