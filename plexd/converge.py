@@ -36,7 +36,7 @@ from plexd.mesh.changes import (
     SetDown,
 )
 from plexd.mesh.contested import Guard, contest_correction, leaves_firewall, shut
-from plexd.mesh.desired import Candidates
+from plexd.mesh.desired import NO_CANDIDATES, Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.firewall import Hits, Openings, hits, ruleset
@@ -284,7 +284,7 @@ class Converger:
             target = await self._target()
             if self._applied is None or target is None:
                 return False  # the first pass has not been through yet and will bring everything
-            changes = plan_event(self._applied, target, ipv6=self._ipv6)
+            changes = plan_event(self._applied, target, ipv6=self._ipv6, is_moved=self._is_moved)
             begun = self._now()
             try:
                 outcomes = await self._apply(changes, target, None) if changes else []
@@ -313,7 +313,10 @@ class Converger:
                     return
                 self._turned |= {peer_id: (self._node.desired.candidates[peer_id], moves[peer_id]) for peer_id in moves}
                 target = await self._target() or target
-                outcomes = await self._kernel.apply(plan_event(self._applied, target, ipv6=self._ipv6))
+                changes = plan_event(
+                    self._applied, target, ipv6=self._ipv6, is_moved=lambda i: i in moves or self._is_moved(i)
+                )
+                outcomes = await self._kernel.apply(changes)
             except KernelError as exc:
                 log.error("endpoints not changed", error=str(exc))
                 return
@@ -443,18 +446,16 @@ class Converger:
         return Sources(desired, settings, dict(self.resolved), turned)
 
     def _moved(self) -> frozenset[str]:
-        """Peers whose endpoint candidate is news since the kernel was last brought in line.
-
-        The candidate, not the address a name resolves to: a changing answer of DNS moves no peer that is fresh.
-        """
+        """Peers whose endpoint candidate is news since the kernel was last brought in line."""
         if self._applied is None:
             return frozenset()
-        was = self._applied_candidates
-        return frozenset(
-            peer_id
-            for peer_id, candidates in self._node.desired.candidates.items()
-            if peer_id in was and was[peer_id] is not candidates and was[peer_id].current != candidates.current
-        )
+        return frozenset(filter(self._is_moved, self._node.desired.candidates))
+
+    def _is_moved(self, peer_id: str) -> bool:
+        """By the candidate, not by the address of a name: a changing answer of DNS moves no peer that is fresh."""
+        was = self._applied_candidates.get(peer_id, NO_CANDIDATES)
+        candidates = self._node.desired.candidates.get(peer_id, NO_CANDIDATES)
+        return was is not candidates and was.current != candidates.current
 
     def _lately_set(self) -> frozenset[str]:
         """Peers whose endpoint may still work out."""

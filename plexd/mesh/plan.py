@@ -7,7 +7,7 @@ among a thousand peers costs the messages of one peer.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from plexd.errors import ForeignLink, KernelError
 from plexd.mesh.address import Prefix, format_ip
@@ -97,10 +97,13 @@ def withhold(changes: Iterable[Change], admitted: Container[str]) -> tuple[Chang
     )
 
 
-def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Change, ...]:
+def plan_event(
+    before: Target, after: Target, *, ipv6: bool = True, is_moved: Callable[[str], bool] = lambda _: True
+) -> tuple[Change, ...]:
     """What changed between two targets, as steps that may be repeated and need no look at the kernel.
 
-    `ipv6`: whether the interface has it.
+    `ipv6`: whether the interface has it. `is_moved` tells of a peer's id whether its endpoint is news of its own, and
+    no new answer for an old name: without a look it is not known whether the peer is fresh, and a pass decides.
     """
     removed: list[PeerChange] = []
     put: list[PutPeer] = []
@@ -117,7 +120,7 @@ def plan_event(before: Target, after: Target, *, ipv6: bool = True) -> tuple[Cha
             change = _update(
                 peer,
                 psk=peer.psk != was.psk,
-                endpoint=peer.endpoint is not None and peer.endpoint != was.endpoint,
+                endpoint=peer.endpoint is not None and peer.endpoint != was.endpoint and is_moved(peer_id),
                 keepalive=None,
                 allowed_ips=peer.allowed_ips != was.allowed_ips,
             )

@@ -11,7 +11,7 @@ from plexd.health import Health
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import AddRoute, PutPeer
 from plexd.mesh.desired import EndpointSource
-from plexd.mesh.events import EndpointOffered
+from plexd.mesh.events import EndpointOffered, PeerAdded
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS
 from plexd.services.fallback import Fallback
 from tests.fakes import FakeKernel
@@ -114,6 +114,26 @@ def test_endpoint_that_roamed_is_left_alone_by_passes_and_rounds() -> None:
 
     stage = run(120, roam)
     assert [endpoint for _, endpoint in stage.seen] == [DIRECT, str(ROAMED)]
+
+
+def test_peer_that_roamed_keeps_its_endpoint_when_an_event_about_another_finds_its_name_resolved_anew() -> None:
+    async def main() -> None:
+        stage = Stage()
+        name = "p2.example.org:51820"
+        stage.node.fold(EndpointOffered("n_2", name, E))
+        stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.2"), 51820)
+        await stage.converger.converge()
+        stage.kernel.roam(public_key(2), ROAMED, unix_time())
+        stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.77"), 51820)
+        stage.node.fold(PeerAdded(peer(3)))
+        assert await stage.converger.apply_event()
+        assert public_key(3) in stage.kernel.peers
+        assert stage.endpoint() == str(ROAMED)
+        await asyncio.sleep(200)  # silent by now: the new address is tried
+        await stage.converger.converge()
+        assert stage.endpoint() == "192.0.2.77:51820"
+
+    run_virtual(main())
 
 
 def test_rounds_write_nothing_but_endpoints() -> None:
