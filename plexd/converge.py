@@ -462,8 +462,12 @@ class Converger:
         before = asyncio.get_running_loop().time() - ENDPOINT_TRIAL_SECONDS
         if self._endpoints_since > before:
             return frozenset(self._node.desired.peers)
-        self._endpoint_set = {peer_id: at for peer_id, at in self._endpoint_set.items() if at > before}
+        self._forget_old_endpoints()
         return frozenset(self._endpoint_set)
+
+    def _forget_old_endpoints(self) -> None:
+        before = asyncio.get_running_loop().time() - ENDPOINT_TRIAL_SECONDS
+        self._endpoint_set = {peer_id: at for peer_id, at in self._endpoint_set.items() if at > before}
 
     def _set_down(self, reason: str | None) -> None:
         """None: there is an interface."""
@@ -491,11 +495,10 @@ class Converger:
             self._applied = target
             self._applied_candidates = self._built.sources.desired.candidates
         now = asyncio.get_running_loop().time()
-        self._endpoint_set |= {
-            outcome.change.peer_id: now
-            for outcome in outcomes
-            if isinstance(outcome.change, PutPeer) and outcome.change.endpoint is not None and outcome.error is None
-        }
+        put = [o.change for o in outcomes if isinstance(o.change, PutPeer) and o.error is None]
+        if with_endpoint := [change.peer_id for change in put if change.endpoint is not None]:
+            self._forget_old_endpoints()  # here too: without a peer that has a choice nobody else does
+            self._endpoint_set |= dict.fromkeys(with_endpoint, now)
         return len(failures)
 
     def _await_handshakes(self, outcomes: Sequence[Outcome], target: Target, begun: float) -> None:

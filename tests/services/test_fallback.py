@@ -11,7 +11,7 @@ from plexd.health import Health
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import AddRoute, PutPeer
 from plexd.mesh.desired import EndpointSource
-from plexd.mesh.events import EndpointOffered, PeerAdded
+from plexd.mesh.events import EndpointOffered, PeerAdded, PeerRemoved
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS
 from plexd.services.fallback import Fallback
 from tests.fakes import FakeKernel
@@ -132,6 +132,22 @@ def test_peer_that_roamed_keeps_its_endpoint_when_an_event_about_another_finds_i
         await asyncio.sleep(200)  # silent by now: the new address is tried
         await stage.converger.converge()
         assert stage.endpoint() == "192.0.2.77:51820"
+
+    run_virtual(main())
+
+
+def test_peers_that_come_and_go_leave_nothing_in_memory() -> None:
+    async def main() -> None:
+        stage = Stage()
+        await stage.converger.converge()
+        for number in range(20):
+            passing = peer(3, endpoint=NEWS)._replace(id=f"n_{number}00")
+            stage.node.fold(PeerAdded(passing))
+            assert await stage.converger.apply_event()
+            stage.node.fold(PeerRemoved(passing.id))
+            assert await stage.converger.apply_event()
+            await asyncio.sleep(60)
+        assert len(stage.converger._endpoint_set) == 1
 
     run_virtual(main())
 
