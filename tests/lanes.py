@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int:
     lanes = [Lane("audit", [*pytest, *AUDIT])]
     lanes += [Lane(name, [*APART, STAGE, "sh", *pytest, *what]) for name, what in apart.items()]
     print(f"lanes: each shows its output at its end; meanwhile tail -f {OUTPUT}/*.log", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # what started us in the background may have had the first ignored
+        signal.signal(number, signal.default_int_handler)
     running = list(lanes)
     try:
         while running:
