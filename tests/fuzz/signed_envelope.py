@@ -108,8 +108,8 @@ def members_of(text: str) -> dict[str, Any] | None:
 
 
 def signature_in(text: str) -> bytes | None:
-    """Empty when there is none, None when it is no Ed25519 signature in base64."""
-    is_base64 = re.fullmatch(r"[A-Za-z0-9+/]{86}==", text, re.ASCII)
+    """Empty when there is none, None when it is no Ed25519 signature in canonical base64: four bits are spare."""
+    is_base64 = re.fullmatch(r"[A-Za-z0-9+/]{85}[AQgw]==", text, re.ASCII)
     return base64.b64decode(text) if is_base64 or not text else None
 
 
