@@ -132,7 +132,7 @@ class Loop:
         self.snapshots = SnapshotStore(self.directory)
         self.persist = Persist(self.node, self.snapshots, IdentityStore(self.directory))
         self.converger = converger or Converger(self.kernel, self.node, settings_of, self.health, unix_time)
-        self.drift = DriftReports(control, self.node, self.snapshots, unix_time)
+        self.drift = DriftReports(control, self.node, self.snapshots, unix_time, uniform)
         self.reconcile = Reconcile(
             control, self.converger, self.node, self.drift.cycle_ended, self.persist.save_signing_keys, self.health,
             interval, unix_time, uniform,
