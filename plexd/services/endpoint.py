@@ -156,7 +156,7 @@ class EndpointReport:
         self._undiscovered = self._unreported = 0  # failures in a row
         self._forbidden = False
         self._none_before = float("-inf")  # monotonic; the control plane asked to wait with reports
-        node.on_renewed.append(self._renewed)
+        self._told_to_wait = ""  # the node that was asked; another one does not serve its wait
 
     def request(self, reason: str) -> None:
         """The way to this node may have changed: look again at once."""
@@ -197,13 +197,10 @@ class EndpointReport:
         await self._report(finding)
         return self._refresh_interval * self._uniform(0.9, 1.1)
 
-    def _renewed(self) -> None:
-        """Another node was asked to wait."""
-        self._none_before = float("-inf")
-
     async def _report(self, finding: Finding) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() < self._none_before:
+        node_id = self._node.identity.node_id
+        if loop.time() < self._none_before and node_id == self._told_to_wait:
             return
         try:
             offers = await self._control.report_endpoint(str(finding.public_endpoint), finding.type.value)
@@ -212,6 +209,7 @@ class EndpointReport:
             if self._unreported == 1 or self._unreported % 10 == 0:
                 log.warning("endpoint report failed", error=str(exc), failures=self._unreported)
             if isinstance(exc, Transient) and exc.retry_after is not None:
+                self._told_to_wait = node_id
                 self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
             return
         self._unreported = 0

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -352,3 +352,14 @@ def test_reports_wait_as_long_as_the_control_plane_asks() -> None:
     stage = run_virtual(main())
     assert stage.plane.times[1] - stage.plane.times[0] >= 300
     assert len(stage.look.times) > 6
+
+
+def test_new_node_does_not_serve_the_wait_of_the_old_one() -> None:
+    async def main() -> Stage:
+        stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=3600.0), ()]))
+        other = replace(stage.node.identity, node_id="n_new")
+        asyncio.get_running_loop().call_at(10, stage.node.renew, other, stage.node.desired, 0.0)
+        await stage.run(100)
+        return stage
+
+    assert run_virtual(main()).plane.times == pytest.approx([0.1, 60.2], abs=0.2)
