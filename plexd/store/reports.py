@@ -6,6 +6,7 @@ between the two left, and finishes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class ReportStore:
     def __init__(self, directory: DataDirectory) -> None:
         self._reports = directory.path / "state" / "report"
         self._sync = directory.path / "state" / "report_sync.json"
+        self._undeleted: dict[str, int] = {}  # versions of deleted entries whose files could not be removed, by key
 
     def load(self) -> tuple[dict[str, DataEntry], Delivery]:
         entries = {entry.key: entry for entry in load_entries(self._reports)}
@@ -57,13 +59,15 @@ class ReportStore:
         high_water = dict(delivery.high_water)
         pending, parked = dict(delivery.pending), dict(delivery.parked)
         for key, entry in list(entries.items()):
-            if entry.version > high_water.get(key, 0):  # written, and not noted any more
+            is_deleted = pending.get(key, parked.get(key)) == Operation("delete", entry.version)
+            if is_deleted or self._undeleted.get(key) == entry.version:
+                remove_durably(file_of(self._reports, key))
+                del entries[key]
+            elif entry.version > high_water.get(key, 0):  # written, and not noted any more
                 high_water[key] = entry.version
                 pending[key] = Operation("put", entry.version)
                 parked.pop(key, None)
-            elif pending.get(key, parked.get(key)) == Operation("delete", entry.version):
-                remove_durably(file_of(self._reports, key))
-                del entries[key]
+        self._undeleted = {}
         for operations in (pending, parked):
             for key in [k for k, operation in operations.items() if operation.op == "put" and k not in entries]:
                 del operations[key]  # its file was damaged
@@ -71,21 +75,28 @@ class ReportStore:
 
     def put(self, entry: DataEntry, delivery: Delivery) -> None:
         write_whole(file_of(self._reports, entry.key), encode_entry(entry))
+        self._undeleted.pop(entry.key, None)
         self.save(delivery)
 
     def delete(self, key: str, delivery: Delivery) -> None:
         self.save(delivery)
         try:
             remove_durably(file_of(self._reports, key))
-        except OSError as exc:  # noted already; the next start finishes it
+        except OSError as exc:  # noted already, and for longer than the control plane takes: a later start finishes it
+            self._undeleted[key] = delivery.pending[key].version
             log.error("file of a deleted report not removed", key=key, error=str(exc))
 
     def save(self, delivery: Delivery) -> None:
+        for key in list(self._undeleted):
+            with contextlib.suppress(OSError):
+                remove_durably(file_of(self._reports, key))
+                del self._undeleted[key]
         document = {
             "pending": {key: operation._asdict() for key, operation in delivery.pending.items()},
             "high_water": dict(delivery.high_water),
             "parked": {key: operation._asdict() for key, operation in delivery.parked.items()},
             "floor": delivery.floor,
+            "undeleted": self._undeleted,
         }
         write_whole(self._sync, json.dumps(document, separators=(",", ":")).encode())
 
@@ -95,6 +106,7 @@ class ReportStore:
             if raw is None:
                 return Delivery()
             document = json.loads(raw)
+            self._undeleted = {str(key): int(version) for key, version in document.get("undeleted", {}).items()}
             return Delivery(
                 _operations(document["pending"]),
                 _operations(document["parked"]),

@@ -365,3 +365,27 @@ def test_disk_that_refuses_keeps_no_report_from_being_sent_once(
         assert world.on_disk()["pending"] == {}
 
     play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("is_broken_for_good", [False, True], ids=["for a while", "until the restart"])
+def test_deleted_report_stays_deleted_although_its_file_could_not_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken_for_good: bool
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    async def scene(world: World) -> None:
+        await world.put("a")
+        await asyncio.sleep(10)
+        with monkeypatch.context() as broken:
+            broken.setattr("plexd.store.reports.remove_durably", refuse)
+            await world.reports.delete("a", lambda _: True)
+            if is_broken_for_good:
+                await asyncio.sleep(10)
+        await asyncio.sleep(10)
+        assert world.plane.asked == [{"a": 1}, {"a": None}]
+        again = Reports(ReportStore(world.directory), unix_time)
+        assert "a" not in again.entries
+        assert again.pending == {}
+
+    play(tmp_path, scene)
