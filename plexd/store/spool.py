@@ -63,8 +63,9 @@ class Spool:
         oldest = min(self._sizes, default=position.segment if position is not None else 1)
         is_gap = position is not None and position.segment < oldest
         self._read = position if position is not None and not is_gap else SpoolPosition(oldest, 0)
-        if self._read.segment in self._sizes and self._read.offset > self._sizes[self._read.segment]:
-            self._read = SpoolPosition(self._read.segment, self._sizes[self._read.segment])
+        # what is gone is not waited for: lines to come would be taken for read
+        size = self._sizes.get(self._read.segment, 0)
+        self._read = self._read._replace(offset=min(self._read.offset, size))
         self.unread = sum(self._count_lines(segment) for segment in self._sizes if segment >= self._read.segment)
         return Opened(torn, is_gap)
 

@@ -51,6 +51,13 @@ def test_reader_goes_on_where_an_earlier_process_was(tmp_path: Path) -> None:
     assert read_all(again) == lines(10, 2)
 
 
+def test_reader_of_a_directory_that_was_emptied_misses_nothing_that_comes_after(tmp_path: Path) -> None:
+    spool = opened(tmp_path / "spool", SpoolPosition(5, 4000))
+    spool.append(lines(0, 10))
+    assert read_all(spool) == lines(0, 10)
+    assert spool.unread == 0
+
+
 def test_trim_deletes_what_was_delivered_and_nothing_else(tmp_path: Path) -> None:
     spool = opened(tmp_path / "spool")
     for start in range(0, 3000, 100):
