@@ -216,6 +216,7 @@ class TestWithTheKernel:
         assert done.stdout.splitlines() == ["NotPermitted nftables needs the capability NET_ADMIN"] * 3
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="nftables is for root")
 def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nftables, "_table_handle", lambda _: b"1")
 
