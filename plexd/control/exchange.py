@@ -186,9 +186,9 @@ class Exchanger:
             return
         if failure is Misconfigured:
             self._log_redirect(response)
-        # the text may repeat what was sent, and that beside a secret be the secret itself
-        text = "" if call.endpoint is endpoints.SECRET else await _error_text(response)
-        body = text.replace(call.credential.get_secret_value(), MASK)
+        # the text may repeat what was sent, and beside a secret hold its value
+        text = (await _error_text(response)).replace(call.credential.get_secret_value(), MASK)
+        body = "" if call.endpoint is endpoints.SECRET else text
         raise failure(
             f"{call.endpoint.name}: the control plane answered {describe_status(status)}",
             status=status,
