@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from plexd.waiting import to_its_end
+from plexd.waiting import to_its_end, unless_set
 from tests.virtual_time import run_virtual
 
 
@@ -51,5 +51,25 @@ def test_failed_work_says_so_cancelled_or_not(cancelled: bool) -> None:
             task.cancel()
         with pytest.raises(OSError, match="disk full"):
             await task
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_work_is_done_unless_the_event_comes_first(is_set: bool) -> None:
+    async def main() -> None:
+        event, ended = asyncio.Event(), []
+
+        async def work() -> int:
+            try:
+                await asyncio.sleep(2)
+                return 1
+            finally:
+                ended.append(True)
+
+        if is_set:
+            asyncio.get_running_loop().call_later(1, event.set)
+        assert await unless_set(event, work()) == (None if is_set else 1)
+        assert ended == [True]
 
     run_virtual(main())

@@ -34,6 +34,7 @@ from plexd.store.identity import Identity, IdentityDamaged, IdentityStore
 from plexd.store.snapshot import CachedSnapshot, SnapshotStore
 from plexd.supervisor import Groups
 from plexd.telemetry.assembly import Telemetry
+from plexd.waiting import unless_set
 
 log = get_logger("daemon")
 
@@ -161,7 +162,7 @@ class _Life:
         if early is not None:
             await telemetry.stop("stop signal" if self._signals.stopping.is_set() else "failure")
             await cancel(early)
-            await telemetry.finish()
+            await telemetry.finish(self._signals.hurrying)
 
     async def _identity(self, registrar: Registrar) -> Identity | None:
         """None when a stop signal came before there was one."""
@@ -170,8 +171,8 @@ class _Life:
         extending = asyncio.create_task(self._extend_start(), name="extend start")
         config, ground = self._configuration.current, self._ground
         try:
-            return await self._signals.unless_stopped(
-                load_or_register(config, ground.identities, registrar, ground.tokens)
+            return await unless_set(
+                self._signals.stopping, load_or_register(config, ground.identities, registrar, ground.tokens)
             )
         finally:
             extending.cancel()
@@ -225,7 +226,8 @@ class _Life:
             await cancel(working)
             finishing = self._finish(upstream.telemetry)
             is_asked = self._signals.stopping.is_set()
-            await stop(agent, self._ground, upstream, vital, finishing, is_asked=is_asked)
+            hurrying = self._signals.hurrying
+            await stop(agent, self._ground, upstream, vital, finishing, hurrying, is_asked=is_asked)
 
     # what others get to know of it
 

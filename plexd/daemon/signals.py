@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from plexd.errors import ConfigError
 from plexd.log import get_logger
@@ -16,14 +16,15 @@ log = get_logger("daemon")
 
 STOP_TOTAL_SECONDS = 50.0  # after this what is still open is abandoned
 
-T = TypeVar("T")
-
 
 class Signals:
-    """`stopping` is set by the first SIGTERM or SIGINT. `reload` may raise ConfigError once it has said why."""
+    """`stopping` is set by the first SIGTERM or SIGINT, `hurrying` by the second: nothing is waited for any more that
+    the next start does as well. `reload` may raise ConfigError once it has said why.
+    """
 
     def __init__(self, reload: Callable[[], Awaitable[object]]) -> None:
         self.stopping = asyncio.Event()
+        self.hurrying = asyncio.Event()
         self._reload = reload
         self._stops = 0
 
@@ -34,24 +35,13 @@ class Signals:
         loop.add_signal_handler(signal.SIGUSR1, self._on_dump)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
 
-    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """The result of `work`, None when a stop signal came first; `work` is cancelled then."""
-        task = asyncio.ensure_future(work)
-        stop = asyncio.ensure_future(self.stopping.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            for future in (task, stop):
-                if not future.done():
-                    future.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await future
-
     def _on_stop(self) -> None:
         self._stops += 1
         if self._stops == 1:
             asyncio.get_running_loop().call_later(STOP_TOTAL_SECONDS, _abandon)
+        if self._stops == 2:
+            log.warning("second stop signal, deliveries wait for the next start")
+            self.hurrying.set()
         if self._stops > 2:
             log.error("third stop signal, ending at once")
             os._exit(1)

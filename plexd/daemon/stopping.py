@@ -13,6 +13,7 @@ from plexd.control import ControlPlane
 from plexd.daemon.composition import Agent, Ground, Upstream
 from plexd.errors import ControlError, KernelError, Unauthenticated
 from plexd.log import get_logger
+from plexd.waiting import unless_set
 
 log = get_logger("daemon")
 
@@ -29,13 +30,17 @@ async def stop(
     upstream: Upstream,
     vital: asyncio.Task[None],
     telemetry_ends: Awaitable[None],
+    hurrying: asyncio.Event,
     *,
     is_asked: bool,
 ) -> None:
-    """Steps 3 to 8, for when the work has ended; `vital` runs until the last. No failure gives the node's place up."""
+    """Steps 3 to 8, for when the work has ended; `vital` runs until the last. No failure gives the node's place up.
+
+    `hurrying` ends the waiting of step 3: what is not delivered is kept for the next start.
+    """
     config, trail, identity = ground.configuration.current, upstream.telemetry.trail, agent.node.identity
     await asyncio.gather(
-        within(REPORTS_SECONDS, "send reports", ground.front.flush()),
+        within(REPORTS_SECONDS, "send reports", unless_set(hurrying, ground.front.flush())),
         within(TELEMETRY_SECONDS, "deliver telemetry", telemetry_ends),
     )
     async with _step("save snapshot", STEP_SECONDS):

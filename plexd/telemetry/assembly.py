@@ -36,6 +36,7 @@ from plexd.telemetry.spooled import Spooled
 from plexd.telemetry.trail import AuditTrail
 from plexd.telemetry.window import Limits
 from plexd.uplink import SelfDescription
+from plexd.waiting import unless_set
 from plexd.wire import endpoints
 from plexd.wire.endpoints import Endpoint
 
@@ -114,14 +115,17 @@ class Telemetry:
         for pipeline in self._pipelines.values():
             pipeline.wake()
 
-    async def finish(self) -> None:
-        """Send what there is as far as that is quick, and write the positions."""
+    async def finish(self, hurrying: asyncio.Event) -> None:
+        """Send what there is as far as that is quick and until `hurrying` is set, and write the positions."""
         if self._audit is not None:
             await self._audit.spooled.flush()  # events that were incomplete until the stream ended
-        await asyncio.gather(*(pipeline.finish(FINISH_SECONDS) for pipeline in self._pipelines.values()))
+        await unless_set(hurrying, self._send_rest())
         if (metrics := self._pipelines.get("metrics")) is not None:
             metrics.drop_rest()
         await self._cursors.save()
+
+    async def _send_rest(self) -> None:
+        await asyncio.gather(*(pipeline.finish(FINISH_SECONDS) for pipeline in self._pipelines.values()))
 
     def status(self, name: str) -> Mapping[str, Any] | None:
         """The body of the status routes, for `metrics`, `logs` or `audit`; None for what `join` will begin."""

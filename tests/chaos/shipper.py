@@ -63,7 +63,7 @@ async def main(config: Config, node_id: str, key: SecretStr) -> None:
     await stop.wait()
     running.cancel()
     await asyncio.wait({running})
-    await telemetry.finish()
+    await telemetry.finish(asyncio.Event())
     await control.close()
 
 

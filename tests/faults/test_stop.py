@@ -61,10 +61,15 @@ def test_control_plane_that_hangs_keeps_no_agent_and_nothing_is_lost(world: Worl
     world.plane.inject(count=None, delay_seconds=60.0)
     run(*world.inside, "ip", "route", "delete", route, "dev", world.interface)
     wait_until("the repair is to be reported", lambda: repair in unsent(world))
-    for _ in range(signals):
+    world.signal_agent()
+    if signals == 2:
+        wait_until("the first is heard", lambda: world.said("plexd stops"))
         world.signal_agent()
     assert world.wait_for_agent() == 0
     assert world.said("step of the stop took too long") == []
+    assert len(world.said("second stop signal, deliveries wait for the next start")) == signals - 1
+    # with the second nothing hangs until its own time is over
+    assert bool(world.said("delivery ended before all was sent")) is (signals == 1)
     assert repair in unsent(world)
     assert world.mesh_is_whole()
     assert held(world) == set(KEYS)
