@@ -148,8 +148,7 @@ class Nftables:
             with _Run(self._find(), ("-j", "-p", "list", "table", FAMILY, TABLE)) as run:  # -p: protocols as numbers
                 run.wait()
                 if run.status == 0:
-                    table: Json = json.loads(run.output())
-                    return table
+                    return _table(run.output())
                 if _table_handle(asking) is None:
                     return None
                 raise KernelError(f"nft cannot list the table: {run.complaint()}")
@@ -210,14 +209,19 @@ class _Run:
             given, self._output, self._errors = (stack.enter_context(_memory(name)) for name in ("in", "out", "err"))
             given.write(stdin)
             given.seek(0)
-            self._process = subprocess.Popen(
-                (path, *arguments),
-                stdin=given,
-                stdout=self._output,
-                stderr=self._errors,
-                env={"PATH": SEARCH_PATH, "LC_ALL": "C"},
-                start_new_session=True,  # what ends us must not end a change half-way reported
-            )
+            try:
+                self._process = subprocess.Popen(
+                    (path, *arguments),
+                    stdin=given,
+                    stdout=self._output,
+                    stderr=self._errors,
+                    env={"PATH": SEARCH_PATH, "LC_ALL": "C"},
+                    start_new_session=True,  # what ends us must not end a change half-way reported
+                )
+            except OSError as exc:
+                raise FirewallUnavailable(
+                    f"{path} cannot be run ({exc.strerror}): install the package nftables"
+                ) from exc
             self._pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self._pidfd)
             self._stack = stack.pop_all()
@@ -262,6 +266,14 @@ def _wait_readable(fds: Sequence[int], seconds: float) -> list[int]:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return [fd for fd, _ in poll.poll(max(seconds, 0) * 1000)]
+
+
+def _table(output: bytes) -> Json:
+    try:
+        table: Json = json.loads(output)
+    except ValueError as exc:
+        raise KernelError(f"nft lists the table in a way that cannot be read: {exc}") from exc
+    return table
 
 
 @contextmanager

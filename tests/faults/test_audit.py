@@ -195,4 +195,5 @@ def test_nothing_is_lost_whatever_dies_or_refuses(world: World, seed: int) -> No
         assert list(dict.fromkeys(found)) == list(range(written))
     assert not told(world, "TELEMETRY_GAP")
     starts = len(world.said("plexd started"))  # an agent may have been killed before it came to that
+    assert starts
     wait_until("the starts were told", lambda: len(told(world, "agent_started")) >= starts)

@@ -229,6 +229,30 @@ def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(scenario())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="nftables is for root")
+@pytest.mark.parametrize(
+    ("program", "error", "says"),
+    [
+        (b"\x7fELF of another machine", FirewallUnavailable, "cannot be run .* install the package nftables"),
+        (b"#!/bin/sh\necho '{'\n", KernelError, "in a way that cannot be read"),
+    ],
+    ids=["no program of this machine", "another nft"],
+)
+def test_program_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, stand_in: Path, program: bytes, error: type[KernelError], says: str
+) -> None:
+    monkeypatch.setattr(nftables, "_table_handle", lambda _: b"1")
+    stand_in.write_bytes(program)
+
+    async def scenario() -> None:
+        async with opened(str(stand_in)) as door:
+            with pytest.raises(error, match=says) as raised:
+                await door.read_table()
+            assert type(raised.value) is error
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
