@@ -16,6 +16,8 @@ from plexd.serving import Request, Response
 
 log = get_logger("api")
 
+KEY = "{key}"  # the last segment of a path, where it stands for any
+
 Document = Mapping[str, object] | list[Mapping[str, object]]
 
 
@@ -60,37 +62,61 @@ class Dispatcher:
     def __init__(self, routes: Iterable[Route], gate: Gate) -> None:
         self._gate = gate
         self._routes: dict[tuple[str, ...], dict[str, Route]] = {}
+        self._keyed: dict[tuple[str, ...], dict[str, Route]] = {}  # by what stands before the key
         for route in routes:
-            self._routes.setdefault(tuple(route.path.split("/")), {})[route.method] = route
+            *parent, name = segments = tuple(route.path.split("/"))
+            table, path = (self._keyed, tuple(parent)) if name == KEY else (self._routes, segments)
+            table.setdefault(path, {})[route.method] = route
+
+    async def admit(self, request: Request) -> Response | None:
+        """The refusal of a request by its head alone, None when it may be answered; raises nothing."""
+        found = self._find(request)
+        return found if isinstance(found, Response) else await self._refusal(request, *found)
 
     async def respond(self, request: Request) -> Response:
-        methods, key = self._find(request.path)
-        if methods is None:
-            return refuse(404, "not_found", "there is no such path here")
-        route = methods.get(request.method)
-        if route is None:
-            allowed = ", ".join(sorted(methods))
-            return refuse(405, "method_not_allowed", f"this path answers {allowed} only", ("Allow", allowed))
+        found = self._find(request)
+        if isinstance(found, Response):
+            return found
+        refusal = await self._refusal(request, *found)
+        if refusal is not None:
+            return refusal
+
+        async def may(right: Right) -> bool:
+            return await self._gate.check(request, right) is None
+
+        route, key = found
         try:
-            refusal = await self._gate.check(request, route.right)
-            if refusal is not None:
-                _log_refusal(request, route, refusal, key)
-                return refusal
-
-            async def may(right: Right) -> bool:
-                return await self._gate.check(request, right) is None
-
             return await route.answer(Call(request, key, may))
         except Exception:
             log.exception("request failed", path=route.path)
-            return refuse(500, "internal_error", "this failed inside plexd; its log says why")
+            return _failed()
 
-    def _find(self, path: str) -> tuple[Mapping[str, Route] | None, str]:
+    async def _refusal(self, request: Request, route: Route, key: str) -> Response | None:
+        try:
+            refusal = await self._gate.check(request, route.right)
+        except Exception:
+            log.exception("request failed", path=route.path)
+            return _failed()
+        if refusal is not None:
+            _log_refusal(request, route, refusal, key)
+        return refusal
+
+    def _find(self, request: Request) -> tuple[Route, str] | Response:
         """Decoded once, and after the split: an encoded slash is part of its segment."""
-        segments = tuple(unquote(segment, errors="surrogateescape") for segment in path.split("/"))
-        if segments in self._routes:
-            return self._routes[segments], ""
-        return self._routes.get((*segments[:-1], "{key}")), segments[-1]
+        segments = tuple(unquote(segment, errors="surrogateescape") for segment in request.path.split("/"))
+        methods, key = self._routes.get(segments), ""
+        if methods is None:
+            methods, key = self._keyed.get(segments[:-1]), segments[-1]
+        if methods is None:
+            return refuse(404, "not_found", "there is no such path here")
+        if (route := methods.get(request.method)) is None:
+            allowed = ", ".join(sorted(methods))
+            return refuse(405, "method_not_allowed", f"this path answers {allowed} only", ("Allow", allowed))
+        return route, key
+
+
+def _failed() -> Response:
+    return refuse(500, "internal_error", "this failed inside plexd; its log says why")
 
 
 def _log_refusal(request: Request, route: Route, refusal: Response, key: str) -> None:

@@ -67,6 +67,14 @@ def test_single_keys_are_decoded_once(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def test_key_may_look_like_the_place_of_one(tmp_path: Path) -> None:
+    async def scene(place: Place) -> None:
+        asked = await place.ask("GET", "/v1/state/metadata/%7Bkey%7D")
+        assert asked.json == {"key": "{key}", "value": "braces"}
+
+    play(tmp_path, scene, Desired(metadata={"{key}": "braces"}), Right.READ)
+
+
 def test_data_entry_keeps_every_digit_and_is_known_by_its_version(tmp_path: Path) -> None:
     async def scene(place: Place) -> None:
         answer = await place.ask("GET", "/v1/state/data/proxy")
