@@ -10,8 +10,8 @@ import asyncio
 import select
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 
 import h11
@@ -31,7 +31,8 @@ class Limits:
     """What a listener grants its callers; times are in seconds.
 
     `idle` is between two requests, 0 ends the connection after the first; `answer` is for the caller to take it;
-    `stop` is what running requests get at the end. `makes_room`: the connection that has kept the server waiting for
+    `stop` is what running requests get at the end. Answers that nobody takes hold at most `unsent_bytes` together and
+    one more. `makes_room`: the connection that has kept the server waiting for
     longest goes when one more comes than there may be; otherwise the new one is turned away.
     """
 
@@ -43,6 +44,7 @@ class Limits:
     connections: int = 128
     head_bytes: int = 16 << 10
     body_bytes: int = 1 << 20
+    unsent_bytes: int = 8 << 20
     makes_room: bool = True
 
 
@@ -80,9 +82,9 @@ class _TooLarge(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """`is_busy` from the first byte of a request to the last of its answer.
+    """`is_busy` from the first byte of a request to the last of its answer, which `unsent` bytes wait for.
 
-    `waiting_since` (monotonic): the caller is expected to say something; None while it waits for us.
+    `waiting_since` (monotonic): the caller is expected to say or to take something; None while it waits for us.
     """
 
     reader: asyncio.StreamReader
@@ -90,20 +92,31 @@ class _Connection:
     caller: Credentials | None
     task: asyncio.Task[None] = field(init=False)
     is_busy: bool = False
+    unsent: int = 0
     waiting_since: float | None = field(default_factory=time.monotonic)
 
 
 Respond = Callable[[Request], Awaitable[Response]]
+Admit = Callable[[Request], Awaitable[Response | None]]
 Refuse = Callable[[int, str, str], Response]
 
 
-class HttpServer:
-    """`respond` answers requests and raises nothing; `refuse` words an error: status, code, sentence."""
+async def _everybody(_: Request) -> Response | None:
+    return None
 
-    def __init__(self, respond: Respond, refuse: Refuse, limits: Limits) -> None:
+
+class HttpServer:
+    """`respond` answers requests and raises nothing; `refuse` words an error: status, code, sentence.
+
+    `admit` is asked before a body is read, by a request without it, and raises nothing: what is refused by then is
+    not kept in memory for anybody.
+    """
+
+    def __init__(self, respond: Respond, refuse: Refuse, limits: Limits, admit: Admit = _everybody) -> None:
         self._respond = respond
         self._refuse = refuse
         self._limits = limits
+        self._admit = admit
         self._connections: set[_Connection] = set()
         self._is_stopping = False
 
@@ -151,10 +164,15 @@ class HttpServer:
 
     def _make_room(self) -> bool:
         """Close the connection that has let us wait for longest: many silent callers must not keep a new one out."""
-        waiting = [(c.waiting_since, id(c), c) for c in self._connections if c.waiting_since is not None]
-        if not self._limits.makes_room or not waiting:
+        return self._limits.makes_room and self._close_longest(self._connections)
+
+    def _close_longest(self, connections: Iterable[_Connection]) -> bool:
+        """Of those that let us wait; whether there is one."""
+        waiting = [(c.waiting_since, id(c), c) for c in connections if c.waiting_since is not None]
+        if not waiting:
             return False
         _, _, longest = min(waiting)
+        longest.unsent = 0
         longest.task.cancel()
         self._connections.discard(longest)
         return True
@@ -167,6 +185,7 @@ class HttpServer:
         finally:
             self._connections.discard(connection)
             connection.writer.transport.abort()
+            del connection.task  # or what a cancelled one was sending would lie here until garbage is collected
 
     async def _converse(self, connection: _Connection) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
@@ -197,22 +216,22 @@ class HttpServer:
                 raise h11.RemoteProtocolError("the head is too long", error_status_hint=431)
             method, (path, _, query) = head.method.decode(), head.target.decode().partition("?")
             headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers)
-            if http.they_are_waiting_for_100_continue:
+            request = Request(method, path, query, headers, connection.caller, b"")
+            refusal = await self._admit(request) if _has_body(headers) else None
+            if http.they_are_waiting_for_100_continue and refusal is None:
                 writer.write(http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-            async with asyncio.timeout(self._limits.body):
-                body = await _read_body(http, reader, self._limits.body_bytes)
+            if not http.they_are_waiting_for_100_continue:
+                async with asyncio.timeout(self._limits.body):
+                    body = await _read_body(http, reader, self._limits.body_bytes, is_kept=refusal is None)
+                request = replace(request, body=body)
             connection.waiting_since = None
-            response = await self._answer(
-                http, connection, Request(method, path, query, headers, connection.caller, body)
-            )
+            response = refusal or await self._answer(http, connection, request)
         except h11.RemoteProtocolError as exc:
             response = self._refuse(exc.error_status_hint, "bad_request", f"this is not HTTP/1.1: {exc}")
         except _TooLarge:
             response = self._refuse(413, "body_too_large", f"a body has at most {self._limits.body_bytes} bytes")
         is_last = self._is_stopping or not self._limits.idle or http.their_state is not h11.DONE
-        writer.write(_encode(http, response, has_body=method != "HEAD", is_last=is_last))
-        async with asyncio.timeout(self._limits.answer):
-            await writer.drain()
+        await self._send(connection, _encode(http, response, has_body=method != "HEAD", is_last=is_last))
         log.debug(
             "request answered",
             method=method,
@@ -223,6 +242,22 @@ class HttpServer:
             duration_seconds=round(time.monotonic() - started, 4),
         )
         return http.our_state is h11.DONE and http.their_state is h11.DONE
+
+    def _make_memory(self, for_whom: _Connection) -> None:
+        """Close the connection that has not taken its answer for longest when too much lies here for the others."""
+        holding = [each for each in self._connections if each.unsent and each is not for_whom]
+        if sum(each.unsent for each in holding) > self._limits.unsent_bytes:
+            self._close_longest(holding)
+
+    async def _send(self, connection: _Connection, answer: bytes) -> None:
+        connection.unsent, connection.waiting_since = len(answer), time.monotonic()
+        connection.writer.write(answer)
+        try:
+            self._make_memory(connection)
+            async with asyncio.timeout(self._limits.answer):
+                await connection.writer.drain()
+        finally:
+            connection.unsent = 0
 
     async def _answer(self, http: h11.Connection, connection: _Connection, request: Request) -> Response:
         """The response; ConnectionResetError when the caller leaves before there is one."""
@@ -261,12 +296,19 @@ async def _next_event(http: h11.Connection, reader: asyncio.StreamReader) -> obj
     return event
 
 
-async def _read_body(http: h11.Connection, reader: asyncio.StreamReader, limit: int) -> bytes:
-    body = bytearray()
+def _has_body(headers: Iterable[tuple[str, str]]) -> bool:
+    return any(name in {"content-length", "transfer-encoding"} and value != "0" for name, value in headers)
+
+
+async def _read_body(http: h11.Connection, reader: asyncio.StreamReader, limit: int, *, is_kept: bool) -> bytes:
+    """Empty unless `is_kept`: the request behind it can be answered all the same."""
+    body, size = bytearray(), 0
     while isinstance(event := await _next_event(http, reader), h11.Data):
-        body += event.data
-        if len(body) > limit:
+        size += len(event.data)
+        if size > limit:
             raise _TooLarge
+        if is_kept:
+            body += event.data
     return bytes(body)
 
 

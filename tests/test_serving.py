@@ -71,13 +71,16 @@ Connect = Callable[[], Awaitable[Client]]
 
 @asynccontextmanager
 async def served(
-    path: Path, respond: serving.Respond = echo, limits: Limits = LIMITS
+    path: Path,
+    respond: serving.Respond = echo,
+    limits: Limits = LIMITS,
+    admit: serving.Admit = serving._everybody,
 ) -> AsyncIterator[tuple[Connect, asyncio.Task[None]]]:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
     sock.listen(256)
     sock.setblocking(False)
-    server = asyncio.create_task(HttpServer(respond, refuse, limits).serve(sock))
+    server = asyncio.create_task(HttpServer(respond, refuse, limits, admit).serve(sock))
     clients: list[Client] = []
 
     async def connect() -> Client:
@@ -286,6 +289,70 @@ def test_caller_that_takes_no_answer_is_cut_off(tmp_path: Path) -> None:
         await asyncio.wait([connection])
 
     play(tmp_path, scene, much, Limits(answer=0.3))
+
+
+async def a_mebibyte(_: Request) -> Response:
+    return Response(200, bytes(1 << 20))
+
+
+def connections() -> list[asyncio.Task[None]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "api connection"]
+
+
+async def ask_and_take_nothing(connect: Connect) -> Client:
+    client = await connect()
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # the transport of a socket can
+    await client.send(GET)
+    return client
+
+
+def test_callers_that_take_no_answer_keep_nobody_out(tmp_path: Path) -> None:
+    async def respond(request: Request) -> Response:
+        return await (a_mebibyte(request) if request.path == "/" else echo(request))
+
+    async def scene(connect: Connect) -> None:
+        for _ in range(3):
+            await ask_and_take_nothing(connect)
+        for _ in range(5):
+            client = await connect()
+            await client.send(GET.replace(b" / ", b" /echo "))
+            assert (await client.answer())[0] == 200
+
+    play(tmp_path, scene, respond, Limits(connections=3))
+
+
+def test_answers_that_nobody_takes_fill_no_memory(tmp_path: Path) -> None:
+    async def scene(connect: Connect) -> None:
+        for _ in range(20):
+            await ask_and_take_nothing(connect)
+        while len(held := connections()) > 5:
+            await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
+        client = await connect()
+        await client.send(GET)
+        assert len((await client.answer())[2]) == 1 << 20
+
+    play(tmp_path, scene, a_mebibyte, Limits(unsent_bytes=4 << 20))
+
+
+@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
+def test_caller_who_is_refused_is_refused_before_its_body_is_kept(tmp_path: Path, expects: bytes) -> None:
+    async def admit(request: Request) -> Response | None:
+        assert request.body == b""
+        return Response(401, b"{}") if request.path == "/secret" else None
+
+    async def main() -> None:
+        async with served(tmp_path / "s", admit=admit) as (connect, _):
+            client = await connect()
+            head = b"PUT /secret HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n" + expects + b"\r\n"
+            await client.send(head + (b"" if expects else bytes(70000)))
+            assert (await client.answer())[0] == 401
+            if expects:
+                assert await client.is_closed()
+            else:
+                await client.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab")
+                assert (await client.answer())[0] == 200
+
+    asyncio.run(main())
 
 
 def test_limits_are_those_of_the_contract() -> None:

@@ -88,7 +88,7 @@ class Front:
         doors: list[Door] = []
         api, health = self._config.node_api, self._config.health
         if health.enabled:
-            server = HttpServer(Dispatcher(probe_routes(self._overview), OpenGate()).respond, refuse, PROBE_LIMITS)
+            server = _server(Dispatcher(probe_routes(self._overview), OpenGate()), PROBE_LIMITS)
             doors.append(tcp_door("health listener", split_listen(health.listen), "health.listen", server))
         if not api.enabled:
             return doors
@@ -96,7 +96,7 @@ class Front:
         if api.http.enabled:
             gate = self._token_gate()
             shared = [route for route in self.routes() if route.path.startswith(OVER_TCP)]
-            server = HttpServer(Dispatcher(shared, gate).respond, refuse, limits)
+            server = _server(Dispatcher(shared, gate), limits)
             doors.append(tcp_door("api over tcp", split_listen(api.http.listen), "node_api.http.listen", server))
         return [*doors, local_door(api.socket, self.routes(), self.gate, limits)]
 
@@ -178,9 +178,13 @@ def local_door(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Li
             log.warning("socket is for root only", path=str(path), reason=f"this host has no group {READERS}")
         return file
 
-    return Door("local api", listen, HttpServer(Dispatcher(routes, gate).respond, refuse, limits))
+    return Door("local api", listen, _server(Dispatcher(routes, gate), limits))
 
 
 def tcp_door(name: str, address: tuple[str, int], key: str, server: HttpServer) -> Door:
     """`key` names the address in the configuration."""
     return Door(name, partial(TcpSocket, address, name, key), server)
+
+
+def _server(dispatcher: Dispatcher, limits: Limits) -> HttpServer:
+    return HttpServer(dispatcher.respond, refuse, limits, dispatcher.admit)
