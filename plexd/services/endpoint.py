@@ -18,11 +18,12 @@ from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Answer, Finding, NatType, classify, is_settled, refusal
 from plexd.node import Node
-from plexd.waiting import set_within
+from plexd.waiting import set_within, unless_set
 
 log = get_logger("nat")
 
 FIRST_RETRY_SECONDS = 5.0
+GRACE_SECONDS = 1.0  # for the answer to a report once another look is wanted
 MIN_SPACING_SECONDS = 1.0  # between two looks, whoever asks for them
 
 
@@ -194,8 +195,23 @@ class EndpointReport:
             was = f"{self.finding.public_endpoint} {self.finding.type}" if self.finding is not None else ""
             log.info("endpoint found", endpoint=str(finding.public_endpoint), nat_type=finding.type.value, was=was)
             self.finding = finding
-        await self._report(finding)
+        await self._report_unless_moot(finding)
         return self._refresh_interval * self._uniform(0.9, 1.1)
+
+    async def _report_unless_moot(self, finding: Finding) -> None:
+        """Where another look is wanted an answer may never come: its way may have gone with the address reported."""
+        moot = asyncio.Event()
+
+        async def judge() -> None:
+            await self._wanted.wait()
+            await asyncio.sleep(GRACE_SECONDS)
+            moot.set()
+
+        judging = asyncio.create_task(judge(), name="is the report moot")
+        try:
+            await unless_set(moot, self._report(finding))
+        finally:
+            judging.cancel()
 
     async def _report(self, finding: Finding) -> None:
         loop = asyncio.get_running_loop()

@@ -240,6 +240,29 @@ def test_request_during_a_discovery_earns_another() -> None:
     assert [round(at, 1) for at in run_virtual(main()).look.times] == [0.0, 1.0]
 
 
+def test_report_whose_answer_does_not_come_holds_up_no_look_that_is_wanted() -> None:
+    """As when the host's address went away between the request and its answer."""
+
+    class Lost(Plane):
+        async def report_endpoint(self, public_endpoint: str, nat_type: str) -> Sequence[EndpointOffered]:
+            offers = await super().report_endpoint(public_endpoint, nat_type)
+            if len(self.reports) == 1:
+                await asyncio.sleep(30)
+            return offers
+
+    async def main() -> Stage:
+        stage = Stage(Look(ONE, OTHER), Lost())
+        asyncio.get_running_loop().call_later(2, stage.service.request, "host addresses changed")
+        await stage.run(10)
+        return stage
+
+    stage = run_virtual(main())
+    assert [(at, public) for at, public, _ in stage.plane.reports] == [
+        (0.1, str(ONE.public_endpoint)),
+        (3.1, str(OTHER.public_endpoint)),
+    ]
+
+
 def test_configured_endpoint_is_taken_at_its_word() -> None:
     discover, finding = stated("[2001:db8::7]:51820")
     assert finding == Finding(endpoint("[2001:db8::7]:51820"), NatType.NONE)
