@@ -73,11 +73,14 @@ def main(arguments: list[str]) -> int:
     pytest = [*PYTEST, "-p", "no:cacheprovider", f"--color={'yes' if sys.stdout.isatty() else 'no'}", *arguments]
     named = [*AUDIT, *itertools.chain.from_iterable(LANES.values())]
     apart = LANES | {"rest": [*(f"--ignore={path}" for path in named), *EVERYTHING]}
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # what started us in the background may have had the first ignored, for tests as well
+        signal.signal(number, signal.default_int_handler)
     lanes = [Lane("audit", [*pytest, *AUDIT])]
     lanes += [Lane(name, [*APART, STAGE, "sh", *pytest, *what]) for name, what in apart.items()]
     print(f"lanes: each shows its output at its end; meanwhile tail -f {OUTPUT}/*.log", flush=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # what started us in the background may have had the first ignored
-        signal.signal(number, signal.default_int_handler)
     running = list(lanes)
     try:
         while running:

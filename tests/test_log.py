@@ -9,18 +9,16 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from plexd import log, masking
+from plexd import log
 from plexd.log import PRIORITIES, Sink, detect_format, get_logger, set_up
 from plexd.masking import register_secret
 from plexd.mesh.address import Endpoint
@@ -35,18 +33,7 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Logging is one for the whole process: other tests find it as it was."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    root.handlers.clear()  # set_up would close those of pytest
-    monkeypatch.setattr(masking, "_secrets", set())
-    monkeypatch.setattr(masking, "_pattern", None)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 def start(log_format: str, level: str = "debug", clock: Clock | None = None) -> io.StringIO:

@@ -371,7 +371,7 @@ def registered(tmp_path: Path, token_file: Path) -> None:
     register(tmp_path, Registry(lambda _: ANSWER))
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registered", "own_logging")
 def test_joining_anew_on_a_disk_that_refuses_the_key_keeps_the_old_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,7 +389,7 @@ def test_joining_anew_on_a_disk_that_refuses_the_key_keeps_the_old_identity(
     assert identity.node_id == "n_1"
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registered", "own_logging")
 def test_joining_anew_does_not_put_the_old_identity_over_one_that_was_granted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
