@@ -142,9 +142,11 @@ class SocketFile:
 
 
 def _make_directory(path: Path) -> None:
+    """With those above it that are missing; whatever the mask says, members of the group have to get through."""
     if not path.exists():
-        path.mkdir(parents=True)
-        path.chmod(0o755)  # whatever the mask says: members of the group have to get through
+        _make_directory(path.parent)
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def _clear_way(path: Path) -> None:

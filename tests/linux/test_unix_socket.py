@@ -149,7 +149,7 @@ def test_missing_directory_is_made_for_everybody_to_enter(opened: Opened, direct
         opened(path=directory / "run" / "plexd" / "api.sock")
     finally:
         os.umask(mask)
-    assert mode_of(directory / "run" / "plexd") == 0o755
+    assert [mode_of(made) for made in (directory / "run", directory / "run" / "plexd")] == [0o755, 0o755]
 
 
 def test_directory_that_is_there_keeps_its_mode(opened: Opened, directory: Path) -> None:
