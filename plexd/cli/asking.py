@@ -61,18 +61,31 @@ def ask(
     if as_json:
         show(text)
     try:
-        sentence = str(json.loads(text)["error"])
+        sentence = _printable(str(json.loads(text)["error"]))
     except (ValueError, KeyError, TypeError):
         sentence = f"the daemon answered with status {answer}"
     raise (NotThere if answer == 404 else Failed)(sentence)
 
 
 def decode(body: str) -> Any:
-    """The document of an answer. Raises Failed when it is none."""
+    """The document of an answer, for a person to read: texts in it come from elsewhere, and may hold what a terminal
+    would obey. Raises Failed when it is none.
+    """
     try:
-        return json.loads(body)
+        return _printable(json.loads(body))
     except ValueError:
         raise Failed("the daemon gave no usable answer; see its log") from None
+
+
+def _printable(value: Any) -> Any:
+    """The same with every control character in its texts spelled out."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(each) for name, each in value.items()}
+    return value
 
 
 def exchange(

@@ -369,6 +369,16 @@ def test_asking_loads_nothing_that_takes_longer_than_the_answer(daemon: Daemon, 
     assert done.stdout.splitlines()[-1] == f"{0 if answers else 3} []"
 
 
+def test_no_text_from_elsewhere_reaches_the_terminal_as_an_order(run: Run, daemon: Daemon) -> None:
+    order = "web\x1b]0;owned\x07\x1b[2J\nallow\x9b2J"
+    spelled = r"web\x1b]0;owned\x07\x1b[2J\nallow\x9b2J"
+    daemon.body = json.dumps([peer(order)]).encode()
+    assert run("peers").stdout.splitlines()[1].startswith(spelled)
+    assert json.loads(run("peers", "--json").stdout)[0]["id"] == order
+    daemon.status, daemon.body = 404, json.dumps({"error": order}).encode()
+    assert run("peers").stderr == f"plexd: {spelled}\n"
+
+
 def test_nobody_to_list_says_so_beside_the_header(run: Run, daemon: Daemon) -> None:
     daemon.body = b"[]"
     done = run("peers")
