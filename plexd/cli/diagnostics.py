@@ -21,6 +21,7 @@ from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.config.show import as_yaml
 from plexd.errors import FatalError, PlexdError
+from plexd.masking import mask
 
 PROGRAM_SECONDS = 20.0
 LOG_LINES = "2000"
@@ -41,9 +42,13 @@ def diagnostics(args: argparse.Namespace) -> int:
     try:
         # it holds addresses and names of the mesh: for its owner alone, and never over an existing file
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for entry, content in _collect(vars(args)):
-                _add(archive, f"{name}/{entry}", content)
+        try:
+            with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+                for entry, content in _collect(vars(args)):
+                    _add(archive, f"{name}/{entry}", mask(content))
+        except BaseException:
+            path.unlink()  # a part of it helps nobody, and is in the way of the next try
+            raise
     except OSError as exc:
         raise NotWritten(f"cannot write {path}: {exc.strerror}") from exc
     print(path)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from plexd import masking
+from plexd.cli import diagnostics
 from tests.api.test_secrets import NSK
 from tests.house import TOKEN, House
 from tests.test_front import with_token
@@ -69,3 +75,26 @@ def test_file_that_is_there_or_cannot_be_is_no_place(tmp_path: Path, path: str) 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"plexd: cannot write {path}: ")
     assert (tmp_path / "out.tar.gz").read_bytes() == b""
+
+
+def test_archive_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collect_until_the_disk_is_full(_: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        yield "versions.txt", "plexd"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(diagnostics, "_collect", collect_until_the_disk_is_full)
+    with pytest.raises(diagnostics.NotWritten, match="No space left"):
+        diagnostics.diagnostics(argparse.Namespace(output=str(tmp_path / "out.tar.gz")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_other_programs_say_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "_secrets", set())
+    monkeypatch.setattr(masking, "_pattern", None)
+    masking.register_secret(SECRET)
+    monkeypatch.setattr(diagnostics, "_collect", lambda _: iter([("log.txt", f"token {SECRET} refused\n")]))
+    path = tmp_path / "out.tar.gz"
+    diagnostics.diagnostics(argparse.Namespace(output=str(path)))
+    with tarfile.open(path) as archive:
+        (member,) = archive.getmembers()
+        assert SECRET not in (archive.extractfile(member) or gzip.GzipFile()).read().decode()
