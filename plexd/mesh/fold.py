@@ -32,6 +32,10 @@ class Unfoldable(Exception):
     """The event cannot be folded in; nothing was changed and a state pull is due. The text says why."""
 
 
+class NotHereYet(Unfoldable):
+    """Nor is the peer that it is about, as when it came before the state that has it."""
+
+
 def replace_state(desired: Desired, state: FullState) -> Desired:
     """Take over a state pull. Categories without a statement stay; endpoint candidates of other sources stay."""
     changed: dict[str, object] = {}
@@ -126,7 +130,7 @@ def _rotate_key(desired: Desired, event: PeerKeyRotated) -> Desired:
     known = desired.peers.get(event.peer_id)
     if known is None:
         if event.complete is None:
-            raise Unfoldable(f"peer {event.peer_id} is not known and the event does not describe it")
+            raise NotHereYet(f"peer {event.peer_id} is not known and the event does not describe it")
         return _put_peer(desired, event.complete)
     return _put_peer(
         desired,
@@ -157,7 +161,7 @@ def _offer_endpoint(desired: Desired, peer_id: str, endpoint: str, source: Endpo
     if peer_id not in desired.peers:
         if source is EndpointSource.REPORT:
             return desired  # the answer to a report may name peers that have not reached us yet
-        raise Unfoldable(f"peer {peer_id} is not known")
+        raise NotHereYet(f"peer {peer_id} is not known")
     known = desired.candidates.get(peer_id, NO_CANDIDATES)
     if not endpoint and source is EndpointSource.REPORT:
         return desired

@@ -22,7 +22,7 @@ from plexd.mesh.events import (
     SSHSessionRequested,
     UnknownEvent,
 )
-from plexd.mesh.fold import Unfoldable, fold
+from plexd.mesh.fold import NotHereYet, Unfoldable, fold
 from plexd.node import Node
 from plexd.wire.envelope import Envelope
 from plexd.wire.mapping import OwnNode
@@ -99,8 +99,9 @@ class Effects:
                 try:
                     changed = self._node.fold(event)
                 except Unfoldable as exc:
-                    log.error(
-                        "event not usable",
+                    write = log.info if isinstance(exc, NotHereYet) else log.error
+                    write(
+                        "event does not fit the snapshot, state pulled",
                         event_type=envelope.event_type,
                         event_id=envelope.event_id,
                         reason=str(exc),

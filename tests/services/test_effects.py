@@ -242,6 +242,14 @@ def test_event_moves_the_generation_as_often_as_it_comes(row: Row) -> None:
     assert twice.node.generation == 2 * once.node.generation
 
 
+def test_event_about_a_peer_that_is_not_here_yet_is_no_error() -> None:
+    with capture_logs() as records:
+        after(("peer_endpoint_changed", {"peer_id": "n_unknown", "endpoint": "203.0.113.8:51820"}))
+    (record,) = (record for record in records if record["event"] == "event does not fit the snapshot, state pulled")
+    assert record["log_level"] == "info"
+    assert "n_unknown" in record["reason"]
+
+
 def test_event_that_changes_nothing_moves_the_generation() -> None:
     assert after(("peer_removed", {"peer_id": "n_unknown"})).node.generation == 1
 
