@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import platform
@@ -21,7 +22,8 @@ from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.config.show import as_yaml
 from plexd.errors import FatalError, PlexdError
-from plexd.masking import mask
+from plexd.masking import mask, register_secret
+from plexd.store.identity import NODE_KEY, PRIVATE_KEY
 
 PROGRAM_SECONDS = 20.0
 LOG_LINES = "2000"
@@ -74,6 +76,8 @@ def _collect(flags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "config.yaml", as_yaml(config, loaded.origins)
     except PlexdError as exc:
         yield "config.yaml", f"# {exc}\n"
+    if config is not None:
+        _learn_secrets(config)
     mesh, unit = (config.mesh.interface, config.systemd.unit) if config is not None else ("plexd0", "plexd.service")
     # `wg show` hides keys; its dump would not
     for name, command in {
@@ -88,6 +92,15 @@ def _collect(flags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         "log.txt": ("journalctl", "--no-pager", "--lines", LOG_LINES, "--output", "short-iso", "--unit", unit),
     }.items():
         yield name, _said(*command)
+
+
+def _learn_secrets(config: Config) -> None:
+    """What other programs may have been told by accident is masked, as far as the caller may know it."""
+    keys = (config.data_dir / name for name in (NODE_KEY, PRIVATE_KEY))
+    for path in (config.token.file, config.node_api.http.token_file, *keys):
+        with contextlib.suppress(OSError):
+            if path is not None and (text := path.read_text(errors="replace").strip()):
+                register_secret(text)
 
 
 def _versions() -> str:

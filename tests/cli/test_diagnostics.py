@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from plexd import masking
 from plexd.cli import diagnostics
 from tests.api.test_secrets import NSK
 from tests.house import TOKEN, House
@@ -89,12 +88,14 @@ def test_archive_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_other_programs_say_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masking, "_secrets", set())
-    monkeypatch.setattr(masking, "_pattern", None)
-    masking.register_secret(SECRET)
-    monkeypatch.setattr(diagnostics, "_collect", lambda _: iter([("log.txt", f"token {SECRET} refused\n")]))
-    path = tmp_path / "out.tar.gz"
-    diagnostics.diagnostics(argparse.Namespace(output=str(path)))
-    with tarfile.open(path) as archive:
-        (member,) = archive.getmembers()
-        assert SECRET not in (archive.extractfile(member) or gzip.GzipFile()).read().decode()
+    (tmp_path / "token").write_text(f"{SECRET}\n")
+    (tmp_path / "node_secret_key").write_text(NSK)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"token: {{file: {tmp_path}/token}}\ndata_dir: {tmp_path}\n")
+    journal = tmp_path / "bin" / "journalctl"
+    journal.parent.mkdir()
+    journal.write_text(f"#!/bin/sh\necho 'refused: {SECRET}, {NSK}'\n")
+    journal.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{journal.parent}:{os.environ['PATH']}")
+    found = collect(tmp_path, "--config", str(config))
+    assert found["log.txt"] == "refused: [redacted], [redacted]\n"
