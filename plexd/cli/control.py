@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from plexd.cli.asking import ask, exchange, show
+from plexd.cli.asking import ask, decode, exchange, show
 from plexd.config.api_socket import find_health, find_socket
 from plexd.errors import ConfigError, FatalError
 
@@ -27,7 +27,7 @@ def reload(args: argparse.Namespace) -> int:
     if "json" in args:
         show(body)
         return 0
-    document = json.loads(body)
+    document = decode(body)
     for title, member in (("changed", "changed"), ("restart required", "restart_required")):
         print(f"{title}: {', '.join(document[member]) or 'none'}")
     return 0

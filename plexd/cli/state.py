@@ -98,7 +98,9 @@ def _indented(body: str) -> str:
             end = position + 1
             while body[end] != '"':
                 end += 2 if body[end] == "\\" else 1
-            lines[-1] += json.dumps(json.loads(body[position : end + 1]), ensure_ascii=False)
+            text = json.dumps(json.loads(body[position : end + 1]), ensure_ascii=False)
+            # those that JSON lets pass and a terminal would obey
+            lines[-1] += "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
             position = end
         elif char in "[{":
             closing = body[position + 1 :].lstrip()[:1]

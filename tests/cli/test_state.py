@@ -50,6 +50,17 @@ def test_one_entry_of_each_kind(house: House) -> None:
     assert plexd(house, "state", "get", "secret", "db-pass", "--raw")[1] == b"s3cr3t!"
 
 
+def test_texts_hold_nothing_that_a_terminal_would_obey(house: House) -> None:
+    order = "\x9b2J\x7f\x1b[2J ü"
+    given = json.dumps(order, ensure_ascii=False).encode()
+    assert plexd(house, "state", "report", "orders", "--data", "-", given=given)[0] == 0
+    shown = plexd(house, "state", "get", "report", "orders")[1].decode()
+    assert [char for char in shown if not char.isprintable() and char != "\n"] == []
+    assert json.loads(shown)["payload"] == order
+    assert "ü" in shown
+    assert plexd(house, "state", "report", "orders", "--delete")[0] == 0
+
+
 def test_what_is_not_there_is_exit_4(house: House) -> None:
     code, out, err = plexd(house, "state", "get", "data", "nobody")
     assert (code, out, err) == (4, b"", "plexd: there is no data entry of this key\n")
