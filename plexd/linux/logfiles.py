@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip")
 FINGERPRINT_BYTES = 256
 MAX_FILES = 500
+LISTINGS = 5  # of one directory, until two are the same
 _WILD = set("*?[")
 
 
@@ -137,21 +138,44 @@ def find(patterns: Sequence[str]) -> list[Path]:
 
 
 def siblings(path: Path) -> list[Path]:
-    """What rotation may have made of earlier files of this path, the least recently written first; unpacked ones."""
+    """What rotation may have made of earlier files of this path, the oldest first; unpacked ones.
+
+    Numbers tell the order where all have one; a file may be written to after the next one is. Else the times do.
+    """
+    found = _rotated(path)
+    for _ in range(LISTINGS):  # a rotation under way can hide a file from one listing
+        before, found = found, _rotated(path)
+        if [each[:2] for each in found] == [each[:2] for each in before]:
+            break
+    by_number = all(each.number for each in found)
+    return [path.parent / each.name for each in sorted(found, key=lambda f: (not by_number and f.mtime_ns, -f.number))]
+
+
+class _Rotated(NamedTuple):
+    """`number` is 0 for a name that ends with none; a date has more digits than those of a rotation."""
+
+    inode: int
+    name: str
+    mtime_ns: int
+    number: int
+
+
+def _rotated(path: Path) -> list[_Rotated]:
     rotated = re.compile(
         rf"{re.escape(path.name)}[-._][-\w.]+|{re.escape(path.stem)}[-._]\d[-\d_.T]*{re.escape(path.suffix)}"
     )
-    dated: list[tuple[int, int, str]] = []
+    found: list[_Rotated] = []
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if not rotated.fullmatch(entry.name) or entry.name.endswith(PACKED):
                 continue
             with contextlib.suppress(OSError):
                 if entry.is_file(follow_symlinks=False):
-                    number = entry.name.rpartition(".")[2]  # of rotations; a date has more digits
-                    age = int(number) if number.isdecimal() and len(number) <= 3 else 0
-                    dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, -age, entry.name))
-    return [path.parent / name for _, _, name in sorted(dated)]
+                    status = entry.stat(follow_symlinks=False)
+                    end = entry.name.rpartition(".")[2]
+                    number = int(end) if end.isdecimal() and len(end) <= 3 else 0
+                    found.append(_Rotated(status.st_ino, entry.name, status.st_mtime_ns, number))
+    return sorted(found)
 
 
 def _fixed_part(pattern: str) -> str:

@@ -262,15 +262,22 @@ class Files:
             newest.rotated_at = self._pipeline.monotonic()
         if identity is None:
             return
-        known = {tail.file.id for tail in followed.tails}
-        for sibling in await asyncio.to_thread(logfiles.siblings, followed.path):
-            other = logfiles.file_id(sibling)
-            if other is not None and other not in known and other != identity and other not in self._finished:
-                tail = await self._add(followed, sibling, 0)
-                if tail is not None and tail.file.modified_ns() < newest.file.modified_ns():
-                    followed.tails.pop().file.close()  # older than what was read
-                elif tail is not None:
-                    tail.rotated_at = newest.rotated_at
+        known = {tail.file.id for tail in followed.tails} | {identity}
+        siblings = await asyncio.to_thread(logfiles.siblings, followed.path)
+        identities = [logfiles.file_id(sibling) for sibling in siblings]
+        is_ordered = newest.file.id in identities
+        start = identities.index(newest.file.id) + 1 if is_ordered else 0
+        for sibling, other in zip(siblings[start:], identities[start:], strict=True):
+            if other is None or other in known or other in self._finished:
+                continue
+            tail = await self._add(followed, sibling, 0)
+            if tail is None:
+                continue
+            # what was read last has another name by now, or none: times have to tell what came after it
+            if not is_ordered and tail.file.modified_ns() < newest.file.modified_ns():
+                followed.tails.pop().file.close()
+            else:
+                tail.rotated_at = newest.rotated_at
         await self._begin_again(followed, identity)
 
     async def _begin_again(self, followed: _Followed, identity: FileId) -> None:

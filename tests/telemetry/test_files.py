@@ -178,6 +178,37 @@ def test_several_rotations_between_two_looks_lose_nothing(desk: Desk) -> None:
     assert desk.arrived == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("is_away", [False, True], ids=["between two looks", "while the agent is down"])
+def test_file_that_was_written_to_before_an_earlier_one_is_not_passed_over(desk: Desk, is_away: bool) -> None:
+    """The writer wrote on into the first, unaware of the rotation, after the second had its lines."""
+
+    def rotate_twice() -> None:
+        desk.rotate()
+        desk.write(2)
+        desk.rotate()
+        second, first = desk.logs / "app.log.1", desk.logs / "app.log.2"
+        os.utime(second, ns=(0, first.stat().st_mtime_ns - 1))
+        desk.write(3)
+
+    async def main() -> None:
+        desk.write(0)
+        async with desk.life():
+            await asyncio.sleep(1)
+            desk.write(1)
+            await asyncio.sleep(5)
+            if not is_away:
+                rotate_twice()
+                await asyncio.sleep(40)
+        if is_away:
+            rotate_twice()
+            async with desk.life():
+                await asyncio.sleep(40)
+
+    run_virtual(main())
+    assert desk.arrived == [1, 2, 3]
+    assert desk.gaps == []
+
+
 @pytest.mark.parametrize("rotations", [1, 2, 3])
 def test_rotation_while_the_agent_is_down_loses_nothing(desk: Desk, rotations: int) -> None:
     """T9."""
