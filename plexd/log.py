@@ -23,7 +23,7 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
-from plexd.masking import mask, quoted
+from plexd.masking import mask, one_line, quoted
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 NAMES = {"warning": "warn", "critical": "fatal"}  # structlog's word: ours
@@ -143,7 +143,7 @@ def add_listener(listener: Listener) -> None:
 def _overhear(_: Any, __: str, record: EventDict) -> EventDict:
     if _listeners:
         level, component, message, rest = _parts(record)
-        text = " ".join([f"{_line(component)}: {_line(message)}", *_pairs(rest)])
+        text = " ".join([f"{one_line(component)}: {one_line(message)}", *_pairs(rest)])
         for listener in _listeners:
             listener(level, component, text)
     return record
@@ -164,14 +164,14 @@ def _as_json(_: Any, __: str, record: EventDict) -> str:
 
 def _as_journal(_: Any, __: str, record: EventDict) -> str:
     level, component, message, rest = _parts(record)
-    return f"<{PRIORITIES[level]}>" + " ".join([f"{_line(component)}: {_line(message)}", *_pairs(rest)])
+    return f"<{PRIORITIES[level]}>" + " ".join([f"{one_line(component)}: {one_line(message)}", *_pairs(rest)])
 
 
 def _as_console(_: Any, __: str, record: EventDict, paint: Callable[[str, str], str] = lambda _, text: text) -> str:
     level, component, message, rest = _parts(record)
     trace = rest.pop("exception", None)
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="milliseconds")[11:23]
-    columns = [f"{now} {paint(level, f'{level.upper():<5}')} {_line(component)}", _line(message)]
+    columns = [f"{now} {paint(level, f'{level.upper():<5}')} {one_line(component)}", one_line(message)]
     if rest:
         columns.append(" ".join(_pairs(rest)))
     return "  ".join(columns) + (f"\n{trace}" if trace else "")
@@ -182,18 +182,12 @@ def _in_colour(_: Any, __: str, record: EventDict) -> str:
 
 
 def _pairs(rest: Mapping[str, Any]) -> list[str]:
-    return [f"{_line(key)}={_value(value)}" for key, value in rest.items()]
+    return [f"{one_line(key)}={_value(value)}" for key, value in rest.items()]
 
 
 def _value(value: Any) -> str:
     plain = isinstance(value, str) and value.isprintable() and value and not set(value) & set(' "=')
     return value if plain else quoted(value)
-
-
-def _line(text: Any) -> str:
-    """On one line, and without control characters that a terminal would obey."""
-    text = str(text)
-    return text if text.isprintable() else quoted(text)[1:-1]
 
 
 class Sink:

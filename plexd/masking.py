@@ -36,3 +36,8 @@ def quoted(value: Any) -> str:
     """JSON, readable except where that would break a line; JSON itself escapes only what is below a space."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def one_line(text: str) -> str:
+    """On one line, and without control characters that a terminal would obey."""
+    return text if text.isprintable() else quoted(text)[1:-1]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plexd.errors import FatalError
+from plexd.masking import one_line
 
 CONNECT_SECONDS = 2.0
 TOTAL_SECONDS = 10.0
@@ -80,7 +81,7 @@ def decode(body: str) -> Any:
 def _printable(value: Any) -> Any:
     """The same with every control character in its texts spelled out."""
     if isinstance(value, str):
-        return value if value.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+        return one_line(value)
     if isinstance(value, list):
         return [_printable(each) for each in value]
     if isinstance(value, dict):

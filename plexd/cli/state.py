@@ -13,6 +13,7 @@ from urllib.parse import quote
 from plexd.cli.asking import Failed, ask, show
 from plexd.config.api_socket import find_socket
 from plexd.errors import FatalError
+from plexd.masking import quoted
 
 ROUTES = {"metadata": "metadata", "data": "data", "report": "report", "secret": "secrets"}
 JSON = "application/json"
@@ -98,9 +99,7 @@ def _indented(body: str) -> str:
             end = position + 1
             while body[end] != '"':
                 end += 2 if body[end] == "\\" else 1
-            text = json.dumps(json.loads(body[position : end + 1]), ensure_ascii=False)
-            # those that JSON lets pass and a terminal would obey
-            lines[-1] += "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+            lines[-1] += quoted(json.loads(body[position : end + 1]))
             position = end
         elif char in "[{":
             closing = body[position + 1 :].lstrip()[:1]

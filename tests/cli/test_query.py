@@ -371,7 +371,7 @@ def test_asking_loads_nothing_that_takes_longer_than_the_answer(daemon: Daemon, 
 
 def test_no_text_from_elsewhere_reaches_the_terminal_as_an_order(run: Run, daemon: Daemon) -> None:
     order = "web\x1b]0;owned\x07\x1b[2J\nallow\x9b2J"
-    spelled = r"web\x1b]0;owned\x07\x1b[2J\nallow\x9b2J"
+    spelled = r"web\u001b]0;owned\u0007\u001b[2J\nallow\u009b2J"
     daemon.body = json.dumps([peer(order)]).encode()
     assert run("peers").stdout.splitlines()[1].startswith(spelled)
     assert json.loads(run("peers", "--json").stdout)[0]["id"] == order

@@ -51,7 +51,7 @@ def test_one_entry_of_each_kind(house: House) -> None:
 
 
 def test_texts_hold_nothing_that_a_terminal_would_obey(house: House) -> None:
-    order = "\x9b2J\x7f\x1b[2J ü"
+    order = ["\x9b2J\x7f\x1b[2J", "ü"]
     given = json.dumps(order, ensure_ascii=False).encode()
     assert plexd(house, "state", "report", "orders", "--data", "-", given=given)[0] == 0
     shown = plexd(house, "state", "get", "report", "orders")[1].decode()
