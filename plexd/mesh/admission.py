@@ -41,14 +41,9 @@ class Admitted:
     visibility: Visibility | None = field(default=None, compare=False, repr=False)
 
 
-def admit(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted:
-    """`before`, what came out last, saves the work that nothing new asks for; the result is the same without."""
-    amended = amend(before, everybody, desired, openings)
-    return amended if amended is not None else judge(everybody, desired, openings)
-
-
 def amend(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted | None:
-    """What `judge` would come to, where that is soon said because little changed since `before`; None elsewhere."""
+    """What `judge` comes to, where that is soon said because little changed since `before`, the last that came out;
+    None elsewhere."""
     if before is not None and _is_same(before, everybody, desired, openings):
         return before
     policy = everybody.settings.policy

@@ -18,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from plexd.errors import NoOpening, PolicyRejected
+from plexd.errors import NoOpening
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.elements import Elements, join
 from plexd.mesh.policy import Action, Protocol, Rule
@@ -179,20 +179,6 @@ def ruleset(
     _judging(writer, "policy", group(lines))
     writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
     return Ruleset.of(writer.commands(), writer.sets, len(rules))
-
-
-def render(
-    settings: Settings,
-    rules: Sequence[Rule] = (),
-    *,
-    visible: Iterable[bytes] = (),
-    openings: Openings = NO_OPENINGS,
-) -> Json:
-    """As `ruleset`, the transaction for it. PolicyRejected when the rules are too many."""
-    made = ruleset(settings, rules, visible=visible, openings=openings)
-    if made.fault:
-        raise PolicyRejected(made.fault)
-    return made.document()
 
 
 def with_peers(

@@ -19,9 +19,10 @@ from plexd.lab.namespaces import Namespace, run
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import Json, Settings, render
+from plexd.mesh.firewall import Json, Settings
 from plexd.mesh.policy import Local, resolve
 from tests.bench.figure import Figure
+from tests.mesh.rendering import render
 from tests.tunnel.stage import Member, Network, cable, members
 
 NAME = "plexd-bench-fw"

@@ -15,7 +15,7 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import hits, render, rule_comment
+from plexd.mesh.firewall import hits, rule_comment
 from plexd.mesh.policy import Action, resolve
 from plexd.mesh.visibility import Visibility
 from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive
@@ -23,6 +23,7 @@ from tests.mesh.nft_interpreter import Table
 from tests.mesh.packets import ICMP, ICMPV6, TCP, UDP, Packet
 from tests.mesh.policies import LOCAL, LOCAL_IPV6, PEERS, world_of
 from tests.mesh.policy_reference import Filter
+from tests.mesh.rendering import render
 from tests.namespaces import inside
 
 # by family: what a side may be, alike in length so that rules come in shapes, and who sends and receives

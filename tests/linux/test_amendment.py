@@ -6,8 +6,6 @@ import asyncio
 import errno
 import json
 import shutil
-import subprocess
-from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +20,7 @@ from plexd.mesh.desired import Policy
 from plexd.mesh.firewall import NO_OPENINGS, Opening, Openings, Ruleset, SetChange, Settings, fingerprint, ruleset
 from plexd.mesh.policy import Action, Local, Protocol, Rule, Side, resolve
 from plexd.mesh.visibility import Visibility
+from tests.linux.tables import nft, play
 from tests.mesh import policies as mesh
 from tests.mesh.policies import LOCAL, PEERS
 
@@ -36,10 +35,6 @@ OWN = Side(Prefix.host(LOCAL.mesh_ip), "n_a")
 NEIGHBOUR = "add table ip neighbour"
 
 
-def nft(*words: str) -> str:
-    return subprocess.run(["nft", *words], check=True, capture_output=True, text=True).stdout
-
-
 def peers(*numbers: int) -> Ruleset:
     return ruleset(SETTINGS, visible=[bytes([10, 100, 1, number]) for number in numbers])
 
@@ -48,18 +43,6 @@ def ports(*numbers: int) -> Ruleset:
     return ruleset(
         SETTINGS, [Rule("pol", n, OWN, OWN, Protocol.TCP, port, Action.ALLOW) for n, port in enumerate(numbers)]
     )
-
-
-def play(scene: Callable[[FirewallTable], Awaitable[None]]) -> None:
-    async def main() -> None:
-        table = FirewallTable()
-        try:
-            async with asyncio.timeout(60):
-                await scene(table)
-        finally:
-            await table.close()
-
-    asyncio.run(main())
 
 
 async def whole(wanted: Ruleset) -> str | None:

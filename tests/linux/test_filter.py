@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import Json, Opening, Openings, render
+from plexd.mesh.firewall import Json, Opening, Openings
 from plexd.mesh.policy import Protocol, resolve
 from tests.linux.crossings import cross
 from tests.linux.wires import MESH, Wires, run
 from tests.mesh.policies import LOCAL, PEERS
+from tests.mesh.rendering import render
 
 pytestmark = pytest.mark.namespaces
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -13,11 +14,12 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import NO_OPENINGS, Json, Opening, Openings, Settings, render
+from plexd.mesh.firewall import NO_OPENINGS, Json, Opening, Openings, Settings
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.policy import Local, Protocol, resolve
 from tests.linux.homes import CONTAINER, MESH, NODE, PEER, Homes, wait_until
 from tests.linux.wires import run
+from tests.mesh.rendering import render
 from tests.namespaces import inside
 
 pytestmark = pytest.mark.namespaces
@@ -267,16 +269,21 @@ def test_what_the_host_does_elsewhere_is_not_touched(homes: Homes, firewall: Fir
     assert homes.denied() == 0
 
 
+def guard_holds_off(homes: Homes, version: int, port: int, server: socket.socket, chain: str) -> None:
+    """Whoever dials the node's mesh address from the container's side, in this chain."""
+    with closing(homes.try_to_connect(homes.container, NODE[version], port)), inside(homes.node):
+        wait_until(lambda: "packets 0" not in run("nft", "list", "chain", "inet", "plexd", chain))
+    server.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        server.accept()
+
+
 def test_mesh_address_is_no_address_of_the_other_side(homes: Homes, firewall: Firewall, version: int) -> None:
     with closing(homes.listen(homes.node, NODE[version], 7000)) as server:
         homes.connect(homes.container, NODE[version], 7000).close()
         server.accept()[0].close()
         firewall.enforce("allow * *")
-        with closing(homes.try_to_connect(homes.container, NODE[version], 7000)), inside(homes.node):
-            wait_until(lambda: "packets 0" not in run("nft", "list", "chain", "inet", "plexd", "input"))
-        server.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+        guard_holds_off(homes, version, 7000, server, "input")
 
 
 def test_port_published_at_the_mesh_address_is_none_of_the_other_side(
@@ -287,11 +294,7 @@ def test_port_published_at_the_mesh_address_is_none_of_the_other_side(
         homes.connect(homes.container, NODE[version], 8080).close()
         server.accept()[0].close()
         firewall.enforce("allow * *")
-        with closing(homes.try_to_connect(homes.container, NODE[version], 8080)), inside(homes.node):
-            wait_until(lambda: "packets 0" not in run("nft", "list", "chain", "inet", "plexd", "forward"))
-        server.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+        guard_holds_off(homes, version, 8080, server, "forward")
 
 
 def test_nothing_leaks_and_nothing_is_lost_while_the_table_is_replaced(

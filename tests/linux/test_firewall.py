@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -16,6 +14,7 @@ from plexd.linux.kernel import Kernel
 from plexd.mesh.address import parse_ip
 from plexd.mesh.changes import ReplaceFirewall
 from plexd.mesh.firewall import Ruleset, Settings, ruleset
+from tests.linux.tables import nft, play
 
 pytestmark = [
     pytest.mark.namespaces,
@@ -28,26 +27,10 @@ WITH_PEERS = ruleset(SETTINGS, visible=[parse_ip("10.100.0.2"), parse_ip("10.100
 NEIGHBOUR = "add table ip neighbour; add chain ip neighbour in { type filter hook input priority 0; }"
 
 
-def nft(*words: str) -> str:
-    return subprocess.run(["nft", *words], check=True, capture_output=True, text=True).stdout
-
-
 def refused() -> Ruleset:
     """The baseline and, in the same transaction, a rule for a chain that is not there."""
     rule = {"family": "inet", "table": "plexd", "chain": "nowhere", "expr": [{"drop": None}]}
     return Ruleset.of([*BASELINE.frame, {"add": {"rule": rule}}], {}, 1)
-
-
-def play(scene: Callable[[FirewallTable], Awaitable[None]]) -> None:
-    async def main() -> None:
-        table = FirewallTable()
-        try:
-            async with asyncio.timeout(60):
-                await scene(table)
-        finally:
-            await table.close()
-
-    asyncio.run(main())
 
 
 def test_table_is_what_was_put_there_until_somebody_touches_it(namespace: str) -> None:

@@ -19,8 +19,9 @@ from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyR
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import Settings, fingerprint, render
+from plexd.mesh.firewall import Settings, fingerprint
 from plexd.mesh.policy import Action, Protocol, Rule, Side
+from tests.mesh.rendering import render
 
 DEADLINE_SECONDS = 10.0
 OWN = Side(Prefix.host(parse_ip("10.100.1.1")), "n_a")

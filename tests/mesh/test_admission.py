@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from plexd.mesh import admission, firewall
 from plexd.mesh.address import parse_ip
-from plexd.mesh.admission import Admitted, admit
+from plexd.mesh.admission import Admitted, amend, judge
 from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.firewall import Opening, Openings
 from plexd.mesh.policy import Action, Protocol
@@ -35,6 +35,11 @@ def world(*rules: PolicyRule, settings: firewall.Settings | None = ENFORCED) -> 
 
 def everybody(desired: Desired, settings: Settings) -> Target:
     return build_target(desired, settings, RESOLVED)
+
+
+def admit(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted:
+    amended = amend(before, everybody, desired, openings)
+    return amended if amended is not None else judge(everybody, desired, openings)
 
 
 def laid_over(desired: Desired, settings: Settings, before: Admitted | None = None) -> Admitted:

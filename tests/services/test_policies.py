@@ -282,6 +282,13 @@ def test_firewall_flushed_20_times_in_a_minute_is_contested_once_and_repairs_thi
     run(main)
 
 
+async def fight(world: Enforced) -> None:
+    """Until the firewall is contested."""
+    while Condition.REPAIR_CONTESTED not in world.conditions:
+        world.kernel.flush_ruleset()
+        await world.converger.repair()
+
+
 def is_up(world: Enforced) -> bool:
     return world.kernel.link is not None and world.kernel.link.up
 
@@ -290,9 +297,7 @@ def test_interface_is_down_while_the_firewall_is_contested_and_gone() -> None:
     async def main() -> None:
         world = Enforced(ALLOW_2)
         await world.converger.converge()
-        while Condition.REPAIR_CONTESTED not in world.conditions:
-            world.kernel.flush_ruleset()
-            await world.converger.repair()
+        await fight(world)
         for _ in range(20):
             world.kernel.flush_ruleset()
             result = await world.converger.repair()
@@ -315,9 +320,7 @@ def test_new_peer_waits_while_the_firewall_is_contested_and_gone() -> None:
     async def main() -> None:
         world = Enforced(ALLOW_2)
         await world.converger.converge()
-        while Condition.REPAIR_CONTESTED not in world.conditions:
-            world.kernel.flush_ruleset()
-            await world.converger.repair()
+        await fight(world)
         world.kernel.flush_ruleset()
         world.kernel.remove_peer(peer(2).public_key)
         await world.converger.converge()
