@@ -32,8 +32,8 @@ class Limits:
 
     `idle` is between two requests, 0 ends the connection after the first; `answer` is for the caller to take it;
     `stop` is what running requests get at the end. Answers that nobody takes hold at most `unsent_bytes` together and
-    one more. `makes_room`: the connection that has kept the server waiting for
-    longest goes when one more comes than there may be; otherwise the new one is turned away.
+    one more. `makes_room`: the connection that has kept the server waiting for longest goes when one more comes than
+    there may be; otherwise the new one is turned away.
     """
 
     head: float = 10.0
@@ -101,7 +101,7 @@ Admit = Callable[[Request], Awaitable[Response | None]]
 Refuse = Callable[[int, str, str], Response]
 
 
-async def _everybody(_: Request) -> Response | None:
+async def admit_everybody(_: Request) -> Response | None:
     return None
 
 
@@ -112,7 +112,7 @@ class HttpServer:
     not kept in memory for anybody.
     """
 
-    def __init__(self, respond: Respond, refuse: Refuse, limits: Limits, admit: Admit = _everybody) -> None:
+    def __init__(self, respond: Respond, refuse: Refuse, limits: Limits, admit: Admit = admit_everybody) -> None:
         self._respond = respond
         self._refuse = refuse
         self._limits = limits

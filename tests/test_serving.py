@@ -74,7 +74,7 @@ async def served(
     path: Path,
     respond: serving.Respond = echo,
     limits: Limits = LIMITS,
-    admit: serving.Admit = serving._everybody,
+    admit: serving.Admit = serving.admit_everybody,
 ) -> AsyncIterator[tuple[Connect, asyncio.Task[None]]]:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
