@@ -243,6 +243,17 @@ def test_missing_or_wrong_token_is_401(tcp: int, headers: list[tuple[str, str]])
     assert TOKEN not in text
 
 
+@pytest.mark.parametrize(("token", "answer"), [("", b"HTTP/1.1 401"), (TOKEN, b"HTTP/1.1 100")])
+def test_body_is_asked_for_once_the_token_was_shown(tcp: int, token: str, answer: bytes) -> None:
+    head = (
+        "PUT /v1/state/report/large HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
+        f"Authorization: Bearer {token}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", tcp), timeout=20) as sock:
+        sock.sendall(head.encode())
+        assert sock.recv(len(answer)) == answer
+
+
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
 def test_letter_case_of_the_scheme_does_not_matter(tcp: int, scheme: str) -> None:
     assert request(tcp, "/v1/state", [("Authorization", f"{scheme} {TOKEN}")])[0] == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -299,11 +300,13 @@ def connections() -> list[asyncio.Task[None]]:
     return [task for task in asyncio.all_tasks() if task.get_name() == "api connection"]
 
 
-async def ask_and_take_nothing(connect: Connect) -> Client:
+async def ask_and_take_nothing(connect: Connect) -> None:
+    """The answer is on its way, and further than the kernel's buffer it does not get."""
     client = await connect()
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # the transport of a socket can
     await client.send(GET)
-    return client
+    sock: socket.socket = client.writer.get_extra_info("socket")
+    assert (await asyncio.to_thread(select.select, [sock.fileno()], [], [], 20))[0]
 
 
 def test_callers_that_take_no_answer_keep_nobody_out(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_callers_that_take_no_answer_keep_nobody_out(tmp_path: Path) -> None:
             await client.send(GET.replace(b" / ", b" /echo "))
             assert (await client.answer())[0] == 200
 
-    play(tmp_path, scene, respond, Limits(connections=3))
+    play(tmp_path, scene, respond, Limits(connections=3, answer=3600))
 
 
 def test_answers_that_nobody_takes_fill_no_memory(tmp_path: Path) -> None:
@@ -331,7 +334,7 @@ def test_answers_that_nobody_takes_fill_no_memory(tmp_path: Path) -> None:
         await client.send(GET)
         assert len((await client.answer())[2]) == 1 << 20
 
-    play(tmp_path, scene, a_mebibyte, Limits(unsent_bytes=4 << 20))
+    play(tmp_path, scene, a_mebibyte, Limits(unsent_bytes=4 << 20, answer=3600))
 
 
 @pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])

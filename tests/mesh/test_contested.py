@@ -18,12 +18,14 @@ from plexd.mesh.changes import (
     PutPeer,
     RemovePeer,
     RemoveRoute,
+    ReplaceFirewall,
     SetAlias,
     SetDevice,
     SetMtu,
     SetUp,
 )
 from plexd.mesh.contested import Guard, contest_correction
+from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Route
 
@@ -32,6 +34,7 @@ OWN_IP, OWN_IPV6 = parse_ip("10.100.0.1"), parse_ip("fd00:100::1")
 PREFIX = Prefix.parse("10.100.3.0/24")
 ROUTE = AddRoute(Route(PREFIX, OWN_IP, ROUTE_METRIC))
 OTHER = AddRoute(Route(Prefix.parse("10.100.4.0/24"), OWN_IP, ROUTE_METRIC))
+FIREWALL = ReplaceFirewall(Ruleset("digest", (), "", {}, 0))
 LINK = CreateLink(OWN_KEY, 51820, 1420)
 ADDRESS = AddAddress(Prefix.host(OWN_IP))
 KEY = PublicKey(bytes([3] * 32))
@@ -136,6 +139,7 @@ ADDRESS_V6 = AddAddress(Prefix.host(OWN_IPV6))
         ((ADDRESS, ROUTE, ROUTE_V6), "address 10.100.0.1/32", (ROUTE_V6,)),
         ((SetMtu(1400), ADDRESS_V6, ROUTE_V6), "mtu of plexd0", ()),
         ((ADDRESS_V6, SetUp(), ROUTE_V6), "up state of plexd0", ()),
+        ((FIREWALL, SetUp(), ROUTE, SetAlias()), "table inet plexd", (SetAlias(),)),
     ],
 )
 def test_what_follows_from_other_damage_is_no_fight_of_its_own(
