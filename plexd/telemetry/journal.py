@@ -157,42 +157,46 @@ class Journal:
                 await self._cursors.save()
             if self._cursors.was_corrupt:
                 await self._feed.gap(Reason.CORRUPT_STATE, None, self._read)
-        start = self._read
-        if not await self._leads_on(start):
-            start = await self._lose_track(start)
+        start, last = await self._go_on(self._read)
         self._feed.row.state, self._feed.row.detail = SourceState.READING, ""
         async with journalctl.follow(
             cursor=start.cursor, since_usec=start.realtime_usec, directory=self._directory
         ) as chunks:
             lines = Lines(LINE_BYTES)
-            continuity = Continuity(parse_place(start.cursor))
+            continuity = Continuity(last)
             async for chunk in chunks:
                 for line, length in lines.feed(chunk):
                     await self._take(line, length, start.cursor, continuity)
 
-    async def _leads_on(self, start: JournalPosition) -> bool:
-        """Whether what follows it is sure to be found."""
-        if start.cursor:
-            return await self._is_there(start.cursor)
-        return start.realtime_usec <= self._pipeline.now() * 1e6
+    async def _go_on(self, read: JournalPosition) -> tuple[JournalPosition, Place | None]:
+        """Where to begin after what was read, and the place before the first entry to come, where that is known.
 
-    async def _lose_track(self, start: JournalPosition) -> JournalPosition:
-        """Where to go on by time alone. A time to come is of a clock that was set back since, and would hide entries
-        until then: it is worth no more than none."""
+        Where the entry is gone, the numbers of its journal tell how many went with it; else only the time is left.
+        """
+        last = parse_place(read.cursor)
+        found = await self._find(read.cursor) if last is not None else None
+        if last is not None and found == last:
+            return read, last
+        if last is not None and found is not None and self._sees_all and _is_later(found, last):
+            await self._feed.gap(Reason.CURSOR_LOST, found.number - last.number - 1, read)
+            return read, found._replace(number=found.number - 1)
         now = self._pipeline.now()
-        usec = start.realtime_usec if start.realtime_usec <= now * 1e6 else int((now - self._lookback) * 1e6)
+        usec = read.realtime_usec
+        if usec > now * 1e6:  # of a clock that was set back since: it would hide entries until then
+            usec = int((now - self._lookback) * 1e6)
+        elif not read.cursor:
+            return read, None  # nothing was read yet: it begins there
         position = JournalPosition("", usec)
         await self._feed.gap(Reason.CURSOR_LOST, None, position)
-        return position
+        return position, None
 
-    async def _is_there(self, cursor: str) -> bool:
-        if parse_place(cursor) is None:
-            return False
+    async def _find(self, cursor: str) -> Place | None:
+        """Of the entry, or of the one that comes next if it is gone."""
         try:
             first = json.loads(await journalctl.first_line(cursor, self._directory) or b"{}")
-        except ValueError:
-            return False
-        return bool(first.get("__CURSOR") == cursor)
+            return parse_place(first.get("__CURSOR", ""))
+        except (ValueError, TypeError, AttributeError):
+            return None
 
     async def _take(self, line: bytes, length: int, start: str, continuity: Continuity) -> None:
         if length > LINE_BYTES:
@@ -229,6 +233,10 @@ class Journal:
         self._read = position
         if cut:
             self._feed.note_truncated()
+
+
+def _is_later(place: Place, other: Place) -> bool:
+    return (place.journal, place.boot) == (other.journal, other.boot) and place.number > other.number
 
 
 def _position(value: Any) -> JournalPosition | None:
