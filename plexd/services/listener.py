@@ -108,6 +108,7 @@ class Listener:
         self._uniform = uniform
         self._jitter = FullJitter(base=1.0, cap=JITTER_CAP_SECONDS, uniform=uniform)
         self._queue = _Queue()
+        self._under_way: tuple[Envelope | None, str | None] | None = None  # taken from the queue, not yet handled
         self._last_event_id: str | None = None
         self._stream: asyncio.Task[None] | None = None
         self._close_reason = ""
@@ -357,6 +358,7 @@ class Listener:
         """All that belongs to the stream of the node that this one was."""
         self._verifier.forget_nonces()
         self._queue = _Queue()
+        self._under_way = None
         self._queued = self._handled = 0
         self._last_event_id = self._missed_behind = None
         self._key_pull_at = float("-inf")
@@ -373,9 +375,12 @@ class Listener:
 
     async def _handle_events(self) -> None:
         while True:
-            event, event_id = await self._queue.get()
+            if self._under_way is None:  # else this is a new run, and the one before ended in the middle of it
+                self._under_way = await self._queue.get()
+            event, event_id = self._under_way
             if event is not None:
                 await self._handle_one(event)
+            self._under_way = None
             if event_id is not None:
                 self._last_event_id = event_id or None
             self._handled += 1

@@ -414,6 +414,25 @@ def test_stream_that_only_failed_goes_on_where_it_was() -> None:
     assert len(watched.handled) == 1
 
 
+def test_event_under_way_when_the_listener_is_stopped_is_handled_when_it_is_started_again() -> None:
+    async def main() -> Watched:
+        async def slow(event: Envelope) -> None:
+            if event.event_id == "slow" and len(watched.handled) == 2:
+                await asyncio.Event().wait()
+
+        first, under_way, waiting = (
+            send("policy_updated", event_id=name, nonce=name, sse_id=name) for name in ("first", "slow", "waiting")
+        )
+        watched = Watched(lambda n: [first, under_way, waiting, FOREVER] if n == 1 else [FOREVER], handler=slow)
+        await watched.run(10)
+        await watched.run(10)
+        return watched
+
+    watched = run_virtual(main())
+    assert watched.streams.replay_from == [None, "waiting"]
+    assert watched.handled == ["first", "slow", "slow", "waiting"]
+
+
 # --- what status tells
 
 
