@@ -33,7 +33,7 @@ class TokenFile:
     """The token as the file has it; a change is noticed when somebody asks, at most every five seconds."""
 
     def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Raises ListenerError when the file holds no usable token, or is open to others."""
+        """Raises ListenerError when the file holds no usable token, or somebody else may read or change it."""
         self._path = path
         self._monotonic = monotonic
         try:
@@ -69,6 +69,8 @@ def _read(path: Path) -> tuple[bytes, Identity]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
+        if status.st_uid not in {0, os.geteuid()}:
+            raise ValueError(f"it belongs to user id {status.st_uid}, who may change it: chown root {path}")
         if status.st_mode & 0o077:
             raise ValueError(f"it is open to others than its owner: chmod 600 {path}")
         token = file.read(MAX_BYTES + 1).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,15 @@ def test_changed_file_is_noticed_after_five_seconds(tmp_path: Path) -> None:
     assert token(file) == NEW
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "open"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "short",
+        "gone",
+        "open",
+        pytest.param("foreign", marks=pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")),
+    ],
+)
 def test_bad_change_keeps_the_old_token(tmp_path: Path, damage: str) -> None:
     clock = Clock()
     file = make(tmp_path / "token", clock)
@@ -51,6 +60,8 @@ def test_bad_change_keeps_the_old_token(tmp_path: Path, damage: str) -> None:
         path.unlink()
     if damage == "open":
         path.chmod(0o604)
+    if damage == "foreign":
+        os.chown(path, 12345, -1)
     clock.now += 6
     with capture_logs() as records:
         assert token(file) == OLD
@@ -58,6 +69,8 @@ def test_bad_change_keeps_the_old_token(tmp_path: Path, damage: str) -> None:
     assert NEW not in str(records)
     if damage != "gone":
         path.chmod(0o600)
+        if damage == "foreign":
+            os.chown(path, os.geteuid(), -1)
         path.write_text(NEW + "!")
         clock.now += 6
         assert token(file) == NEW + "!"
