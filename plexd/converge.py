@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 from plexd.errors import KernelError
@@ -138,7 +139,7 @@ class Converger:
         self._may_be_left = True  # a firewall, although none is wanted (any more)
         self._rejected: str | None = None  # digest of the ruleset that the kernel refused last
         self._turned: dict[str, tuple[Candidates, str]] = {}  # peers off their newest candidate, and to which
-        self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer
+        self._endpoint_set: dict[str, float] = {}  # when, in the loop's time, by peer; the latest last
         self._endpoints_since = 0.0  # those that were there before
         self._awaited: dict[str, Awaited] = {}
         self._renewed_under: PrivateKey | None = None  # the key with which sessions ended last
@@ -467,7 +468,8 @@ class Converger:
 
     def _forget_old_endpoints(self) -> None:
         before = asyncio.get_running_loop().time() - ENDPOINT_TRIAL_SECONDS
-        self._endpoint_set = {peer_id: at for peer_id, at in self._endpoint_set.items() if at > before}
+        for peer_id in list(takewhile(lambda i: self._endpoint_set[i] <= before, self._endpoint_set)):
+            del self._endpoint_set[peer_id]
 
     def _set_down(self, reason: str | None) -> None:
         """None: there is an interface."""
@@ -498,7 +500,9 @@ class Converger:
         put = [o.change for o in outcomes if isinstance(o.change, PutPeer) and o.error is None]
         if with_endpoint := [change.peer_id for change in put if change.endpoint is not None]:
             self._forget_old_endpoints()  # here too: without a peer that has a choice nobody else does
-            self._endpoint_set |= dict.fromkeys(with_endpoint, now)
+            for peer_id in with_endpoint:
+                self._endpoint_set.pop(peer_id, None)  # or it would stay in its place
+                self._endpoint_set[peer_id] = now
         return len(failures)
 
     def _await_handshakes(self, outcomes: Sequence[Outcome], target: Target, begun: float) -> None:

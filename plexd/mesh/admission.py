@@ -16,7 +16,7 @@ from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Desired, Peer, Policy
 from plexd.mesh.firewall import Openings, Ruleset, ruleset, with_peers
 from plexd.mesh.policy import Local, Resolved, resolve
-from plexd.mesh.sharing import differing
+from plexd.mesh.sharing import Shared, differing, with_changes
 from plexd.mesh.target import Target, TargetPeer, route_to
 from plexd.mesh.visibility import Visibility
 
@@ -62,8 +62,8 @@ def amend(before: Admitted | None, everybody: Target, desired: Desired, openings
         for peer_id in touched & everybody.peers.keys()
         if not before.visibility.shows(peer_id, everybody.peers[peer_id].allowed_ips)
     }
-    was = _visible_addresses(touched & before.everybody.peers.keys() - before.hidden, before.peers)
-    come = _visible_addresses(touched & everybody.peers.keys() - hidden, now.peers)
+    was = _visible_addresses((touched & before.everybody.peers.keys()) - before.hidden, before.peers)
+    come = _visible_addresses((touched & everybody.peers.keys()) - hidden, now.peers)
     gone = was - come
     if gone and not gone.isdisjoint(map(attrgetter("mesh_ip"), now.peers.values())):
         return None  # somebody else has the address too
@@ -133,12 +133,8 @@ def _amend_target(
     """`_without(hidden, …)`, by what it was before."""
     if not hidden:
         return replace(everybody, firewall=firewall)
-    peers = {**before.target.peers}
-    for peer_id in touched:
-        if peer_id in everybody.peers and peer_id not in hidden:
-            peers[peer_id] = everybody.peers[peer_id]
-        else:
-            peers.pop(peer_id, None)
+    visible = {peer_id: peer for peer_id in touched - hidden if (peer := everybody.peers.get(peer_id)) is not None}
+    peers = with_changes(before.target.peers, visible, gone=touched - visible.keys())
     prefixes = _prefixes(before.everybody.peers, touched) | _prefixes(everybody.peers, touched)
     possible = {route_to(prefix, everybody.settings) for prefix in prefixes}
     wanted = {route_to(prefix, everybody.settings) for prefix in _prefixes(everybody.peers, touched - hidden)}
@@ -156,7 +152,7 @@ def _without(hidden: frozenset[str], everybody: Target, firewall: Ruleset | None
     shut = {prefix for peer_id in hidden for prefix in everybody.peers[peer_id].allowed_ips}
     return replace(
         everybody,
-        peers={peer_id: peer for peer_id, peer in everybody.peers.items() if peer_id not in hidden},
+        peers=Shared({peer_id: peer for peer_id, peer in everybody.peers.items() if peer_id not in hidden}),
         routes=frozenset(route for route in everybody.routes if route.prefix not in shut),
         firewall=firewall,
     )

@@ -1,22 +1,21 @@
 """The next target from the one before: what an event touched is worked out anew, the rest is taken over. Pure.
 
 Among ten thousand peers a target takes 30 ms to make, and events may come by the hundred. What is left of that here is
-copying, and telling touched peers by identity: a snapshot is a value, so an untouched peer is the very same one. Where
-peers depend on each other, because they claim one prefix or a route would swallow an endpoint, nothing clever is tried:
-the target is made anew.
+copying. Where peers depend on each other, because they claim one prefix or a route would swallow an endpoint, nothing
+clever is tried: the target is made anew.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from plexd.mesh.address import Endpoint, Prefix
 from plexd.mesh.desired import Peer
-from plexd.mesh.sharing import differing, is_continued
+from plexd.mesh.sharing import differing, is_in_order, with_changes
 from plexd.mesh.target import (
     Built,
     Sources,
@@ -57,12 +56,9 @@ def _touched(before: Sources, after: Sources) -> list[str] | None:
     if before.settings != after.settings or before.resolved != after.resolved:
         return None
     was, now = before.desired, after.desired
-    touched = differing(was.peers, now.peers)
-    kept: Collection[str] = was.peers
-    if any(peer_id not in now.peers for peer_id in touched):
-        kept = [peer_id for peer_id in was.peers if peer_id in now.peers]
-    if was.peers is not now.peers and not is_continued(kept, now.peers):
+    if not is_in_order(was.peers, now.peers):
         return None  # the first in the list gets a prefix that several claim
+    touched = differing(was.peers, now.peers)
     touched += differing(was.candidates, now.candidates)
     touched += differing(before.turned, after.turned)
     return list(dict.fromkeys(touched))
@@ -97,25 +93,27 @@ def _amend(built: Built, sources: Sources, touched: Sequence[str]) -> Built:
             del holders[prefix]
         swallowed = {prefix for prefix in claimed if swallows(prefix, underlay)}
         unrouted = (unrouted - released) | swallowed
-        routes = (routes - {route_to(prefix, sources.settings) for prefix in released}) | {
-            route_to(prefix, sources.settings) for prefix in claimed.keys() - swallowed
-        }
+        # each of these copies all
+        if released:
+            routes -= {route_to(prefix, sources.settings) for prefix in released}
+        if claimed.keys() != swallowed:
+            routes |= {route_to(prefix, sources.settings) for prefix in claimed.keys() - swallowed}
 
-    peers = {**target.peers}
-    for peer_id in touched:
-        peer = now.peers.get(peer_id)
-        if peer is None:
-            peers.pop(peer_id, None)
-        else:
-            allowed_ips = tuple(prefix for prefix in peer.allowed_ips if holders[prefix] == peer_id)
-            peers[peer_id] = TargetPeer(peer_id, peer.public_key, peer.psk, chosen[peer_id][0], allowed_ips)
+    peers: dict[str, TargetPeer] = {}
+    for peer_id, (endpoint, _) in chosen.items():
+        peer = now.peers[peer_id]
+        allowed_ips = tuple(prefix for prefix in peer.allowed_ips if holders[prefix] == peer_id)
+        peers[peer_id] = TargetPeer(peer_id, peer.public_key, peer.psk, endpoint, allowed_ips)
 
     warnings = {warned for warned in target.warnings if not _is_about(warned, touched, released)}
     warnings |= {warned for _, warned in chosen.values() if warned is not None}
     warnings |= {not_routed(prefix) for prefix in claimed if prefix in unrouted}
 
     unresolved = _amend_unresolved(built, sources, touched)
-    amended = Target(sources.settings, peers, routes, tuple(sorted(warnings)), unresolved)
+    gone = [peer_id for peer_id in touched if peer_id not in now.peers]
+    amended = Target(
+        sources.settings, with_changes(target.peers, peers, gone), routes, tuple(sorted(warnings)), unresolved
+    )
     return Built(sources, amended, holders, built.contested, unrouted, underlay)
 
 

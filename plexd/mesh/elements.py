@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plexd.mesh.address import format_ip, parse_ip
+from plexd.mesh.sharing import Shared, differing, with_changes
 
 Json = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Elements:
 
     @classmethod
     def of(cls, types: tuple[str, ...], held: Mapping[bytes, str], *, counted: bool = False) -> Elements:
-        return cls(types, held, counted, sum(_digest(key, comment) for key, comment in held.items()) % _MODULUS)
+        return cls(types, Shared(held), counted, sum(_digest(key, comment) for key, comment in held.items()) % _MODULUS)
 
     def amended(self, removed: Iterable[bytes], added: Mapping[bytes, str]) -> Elements:
         """Without the ones and with the others; itself if that changes nothing."""
@@ -47,9 +48,7 @@ class Elements:
         new = {key: comment for key, comment in added.items() if key not in self.held}
         if not taken and not new:
             return self
-        held = {**self.held, **new}
-        for key in taken:
-            del held[key]
+        held = with_changes(self.held, new, gone=taken)
         difference = sum(_digest(*each) for each in new.items()) - sum(_digest(*each) for each in taken.items())
         return Elements(self.types, held, self.counted, (self.checksum + difference) % _MODULUS)
 
@@ -57,9 +56,8 @@ class Elements:
         """What to take out of these, and then to put in, so that they become `after`."""
         if self.checksum == after.checksum:
             return (), {}
-        old, new = self.held, after.held
-        changed = [key for key in old.keys() & new.keys() if old[key] != new[key]] if self.counted else []
-        return [*(old.keys() - new.keys()), *changed], {key: new[key] for key in [*(new.keys() - old.keys()), *changed]}
+        touched = differing(self.held, after.held)
+        return [key for key in touched if key in self.held], {k: after.held[k] for k in touched if k in after.held}
 
     def to_json(self) -> list[Any]:
         """As nft takes them, in one order."""

@@ -11,7 +11,7 @@ from operator import attrgetter
 from types import MappingProxyType
 
 from plexd.mesh.address import Prefix
-from plexd.mesh.desired import NO_CANDIDATES, Desired, EndpointSource, FullState, Peer, SigningKeys
+from plexd.mesh.desired import NO_CANDIDATES, Candidates, Desired, EndpointSource, FullState, Peer, SigningKeys
 from plexd.mesh.events import (
     EndpointOffered,
     Foldable,
@@ -23,7 +23,7 @@ from plexd.mesh.events import (
     SigningKeyReplaced,
     SigningKeysRotated,
 )
-from plexd.mesh.sharing import with_entry, without_entry
+from plexd.mesh.sharing import Shared, with_changes
 
 _public_key = attrgetter("public_key")
 
@@ -40,17 +40,17 @@ def replace_state(desired: Desired, state: FullState) -> Desired:
     """Take over a state pull. Categories without a statement stay; endpoint candidates of other sources stay."""
     changed: dict[str, object] = {}
     if state.peers is not None:
-        # a peer that did not change stays the very same value: that is how others tell
+        # a peer that did not change stays the very same value: pointers are soon compared
         peers = {peer.id: _same(desired.peers.get(peer.id), peer) for peer in state.peers}
         # order counts (the first claimant of a prefix wins), and mappings compare without it
         if list(desired.peers.items()) != list(peers.items()):
-            changed["peers"] = MappingProxyType(peers)
+            changed["peers"] = Shared(peers)
         candidates = {
             peer.id: desired.candidates.get(peer.id, NO_CANDIDATES).offer(EndpointSource.PEER, peer.endpoint)
             for peer in state.peers
         }
         if desired.candidates != candidates:
-            changed["candidates"] = MappingProxyType(candidates)
+            changed["candidates"] = Shared(candidates)
         if desired.rejected != state.rejected:
             changed["rejected"] = state.rejected
     if state.policies is not None and desired.policies != state.policies:
@@ -110,8 +110,8 @@ def _put_peer(desired: Desired, peer: Peer) -> Desired:
         return desired
     return replace(
         desired,
-        peers=with_entry(desired.peers, peer.id, peer),
-        candidates=with_entry(desired.candidates, peer.id, candidates),
+        peers=with_changes(desired.peers, {peer.id: peer}),
+        candidates=_with_candidates(desired, peer.id, candidates),
         rejected=tuple(r for r in desired.rejected if r.peer_id != peer.id),
     )
 
@@ -121,8 +121,8 @@ def _remove_peer(desired: Desired, peer_id: str) -> Desired:
         return desired
     return replace(
         desired,
-        peers=without_entry(desired.peers, peer_id),
-        candidates=without_entry(desired.candidates, peer_id),
+        peers=with_changes(desired.peers, {}, gone=[peer_id]),
+        candidates=with_changes(desired.candidates, {}, gone=[peer_id]),
     )
 
 
@@ -168,7 +168,13 @@ def _offer_endpoint(desired: Desired, peer_id: str, endpoint: str, source: Endpo
     candidates = known.offer(source, endpoint)
     if candidates is known:
         return desired
-    return replace(desired, candidates=with_entry(desired.candidates, peer_id, candidates))
+    return replace(desired, candidates=_with_candidates(desired, peer_id, candidates))
+
+
+def _with_candidates(desired: Desired, peer_id: str, candidates: Candidates) -> Mapping[str, Candidates]:
+    if desired.candidates.get(peer_id) == candidates:
+        return desired.candidates
+    return with_changes(desired.candidates, {peer_id: candidates})
 
 
 def _replace_signing_key(desired: Desired, event: SigningKeyReplaced) -> Desired:

@@ -18,6 +18,7 @@ from plexd.mesh.desired import NO_CANDIDATES, Candidates, Desired
 from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
+from plexd.mesh.sharing import Shared
 
 MTU_OVERHEAD = 80  # outer IPv6 and UDP headers, WireGuard's header and tag
 MTU_FALLBACK = 1420  # what 1500 of Ethernet leaves, used while there is no default route to measure by
@@ -148,7 +149,7 @@ def build(sources: Sources) -> Built:
     warnings += map(not_routed, unrouted)
     routes = frozenset(route_to(prefix, settings) for prefix in holders if prefix not in unrouted)
     unresolved = names_to_resolve(desired) - sources.resolved.keys()
-    target = Target(settings, peers, routes, tuple(sorted(warnings)), unresolved)
+    target = Target(settings, Shared(peers), routes, tuple(sorted(warnings)), unresolved)
     return Built(sources, target, holders, frozenset(contested), unrouted, underlay)
 
 

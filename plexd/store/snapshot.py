@@ -30,6 +30,7 @@ from plexd.mesh.desired import (
 )
 from plexd.mesh.drift import Correction
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
+from plexd.mesh.sharing import Shared
 from plexd.store.entries import encode_entry, file_of, load_entries
 from plexd.store.files import DataDirectory, move_aside, read_optional, remove_durably, write_whole
 
@@ -253,9 +254,9 @@ def _decode_desired(document: dict[str, Any]) -> Desired:
         for entry in document["peers"]
     )
     return Desired(
-        peers=MappingProxyType({peer.id: peer for peer in peers}),
+        peers=Shared({peer.id: peer for peer in peers}),
         rejected=tuple(Rejection(**entry) for entry in document["rejected"]),
-        candidates=MappingProxyType(
+        candidates=Shared(
             {
                 peer_id: Candidates(tuple((EndpointSource(source), str(value)) for source, value in offers))
                 for peer_id, offers in document["candidates"].items()
