@@ -13,7 +13,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, cast
 
 from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
 from plexd.linux import notifications
@@ -145,11 +145,9 @@ class Kernel:
         for kind, group in itertools.groupby(changes, _kind):
             run = list(group)
             if kind == "peers":
-                outcomes += await self._apply_peers([change for change in run if _is_peer_change(change)])
+                outcomes += await self._apply_peers(cast("list[PeerChange]", run))
             elif kind == "routes":
-                outcomes += await self._apply_routes(
-                    [change for change in run if isinstance(change, AddRoute | RemoveRoute)]
-                )
+                outcomes += await self._apply_routes(cast("list[AddRoute | RemoveRoute]", run))
             else:
                 for change in run:
                     outcomes.append(await self._attempt(change))
@@ -383,14 +381,12 @@ class Kernel:
         return KernelError(f"could not {doing}: {exc.strerror}")
 
 
+# what is applied in runs
+_KINDS: dict[type, str] = {RemovePeer: "peers", PutPeer: "peers", AddRoute: "routes", RemoveRoute: "routes"}
+
+
 def _kind(change: Change) -> str:
-    if _is_peer_change(change):
-        return "peers"
-    return "routes" if isinstance(change, AddRoute | RemoveRoute) else "single"
-
-
-def _is_peer_change(change: Change) -> TypeGuard[PeerChange]:
-    return isinstance(change, RemovePeer | PutPeer)
+    return _KINDS.get(type(change), "single")
 
 
 def _is_new_peer(change: Change) -> bool:

@@ -9,11 +9,10 @@ SUBJECTS = ("kernel_peers", "event", "damage", "firewall", "agent", "rotation", 
 
 
 def main(subjects: list[str]) -> int:
-    lines: list[str] = []
     for subject in subjects or SUBJECTS:
         print(f"measuring {subject}", flush=True)
-        lines += [figure.line() for figure in importlib.import_module(f"tests.bench.{subject}").measure()]
-    print("", *lines, sep="\n")
+        for figure in importlib.import_module(f"tests.bench.{subject}").measure():
+            print(figure.line(), flush=True)
     return 0
 
 
