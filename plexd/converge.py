@@ -41,9 +41,9 @@ from plexd.mesh.desired import NO_CANDIDATES, Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
 from plexd.mesh.firewall import Hits, Openings, hits, ruleset
-from plexd.mesh.handshakes import Awaited, awaited_anew, awaited_new, next_round, plan_again, unanswered
+from plexd.mesh.handshakes import Awaited, assess, awaited_anew, awaited_new, next_round, plan_again
 from plexd.mesh.keys import PrivateKey
-from plexd.mesh.observed import Observed, Route, is_fresh
+from plexd.mesh.observed import Backend, Observed, Route, is_fresh
 from plexd.mesh.plan import plan, plan_event, plan_network, withhold
 from plexd.mesh.policy import Resolved
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
@@ -337,20 +337,25 @@ class Converger:
         if not due or seen is None:
             return True
         try:
-            device = (await self._kernel.observe(firewall=False)).device
+            observed = await self._kernel.observe(firewall=False)
             async with self._lock:
-                target = self._applied
-                if device is None or target is None or target.settings.private_key != device.private_key:
+                target, link, device = self._applied, observed.link, observed.device
+                if link is None or device is None or target is None:
+                    return True
+                if target.settings.private_key != device.private_key:
                     return True
                 due = {peer_id: due[peer_id] for peer_id in due if target.peers.get(peer_id) == seen.peers.get(peer_id)}
-                waiting = unanswered(due, target, device)
-                changes = plan_again(waiting, target, device)
+                again, left = assess(due, target, device, may_be_deaf=link.backend is Backend.USERSPACE)
+                changes = plan_again(again, target, device)
                 outcomes = await self._kernel.apply(changes) if changes else []
         except KernelError as exc:
             log.error("handshakes not tried again", error=str(exc))
             return True
-        for peer_id in due.keys() - set(waiting):
-            self._awaited.pop(peer_id, None)
+        for peer_id in due.keys() & self._awaited.keys():
+            if peer_id in left:
+                self._awaited[peer_id] = left[peer_id]
+            else:
+                del self._awaited[peer_id]
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if failed:  # a peer that was taken out may be missing
             self.clean.clear()

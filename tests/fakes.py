@@ -254,6 +254,10 @@ class FakeKernel:
     def shake_hands(self, public_key: bytes, handshake: float) -> None:
         self.peers[public_key] = self.peers[public_key]._replace(last_handshake=handshake)
 
+    def carry(self, public_key: bytes, received: int, sent: int) -> None:
+        """Bytes with a peer since it is on the interface."""
+        self.peers[public_key] = self.peers[public_key]._replace(rx_bytes=received, tx_bytes=sent)
+
     # what the changes do
 
     def _take(self, change: Change) -> str | None:

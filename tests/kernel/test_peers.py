@@ -10,7 +10,7 @@ import pytest
 
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import RenewSessions
-from plexd.mesh.handshakes import Awaited, plan_again, unanswered
+from plexd.mesh.handshakes import EAGER, Awaited, assess, plan_again
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey
 from plexd.mesh.plan import plan_event
 from plexd.mesh.target import Target, TargetPeer
@@ -133,14 +133,15 @@ def test_handshakes_that_cross_cost_both_until_one_device_takes_its_peer_out_and
         agent.apply([RenewSessions((key,), 25)])  # nor does that, within five seconds
         device = agent.observe().device
         assert device is not None
-        waiting = unanswered({peer.id: Awaited(0.0, ())}, agent.target, device)
-        outcomes = agent.apply(plan_again(waiting, agent.target, device))
+        awaited = {peer.id: Awaited(0.0, EAGER, EAGER.tries[0])}
+        again, _ = assess(awaited, agent.target, device, may_be_deaf=False)
+        outcomes = agent.apply(plan_again(again, agent.target, device))
         assert [outcome.error for outcome in outcomes] == [None, None]
         assert [post.carry(0), post.carry(1), post.carry(0)] == [INITIATION, RESPONSE, DATA]
         assert_in_kernel(agent.target)
         device = agent.observe().device
         assert device is not None
-        assert unanswered({peer.id: Awaited(0.0, ())}, agent.target, device) == ()
+        assert assess(awaited, agent.target, device, may_be_deaf=False) == ((), {})
 
 
 def start_other_device(peer: TargetPeer, own_peer_port: int) -> None:

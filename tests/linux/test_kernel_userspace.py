@@ -36,7 +36,7 @@ from plexd.mesh.changes import (
     RenewSessions,
     SetUp,
 )
-from plexd.mesh.handshakes import Awaited, plan_again, unanswered
+from plexd.mesh.handshakes import EAGER, Awaited, assess, plan_again
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Observed, Route
 from plexd.mesh.plan import plan
@@ -747,7 +747,7 @@ def test_handshakes_that_cross_cost_both_until_one_device_takes_its_peer_out_and
     with Post(PORT, PORT + 1) as post, other_device(f"{interface}o") as other:
         far = peer(1, public_key=key.public(), endpoint=Endpoint(parse_ip("127.0.0.1"), post.ports[0]))
         wanted = target(own, far)
-        awaited = {far.id: Awaited(0.0, ())}
+        awaited = {far.id: Awaited(0.0, EAGER, EAGER.tries[0])}
 
         async def scenario() -> None:
             door = kernel(interface)
@@ -759,13 +759,14 @@ def test_handshakes_that_cross_cost_both_until_one_device_takes_its_peer_out_and
             await door.apply([RenewSessions((far.public_key,), 25)])  # nor does that, within five seconds
             device = (await door.observe()).device
             assert device is not None
-            outcomes = await door.apply(plan_again(unanswered(awaited, wanted, device), wanted, device))
+            again, _ = assess(awaited, wanted, device, may_be_deaf=True)
+            outcomes = await door.apply(plan_again(again, wanted, device))
             assert [outcome.error for outcome in outcomes] == [None, None]
             assert [post.carry(0), post.carry(1), post.carry(0)] == [INITIATION, RESPONSE, DATA]
             assert await changes_due(door, wanted) == ()
             device = (await door.observe()).device
             assert device is not None
-            assert unanswered(awaited, wanted, device) == ()
+            assert assess(awaited, wanted, device, may_be_deaf=True)[0] == ()
             await door.close()
 
         asyncio.run(scenario())

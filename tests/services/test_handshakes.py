@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from plexd.converge import Converger
 from plexd.health import Health
 from plexd.mesh.address import Endpoint, parse_ip
@@ -13,6 +15,7 @@ from plexd.mesh.changes import Change, PutPeer, RemovePeer, SetDevice
 from plexd.mesh.desired import EndpointSource, Peer
 from plexd.mesh.events import EndpointOffered, PeerAdded
 from plexd.mesh.keys import PrivateKey, PublicKey
+from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.services.handshakes import Handshakes
 from plexd.store.identity import Identity
@@ -33,11 +36,16 @@ def near(number: int, key: PublicKey = AFTER, endpoint: str = "192.0.2.2:51820")
 
 
 class Stage:
-    def __init__(self, *peers: Peer, settings: Callable[[Identity], Settings | None] = settings_of) -> None:
+    def __init__(
+        self,
+        *peers: Peer,
+        settings: Callable[[Identity], Settings | None] = settings_of,
+        backend: Backend = Backend.KERNEL,
+    ) -> None:
         self.node = make_node()
         for each in peers:
             self.node.fold(PeerAdded(each))
-        self.kernel = FakeKernel()
+        self.kernel = FakeKernel(backend=backend)
         self.converger = Converger(self.kernel, self.node, settings, Health(), unix_time)
         self.passes = Asked()
         self.begun: list[tuple[float, str]] = []
@@ -115,6 +123,38 @@ def test_peer_that_has_shaken_hands_is_not_touched() -> None:
         await stage.run(3600)
         assert stage.begun == []
         assert stage.kernel.device_looks == looks + 1
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("backend", "begun"), [(Backend.KERNEL, []), (Backend.USERSPACE, [1.0])])
+def test_peer_that_shook_hands_and_is_not_heard_is_begun_anew_where_that_may_be_deafness(
+    backend: Backend, begun: list[float]
+) -> None:
+    async def main() -> Stage:
+        stage = Stage(near(2), backend=backend)
+        await stage.converger.converge()
+        loop = asyncio.get_running_loop()
+        for at, received, sent in ((0.1, 92, 276), (0.8, 92, 1000), (1.5, 220, 404)):
+            loop.call_later(at, stage.kernel.shake_hands, AFTER, unix_time() + at)
+            loop.call_later(at, stage.kernel.carry, AFTER, received, sent)
+        await stage.run(3600)
+        assert not stage.converger.awaiting.is_set()
+        return stage
+
+    assert run_virtual(main()).times("n_2") == begun
+
+
+def test_peer_that_is_heard_after_its_handshake_is_looked_at_no_more() -> None:
+    async def main() -> None:
+        stage = Stage(near(2), backend=Backend.USERSPACE)
+        await stage.converger.converge()
+        stage.kernel.shake_hands(AFTER, unix_time())
+        looks = stage.kernel.device_looks
+        asyncio.get_running_loop().call_later(0.5, stage.kernel.carry, AFTER, 128, 1000)
+        await stage.run(3600)
+        assert stage.begun == []
+        assert stage.kernel.device_looks == looks + 2
 
     run_virtual(main())
 
