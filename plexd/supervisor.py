@@ -21,6 +21,7 @@ log = get_logger("supervisor")
 STEADY_SECONDS = 300.0  # a service that ran this long has recovered
 FAILURE_WINDOW_SECONDS = 600.0
 FAILURE_LIMIT = 10  # more failures than this within the window are reported
+SLOW_END_SECONDS = 10.0  # a service that takes longer to end for a pause is named
 
 
 class Service(Protocol):
@@ -70,7 +71,11 @@ class Supervisor:
             for run in self._runs:
                 run.cancel()
             if self._runs:
-                await asyncio.wait(self._runs)
+                _, late = await asyncio.wait(self._runs, timeout=SLOW_END_SECONDS)
+                if late:
+                    names = sorted(run.get_name() for run in late)
+                    log.error("services do not end", services=names, next_step="all others are paused until they do")
+                    await asyncio.wait(late)
             yield
         finally:
             self._wanted.set()

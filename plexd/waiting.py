@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -40,10 +39,10 @@ async def unless_set(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
         return task.result() if task.done() else None
     finally:
         for future in (task, waiting):
-            if not future.done():
-                future.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await future
+            future.cancel()
+        await to_its_end(asyncio.wait({task, waiting}))
+        if not task.cancelled():
+            task.result()  # what failed while it was cancelled says so
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:

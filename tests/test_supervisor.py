@@ -278,6 +278,18 @@ def test_pause_waits_for_a_service_that_has_something_to_finish() -> None:
     assert service.starts == [0, 35]
 
 
+def test_pause_names_the_service_that_keeps_it_waiting() -> None:
+    async def linger() -> None:
+        try:
+            await live()
+        finally:
+            await asyncio.sleep(50)
+
+    with capture_logs() as records:
+        assert pause(Scripted(linger, "lingering"), at=10, seconds=20) == [True, False, False, True]
+    assert [(r["event"], r["services"]) for r in records] == [("services do not end", ["lingering"])]
+
+
 def test_failed_service_is_not_started_again_during_a_pause() -> None:
     """Its delay is over before the pause is."""
     failures = iter([fail])

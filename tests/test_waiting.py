@@ -73,3 +73,54 @@ def test_work_is_done_unless_the_event_comes_first(is_set: bool) -> None:
         assert ended == [True]
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_cancellation_ends_work_and_caller_also_while_the_event_is_ending_the_work(is_set: bool) -> None:
+    async def main() -> None:
+        event, ended = asyncio.Event(), []
+
+        async def slow_to_end() -> None:
+            try:
+                await asyncio.sleep(100)
+            finally:
+                await asyncio.sleep(5)
+                ended.append(True)
+
+        async def service() -> None:
+            await unless_set(event, slow_to_end())
+            await asyncio.sleep(100)
+
+        task = asyncio.create_task(service())
+        await asyncio.sleep(1)
+        if is_set:
+            event.set()
+            await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.wait({task}, timeout=10)
+        assert (task.done() and task.cancelled(), ended) == (True, [True])
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_work_that_fails_while_it_is_ended_says_so(is_set: bool) -> None:
+    async def main() -> None:
+        event = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(100)
+            finally:
+                raise OSError("disk full")
+
+        task = asyncio.create_task(unless_set(event, work()))
+        await asyncio.sleep(1)
+        if is_set:
+            event.set()
+        else:
+            task.cancel()
+        with pytest.raises(OSError, match="disk full"):
+            await task
+
+    run_virtual(main())
