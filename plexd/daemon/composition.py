@@ -109,10 +109,12 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
 
     converger = Converger(kernel, node, settings, health)
     uplink = Uplink(control, node, health, upstream.description, converger.status, finding, ground.started_at)
-    traversal = Traversal(configuration, ground.groups, node, kernel, control, uplink, converger)
     persist = Persist(node, ground.snapshots, ground.identities)
     drift = DriftReports(uplink, node, ground.snapshots)
     reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
+    traversal = Traversal(
+        configuration, ground.groups, node, kernel, control, uplink, converger, reconcile.request_pass
+    )
     resolve = Resolve(node, converger.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
     rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)
     refusals = Refusals(uplink, node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from plexd.control import ControlPlane
 from plexd.converge import Converger
@@ -31,6 +32,7 @@ class Traversal:
         control: ControlPlane,
         uplink: Uplink,
         converger: Converger,
+        request_pass: Callable[[str], None],
     ) -> None:
         self.services = Exchangeable("nat traversal", self._start)
         self._configuration = configuration
@@ -40,6 +42,7 @@ class Traversal:
         self._control = control
         self._uplink = uplink
         self._converger = converger
+        self._request_pass = request_pass
         self._report: EndpointReport | None = None
 
     @property
@@ -75,6 +78,7 @@ class Traversal:
             self._node,
             self._converger.up,
             self._converger.apply_event,
+            self._request_pass,
             discover,
             known,
             nat.refresh_interval.total_seconds(),

@@ -126,6 +126,7 @@ def stated(public_endpoint: str) -> tuple[Callable[[], Awaitable[Finding]], Find
 
 class EndpointReport:
     """`discover` raises StunError, NotPermitted or KernelError; `apply_event` brings folded endpoints into the kernel.
+    Where that does not succeed, `request_pass` is asked to.
 
     `refresh_interval` is in seconds, spread by 10 %. `finding` is what was known before; the attribute is what was
     found last, also while later looks fail.
@@ -139,6 +140,7 @@ class EndpointReport:
         node: Node,
         mesh_up: asyncio.Event,
         apply_event: Callable[[], Awaitable[bool]],
+        request_pass: Callable[[str], None],
         discover: Callable[[], Awaitable[Finding]],
         finding: Finding | None,
         refresh_interval: float,
@@ -149,6 +151,7 @@ class EndpointReport:
         self._node = node
         self._mesh_up = mesh_up
         self._apply_event = apply_event
+        self._request_pass = request_pass
         self._discover = discover
         self._refresh_interval = refresh_interval
         self._uniform = uniform
@@ -195,11 +198,14 @@ class EndpointReport:
             was = f"{self.finding.public_endpoint} {self.finding.type}" if self.finding is not None else ""
             log.info("endpoint found", endpoint=str(finding.public_endpoint), nat_type=finding.type.value, was=was)
             self.finding = finding
-        await self._report_unless_moot(finding)
+        await self._take(await self._report_unless_moot(finding))
         return self._refresh_interval * self._uniform(0.9, 1.1)
 
-    async def _report_unless_moot(self, finding: Finding) -> None:
-        """Where another look is wanted an answer may never come: its way may have gone with the address reported."""
+    async def _report_unless_moot(self, finding: Finding) -> Sequence[EndpointOffered]:
+        """What the answer offers, if there is one.
+
+        Where another look is wanted an answer may never come: its way may have gone with the address reported.
+        """
         moot = asyncio.Event()
 
         async def judge() -> None:
@@ -209,15 +215,15 @@ class EndpointReport:
 
         judging = asyncio.create_task(judge(), name="is the report moot")
         try:
-            await unless_set(moot, self._report(finding))
+            return await unless_set(moot, self._report(finding)) or ()
         finally:
             judging.cancel()
 
-    async def _report(self, finding: Finding) -> None:
+    async def _report(self, finding: Finding) -> Sequence[EndpointOffered]:
         loop = asyncio.get_running_loop()
         node_id = self._node.identity.node_id
         if loop.time() < self._none_before and node_id == self._told_to_wait:
-            return
+            return ()
         try:
             offers = await self._control.report_endpoint(str(finding.public_endpoint), finding.type.value)
         except (ControlError, WireError) as exc:
@@ -227,9 +233,18 @@ class EndpointReport:
             if isinstance(exc, Transient) and exc.retry_after is not None:
                 self._told_to_wait = node_id
                 self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
-            return
+            return ()
         self._unreported = 0
+        return offers
+
+    async def _take(self, offers: Sequence[EndpointOffered]) -> None:
         changed = [offer.peer_id for offer in offers if self._node.fold(offer)]
-        if changed:
-            log.info("peer endpoints received", peers=len(changed))
-            await self._apply_event()
+        if not changed:
+            return
+        log.info("peer endpoints received", peers=len(changed))
+        is_applied = False
+        try:
+            is_applied = await self._apply_event()
+        finally:
+            if not is_applied:  # the next answer will offer nothing new
+                self._request_pass("peer endpoints not applied")

@@ -18,7 +18,7 @@ from plexd.mesh.desired import EndpointSource
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
 from plexd.services.endpoint import Discovery, EndpointReport, stated
-from tests.services.stage import highest, lowest, make_node, middle, peer
+from tests.services.stage import Asked, highest, lowest, make_node, middle, peer
 from tests.virtual_time import run_virtual
 
 R = EndpointSource.REPORT
@@ -81,13 +81,17 @@ class Stage:
         self.mesh_up = asyncio.Event()
         self.mesh_up.set()
         self.applied = 0
+        self.apply_seconds = 0.0
+        self.applies = True
+        self.passes = Asked()
         self.service = EndpointReport(
-            self.plane, self.node, self.mesh_up, self._apply, look.discover, None, 60.0, uniform
+            self.plane, self.node, self.mesh_up, self._apply, self.passes, look.discover, None, 60.0, uniform
         )
 
     async def _apply(self) -> bool:
-        self.applied += 1
-        return True
+        await asyncio.sleep(self.apply_seconds)
+        self.applied += self.applies
+        return self.applies
 
     async def run(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -193,6 +197,34 @@ def test_answer_becomes_candidates_of_known_peers_and_nothing_else_changes() -> 
     assert "n_9" not in desired.candidates
     assert desired.peers == make_node(peer(2), peer(3, endpoint="192.0.2.3:51820")).desired.peers
     assert stage.applied == 1  # the second and third answer say nothing new
+
+
+def test_look_that_is_wanted_does_not_keep_the_answer_from_being_applied() -> None:
+    """As when a pass is under way, which has the kernel to itself."""
+
+    async def main() -> Stage:
+        stage = Stage(Look(ONE), Plane([[EndpointOffered("n_2", "203.0.113.9:41000", R)]]))
+        stage.apply_seconds = 5
+        asyncio.get_running_loop().call_later(2, stage.service.request, "stream connected again")
+        await stage.run(20)
+        return stage
+
+    stage = run_virtual(main())
+    assert (stage.applied, stage.passes.calls) == (1, [])
+    assert stage.look.times == [0.0, 5.1]
+
+
+@pytest.mark.parametrize("how", ["refused", "ended"])
+def test_answer_that_could_not_be_applied_earns_a_pass(how: str) -> None:
+    async def main() -> Stage:
+        stage = Stage(Look(ONE), Plane([[EndpointOffered("n_2", "203.0.113.9:41000", R)]]))
+        stage.apply_seconds = 5
+        stage.applies = how == "ended"
+        await stage.run(3 if how == "ended" else 20)
+        return stage
+
+    stage = run_virtual(main())
+    assert (stage.applied, stage.passes.reasons) == (0, ["peer endpoints not applied"])
 
 
 @pytest.mark.parametrize("mesh_first", [True, False])
