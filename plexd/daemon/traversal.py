@@ -44,6 +44,7 @@ class Traversal:
         self._converger = converger
         self._request_pass = request_pass
         self._report: EndpointReport | None = None
+        self._stated = ""
 
     @property
     def finding(self) -> Finding | None:
@@ -65,9 +66,10 @@ class Traversal:
 
     def _make_report(self) -> EndpointReport | None:
         nat, port = self._configuration.current.nat_traversal, self._configuration.current.mesh.listen_port
+        was_stated, self._stated = self._stated, nat.public_endpoint
         if not nat.enabled:
             return None
-        known: Finding | None = None
+        known = None if was_stated else self.finding  # holds until a look finds another
         if nat.public_endpoint:
             discover, known = stated(nat.public_endpoint)
         else:

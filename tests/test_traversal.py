@@ -1,0 +1,117 @@
+"""The search for ways through NATs, over changes of the configuration; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from plexd.config.load import Loaded
+from plexd.config.models import Config
+from plexd.converge import Converger
+from plexd.daemon import traversal
+from plexd.daemon.reloading import Configuration
+from plexd.daemon.traversal import Traversal
+from plexd.errors import StunError
+from plexd.health import Health
+from plexd.mesh.address import Endpoint, parse_endpoint
+from plexd.mesh.events import EndpointOffered
+from plexd.mesh.nat import Finding, NatType
+from plexd.supervisor import Groups
+from tests.fakes import FakeKernel
+from tests.services.stage import Asked, make_node, settings_of, unix_time
+from tests.virtual_time import run_virtual
+
+
+def finding(text: str, nat_type: NatType) -> Finding:
+    endpoint = parse_endpoint(text)
+    assert isinstance(endpoint, Endpoint)
+    return Finding(endpoint, nat_type)
+
+
+FOUND = finding("198.51.100.9:40000", NatType.FULL_CONE)
+STATED = finding("192.0.2.9:51820", NatType.NONE)
+
+
+class Plane:
+    async def report_endpoint(self, public_endpoint: str, nat_type: str) -> Sequence[EndpointOffered]:
+        return ()
+
+
+class Host(FakeKernel):
+    """One whose addresses stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readdressed = asyncio.Event()
+
+    async def host_addresses(self) -> frozenset[bytes]:
+        return frozenset()
+
+    local_addresses = host_addresses
+
+
+class Stage:
+    """STUN servers answer while `answers`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers = True
+        stage = self
+
+        class Discovery:
+            def __init__(self, *_: object) -> None: ...
+
+            async def discover(self) -> Finding:
+                if not stage.answers:
+                    raise StunError("nobody answers")
+                return FOUND
+
+        monkeypatch.setattr(traversal, "Discovery", Discovery)
+        node, kernel = make_node(), Host()
+        converger = Converger(kernel, node, settings_of, Health(), unix_time)
+        converger.up.set()
+        self._configuration = Configuration(Config(), lambda: Loaded(Config(), None, {}, ()), contextlib.nullcontext)
+        door: Any = kernel
+        control: Any = Plane()
+        self.traversal = Traversal(
+            self._configuration, Groups(lambda _: None), node, door, control, control, converger, Asked()
+        )
+
+    async def reload(self, **nat_traversal: object) -> Finding | None:
+        """What is known a while after a reload of these keys."""
+        self._configuration.current = Config.model_validate({"nat_traversal": nat_traversal})
+        self.traversal.services.exchange()
+        await asyncio.sleep(10)
+        return self.traversal.finding
+
+
+@pytest.mark.parametrize(
+    ("reloads", "known"),
+    [
+        pytest.param([{"refresh_interval": "5m"}], FOUND, id="still"),
+        pytest.param([{"stun_servers": ("192.0.2.1:3478",)}], FOUND, id="asking others"),
+        pytest.param([{"public_endpoint": "192.0.2.9:51820"}], STATED, id="stated"),
+        pytest.param([{"public_endpoint": "192.0.2.9:51820"}, {}], None, id="stated no more"),
+        pytest.param([{"enabled": False}], None, id="off"),
+        pytest.param([{"enabled": False}, {}], None, id="on again"),
+    ],
+)
+def test_what_was_found_outlives_a_reload_that_does_not_ask_for_something_else(
+    monkeypatch: pytest.MonkeyPatch, reloads: list[dict[str, object]], known: Finding | None
+) -> None:
+    async def main() -> Finding | None:
+        stage = Stage(monkeypatch)
+        running = asyncio.create_task(stage.traversal.services.run())
+        await asyncio.sleep(1)
+        assert stage.traversal.finding == FOUND
+        stage.answers = False
+        for keys in reloads:
+            now = await stage.reload(**keys)
+        running.cancel()
+        await asyncio.wait({running})
+        return now
+
+    assert run_virtual(main()) == known
