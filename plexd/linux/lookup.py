@@ -13,14 +13,18 @@ import threading
 from typing import Any
 
 from plexd.errors import Unresolved
-from plexd.mesh.address import parse_ip
+from plexd.mesh.address import format_ip, parse_ip
 
 MAX_LOOKUPS = 64  # at once; hung ones end with the resolver's own limit
 LIMIT_SECONDS = 5.0
+DISCARD_PORT = 9
 
 
 async def look_up(name: str) -> list[bytes]:
-    """IPv4 first, of the families this host has addresses in. Raises Unresolved, also when it takes more than 5 s."""
+    """Those first that this host has a route to, and of these IPv4 (mesh contract, section 4.4).
+
+    Raises Unresolved, also when it takes more than 5 s.
+    """
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
             infos = await asyncio.get_running_loop().getaddrinfo(
@@ -29,8 +33,23 @@ async def look_up(name: str) -> list[bytes]:
     except (OSError, TimeoutError, UnicodeError) as exc:
         reason = str(exc) or f"no answer in {LIMIT_SECONDS:.0f} s"
         raise Unresolved(f"{name} does not resolve: {reason}") from exc
-    texts = [str(info[4][0]) for info in sorted(infos, key=lambda info: info[0] != socket.AF_INET)]
-    return [parse_ip(text) for text in texts if "%" not in text]  # nobody we look for is on our own link
+    texts = (str(info[4][0]) for info in infos)
+    found = [parse_ip(text) for text in texts if "%" not in text]  # nobody we look for is on our own link
+    return sorted(found, key=lambda address: (not has_route(address), len(address) != 4))
+
+
+def has_route(address: bytes) -> bool:
+    """Whether a packet to it would leave this host now; none is sent.
+
+    The families that the host has addresses in do not tell: the mesh address makes every host one with IPv4.
+    """
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+            probe.connect((format_ip(address), DISCARD_PORT))
+    except OSError:
+        return False
+    return True
 
 
 def use_own_threads(loop: asyncio.AbstractEventLoop) -> None:

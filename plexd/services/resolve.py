@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 
 from plexd.errors import Unresolved
-from plexd.linux.lookup import look_up
+from plexd.linux.lookup import has_route, look_up
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.desired import Desired
@@ -100,9 +100,15 @@ class Resolve:
         known = self._resolved.get(text)
         if not addresses or text not in self._due:  # nobody wants it any more
             return
-        if known is None or known.packed not in addresses:  # an answer in another order is no news
-            self._resolved[text] = Endpoint(addresses[0], parsed.port)
-            self._request_pass("endpoint names resolved")
+        if known is not None and known.packed in addresses and not _is_cut_off(known.packed, addresses[0]):
+            return  # an answer in another order is no news
+        self._resolved[text] = Endpoint(addresses[0], parsed.port)
+        self._request_pass("endpoint names resolved")
+
+
+def _is_cut_off(known: bytes, first: bytes) -> bool:
+    """Whether the host lost its route to the address in use, or never had one, and has one to another."""
+    return not has_route(known) and has_route(first)
 
 
 async def _addresses(name: str) -> list[bytes]:

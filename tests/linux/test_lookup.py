@@ -1,15 +1,21 @@
-"""A resolver that hangs takes no thread from anybody else, and does not hold up the end."""
+"""Addresses come in the order of use; a resolver that hangs takes no thread from anybody else."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from plexd.linux.lookup import MAX_LOOKUPS, use_own_threads
+from plexd.linux.lookup import MAX_LOOKUPS, has_route, use_own_threads
+from plexd.mesh.address import parse_ip
 
 
 def test_names_resolve_as_ever() -> None:
@@ -48,3 +54,87 @@ def test_hung_lookups_leave_the_executor_free_and_are_bounded(monkeypatch: pytes
     ended = time.monotonic() - started
     hang.set()
     assert ended < 20  # the lookups would have held the executor, and so the end of the loop, for 30
+
+
+# which of a name's addresses comes first
+
+IPV4, IPV6 = "203.0.113.9", "2001:db8:1::9"
+LOOK_UP = """
+import asyncio
+from plexd.linux.lookup import look_up, use_own_threads
+from plexd.mesh.address import format_ip
+
+async def main():
+    use_own_threads(asyncio.get_running_loop())
+    print(*map(format_ip, await look_up("dual.example")))
+
+asyncio.run(main())
+"""
+
+
+class Underlay:
+    """A host in its namespace; both families know "dual.example"."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.files = Path("/etc/netns") / name
+        self.files.mkdir(parents=True)
+        (self.files / "hosts").write_text(f"127.0.0.1 localhost\n{IPV4} dual.example\n{IPV6} dual.example\n")
+
+    def ip(self, *arguments: str) -> None:
+        subprocess.run(["ip", "-n", self.name, *arguments], check=True, capture_output=True)
+
+    def add(self, link: str, *networks: str) -> None:
+        """A link that is up and has these addresses, with the routes that come with them."""
+        self.ip("link", "add", link, "type", "veth", "peer", "name", f"{link}-far")
+        for end in (link, f"{link}-far"):
+            self.ip("link", "set", end, "up")
+        for network in networks:
+            self.ip("address", "add", network, "dev", link, *(["nodad"] if ":" in network else []))
+
+    def add_mesh(self) -> None:
+        self.add("mesh", "10.100.7.12/32")
+        self.ip("route", "add", "10.100.0.0/16", "dev", "mesh", "metric", "2048")
+
+    def addresses(self) -> list[str]:
+        command = ["ip", "netns", "exec", self.name, sys.executable, "-c", LOOK_UP]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+@pytest.fixture
+def underlay(namespace: str) -> Iterator[Underlay]:
+    """The test runs in its namespace."""
+    host = Underlay(namespace)
+    yield host
+    shutil.rmtree(host.files)
+
+
+@pytest.mark.namespaces
+def test_ipv6_comes_first_where_the_mesh_alone_has_ipv4(underlay: Underlay) -> None:
+    underlay.add("uplink", "2001:db8:1::2/64")
+    underlay.add_mesh()
+    assert underlay.addresses() == [IPV6, IPV4]
+
+
+@pytest.mark.namespaces
+def test_ipv4_comes_first_where_both_families_have_routes(underlay: Underlay) -> None:
+    underlay.add("uplink", "2001:db8:1::2/64", "203.0.113.2/24")
+    underlay.add_mesh()
+    assert underlay.addresses() == [IPV4, IPV6]
+
+
+@pytest.mark.namespaces
+def test_ipv4_comes_first_where_no_family_has_a_route(underlay: Underlay) -> None:
+    underlay.add("uplink", "2001:db8:2::2/64")
+    underlay.add_mesh()
+    assert underlay.addresses() == [IPV4, IPV6]
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize(("address", "network"), [(IPV4, "203.0.113.2/24"), (IPV6, "2001:db8:1::2/64")])
+def test_route_that_is_made_or_refused_is_seen_at_once(underlay: Underlay, address: str, network: str) -> None:
+    assert not has_route(parse_ip(address))
+    underlay.add("uplink", network)
+    assert has_route(parse_ip(address))
+    underlay.ip("route", "add", "unreachable", address)
+    assert not has_route(parse_ip(address))

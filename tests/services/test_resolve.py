@@ -12,7 +12,7 @@ from plexd.converge import Converger
 from plexd.errors import Unresolved
 from plexd.health import Health
 from plexd.linux.lookup import MAX_LOOKUPS
-from plexd.mesh.address import Endpoint, parse_ip
+from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.events import PeerAdded, PeerRemoved
 from plexd.services import resolve
 from plexd.services.resolve import Resolve
@@ -32,7 +32,9 @@ class Names:
         self.asked: list[tuple[float, str]] = []
         self.addresses: dict[str, str] = {}
         self.threads = self.most_threads = 0
+        self.unreachable: set[str] = set()
         monkeypatch.setattr(resolve, "look_up", self.look_up)
+        monkeypatch.setattr(resolve, "has_route", lambda address: format_ip(address) not in self.unreachable)
 
     async def look_up(self, name: str) -> list[bytes]:
         loop = asyncio.get_running_loop()
@@ -46,7 +48,8 @@ class Names:
             await asyncio.sleep(5)
             raise Unresolved(f"{name} does not resolve")
         await asyncio.sleep(self.seconds)
-        return [parse_ip(self.addresses.get(name, "192.0.2.7"))]
+        found = self.addresses.get(name, "192.0.2.7").split()
+        return [parse_ip(address) for address in sorted(found, key=self.unreachable.__contains__)]
 
     def _thread_ended(self) -> None:
         self.threads -= 1
@@ -149,6 +152,28 @@ def test_news_of_a_name_ask_for_a_pass_and_the_same_answer_does_not(monkeypatch:
         names.addresses["p.example.org"] = "192.0.2.8"
         await asyncio.sleep(60)
         assert stage.resolved == {text: Endpoint(parse_ip("192.0.2.8"), 51820)}
+        assert len(stage.asked.times("endpoint names resolved")) == 2
+
+    play(("p.example.org",), story)
+
+
+def test_address_in_use_gives_way_once_only_another_one_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    text, ipv4, ipv6 = "p.example.org:51820", "203.0.113.9", "2001:db8::9"
+    names.addresses["p.example.org"] = f"{ipv4} {ipv6}"
+
+    async def story(stage: Stage) -> None:
+        await asyncio.sleep(1)
+        for unreachable, expected in (
+            (set(), ipv4),
+            ({ipv4, ipv6}, ipv4),
+            ({ipv4}, ipv6),
+            ({ipv4, ipv6}, ipv6),
+            (set(), ipv6),  # good enough: a change would only cost packets
+        ):
+            names.unreachable = unreachable
+            await asyncio.sleep(60)
+            assert stage.resolved == {text: Endpoint(parse_ip(expected), 51820)}
         assert len(stage.asked.times("endpoint names resolved")) == 2
 
     play(("p.example.org",), story)
