@@ -30,17 +30,25 @@ class FirewallTable:
         self._found: str | None = None  # in that generation
 
     async def observe(self) -> str | None:
-        """See `Observed.firewall`. Where nftables does not work at all there is none. Raises KernelError."""
+        """See `Observed.firewall`. A kernel without nf_tables has no table. Raises KernelError.
+
+        A table that there is no program to list is one that is not known: it is left in force, and nothing is built on
+        its being untouched.
+        """
         try:
             generation = self._nft.generation()
-            if generation != self._generation:
-                table = await self.read()
-                self._found = await asyncio.to_thread(self._judge, table)  # 50 ms for ten thousand rules
-                self._is_intact = self._put is not None and self._found == self._put.digest
-                self._generation = generation
-                self._known = range(generation, generation + 1)
         except FirewallUnavailable:  # who wants to put one there is told why not
             return None
+        if generation != self._generation:
+            try:
+                table = await self.read()
+            except FirewallUnavailable:
+                self._is_intact = False
+                return ""
+            self._found = await asyncio.to_thread(self._judge, table)  # 50 ms for ten thousand rules
+            self._is_intact = self._put is not None and self._found == self._put.digest
+            self._generation = generation
+            self._known = range(generation, generation + 1)
         return self._found
 
     def _judge(self, table: Json | None) -> str | None:

@@ -33,6 +33,9 @@ from plexd.mesh.firewall import FAMILY, TABLE, Json, SetChange
 TIMEOUT_SECONDS = 10.0
 MAX_MESSAGE = 300  # characters of what nft says
 
+_NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.ENOEXEC}
+_USED_UP = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
 NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 NFT_MSG_GETTABLE, NFT_MSG_NEWGEN, NFT_MSG_GETGEN = (NFNL_SUBSYS_NFTABLES << 8 | kind for kind in (1, 15, 16))
@@ -219,9 +222,7 @@ class _Run:
                     start_new_session=True,  # what ends us must not end a change half-way reported
                 )
             except OSError as exc:
-                raise FirewallUnavailable(
-                    f"{path} cannot be run ({exc.strerror}): install the package nftables"
-                ) from exc
+                raise _not_run(path, exc) from exc
             self._pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self._pidfd)
             self._stack = stack.pop_all()
@@ -255,6 +256,14 @@ class _Run:
         self._errors.seek(0)
         said = " ".join(self._errors.read(4 * MAX_MESSAGE).decode(errors="replace").split())
         return said[:MAX_MESSAGE] or f"nft ended with status {self.status}"
+
+
+def _not_run(path: str, exc: OSError) -> KernelError:
+    """Only what another program in its place would help against says that there is no nftables here."""
+    if exc.errno in _NO_PROGRAM:
+        return FirewallUnavailable(f"{path} cannot be run ({exc.strerror}): install the package nftables")
+    advice = ": give plexd more processes, memory or open files" if exc.errno in _USED_UP else ""
+    return KernelError(f"{path} could not be started ({exc.strerror}){advice}")
 
 
 def _memory(name: str) -> BinaryIO:

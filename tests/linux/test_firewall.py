@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plexd.errors import FirewallUnavailable, PolicyRejected
+from plexd.converge import Converger
+from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
+from plexd.health import Condition, Health
 from plexd.linux import nftables
 from plexd.linux.firewall import FirewallTable
 from plexd.linux.kernel import Kernel
 from plexd.mesh.address import parse_ip
 from plexd.mesh.changes import ReplaceFirewall
 from plexd.mesh.firewall import Ruleset, Settings, ruleset
+from plexd.mesh.keys import PrivateKey
+from plexd.mesh.target import Settings as MeshSettings
+from plexd.store.identity import Identity
 from tests.linux.tables import nft, play
+from tests.services.stage import enforcing, make_identity, make_node
 
 pytestmark = [
     pytest.mark.namespaces,
@@ -136,6 +148,106 @@ def test_host_without_nft_is_told_what_to_install_when_something_is_to_be_put_th
         assert not await table.remove()
 
     play(scene)
+
+
+# nft that cannot be had, while a table is in force
+
+
+def refuse_to_start(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Nothing of the name nft can be started; other programs can."""
+    real = subprocess.Popen
+
+    def start(command: list[str], *args: Any, **options: Any) -> Any:
+        if Path(command[0]).name == "nft":
+            raise OSError(code, os.strerror(code))
+        return real(command, *args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.EIO])
+def test_table_is_not_called_missing_because_nft_could_not_be_started(
+    namespace: str, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        await table.observe()
+        nft(NEIGHBOUR)
+        writes = table.writes
+        with monkeypatch.context() as patch:
+            refuse_to_start(patch, code)
+            with pytest.raises(KernelError, match=os.strerror(code)) as failed:
+                await table.observe()
+        assert type(failed.value) is KernelError
+        assert "install" not in str(failed.value)
+        assert await table.observe() == WITH_PEERS.digest
+        assert table.writes == writes
+
+    play(scene)
+
+
+def test_table_that_there_is_no_program_to_list_is_not_known_and_stays_in_force(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_less = ruleset(SETTINGS, visible=[parse_ip("10.100.0.2")])
+
+    async def scene(table: FirewallTable) -> None:
+        await table.replace(WITH_PEERS)
+        await table.observe()
+        nft(NEIGHBOUR)
+        before = nft("list", "ruleset")
+        with monkeypatch.context() as patch:
+            patch.setattr(nftables, "SEARCH_PATH", "/nowhere")
+            assert await table.observe() == ""
+            with pytest.raises(FirewallUnavailable, match="install the package nftables"):
+                await table.replace(one_less)  # in a table that is known it takes no nft
+        assert nft("list", "ruleset") == before
+        assert await table.observe() == WITH_PEERS.digest
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_mesh_stays_up_behind_its_table_while_nft_cannot_be_had(
+    namespace: str, interface: str, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    def settings(identity: Identity) -> MeshSettings | None:
+        own = enforcing(identity)
+        return own and replace(own, interface=interface, policy=Settings(identity.mesh_ip, (interface,)))
+
+    def is_up() -> bool:
+        shown = subprocess.run(["ip", "-o", "link", "show", "dev", interface], check=True, capture_output=True)
+        return b",UP," in shown.stdout
+
+    async def main() -> None:
+        own_key = PrivateKey.generate()
+        kernel, node, health = (
+            Kernel(interface, "auto", "wireguard-go"),
+            make_node(identity=make_identity(own_key)),
+            Health(),
+        )
+        converger = Converger(kernel, node, settings, health)
+        try:
+            assert (await converger.converge()).failed == 0
+            assert is_up()
+            await asyncio.to_thread(nft, NEIGHBOUR)
+            before = nft("list", "ruleset")
+            with monkeypatch.context() as patch:
+                if is_installed:
+                    refuse_to_start(patch, errno.EAGAIN)
+                else:
+                    patch.setattr(nftables, "SEARCH_PATH", "/nowhere")
+                assert (await converger.converge()).failed == 1
+            assert is_up()
+            assert nft("list", "ruleset") == before
+            assert Condition.CHANGES_FAILED in {finding.condition for finding in health.findings()}
+            result = await converger.converge()
+            assert (result.changed, result.failed, health.findings()) == (0, 0, ())
+        finally:
+            await kernel.tear_down(own_key.public())
+            await kernel.close()
+
+    asyncio.run(main())
 
 
 def test_kernel_without_nftables_has_no_table_and_says_what_to_load(

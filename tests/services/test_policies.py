@@ -9,7 +9,7 @@ from dataclasses import replace
 from plexd.converge import Converger, PassResult
 from plexd.health import Condition, Health
 from plexd.mesh import firewall
-from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveFirewall, ReplaceFirewall, SetUp
+from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveFirewall, ReplaceFirewall, SetDown, SetUp
 from plexd.mesh.desired import FullState, Peer, Policy, PolicyRule
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.firewall import Opening
@@ -211,6 +211,22 @@ def test_interface_that_lost_its_firewall_for_good_is_taken_down_and_comes_back_
         assert world.is_up()
         assert world.on_interface == {"n_2"}
         assert world.conditions == {}
+
+    run(main)
+
+
+def test_table_that_is_not_known_and_cannot_be_replaced_takes_no_interface_down() -> None:
+    async def main() -> None:
+        world = Enforced(ALLOW_2)
+        await world.converger.converge()
+        world.kernel.touch_firewall()
+        world.refuse_firewalls()
+        world.kernel.applied.clear()
+        await world.allow(ALLOW_2, ALLOW_3)
+        assert SetDown not in kinds(world.kernel.applied)
+        assert world.is_up()
+        assert world.on_interface == {"n_2"}
+        assert world.conditions.keys() == {Condition.CHANGES_FAILED}
 
     run(main)
 
