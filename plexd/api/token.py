@@ -70,7 +70,7 @@ def _read(path: Path) -> tuple[bytes, Identity]:
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
         if status.st_uid not in {0, os.geteuid()}:
-            raise ValueError(f"it belongs to user id {status.st_uid}, who may change it: chown root {path}")
+            raise ValueError(f"it belongs to user id {status.st_uid}, who may change it: chown {os.geteuid()} {path}")
         if status.st_mode & 0o077:
             raise ValueError(f"it is open to others than its owner: chmod 600 {path}")
         token = file.read(MAX_BYTES + 1).strip()

@@ -43,7 +43,10 @@ class Admitted:
 
 def amend(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted | None:
     """What `judge` comes to, where that is soon said because little changed since `before`, the last that came out;
-    None elsewhere."""
+    None elsewhere.
+
+    It rests on this: what a peer that did not change, and whose routes did not, has of the target stays what it was.
+    """
     if before is not None and _is_same(before, everybody, desired, openings):
         return before
     policy = everybody.settings.policy
@@ -71,9 +74,12 @@ def amend(before: Admitted | None, everybody: Target, desired: Desired, openings
     firewall = with_peers(before.target.firewall, policy, gone, come)
     if firewall is None:
         return None
+    target = _amend_target(before, everybody, hidden, touched, firewall)
+    if target is None:
+        return None
     return replace(
         now,
-        target=_amend_target(before, everybody, hidden, touched, firewall),
+        target=target,
         resolved=before.resolved,
         hidden=hidden,
         visibility=before.visibility,
@@ -129,14 +135,17 @@ def _visible_addresses(peer_ids: Iterable[str], peers: Mapping[str, Peer]) -> se
 
 def _amend_target(
     before: Admitted, everybody: Target, hidden: frozenset[str], touched: AbstractSet[str], firewall: Ruleset
-) -> Target:
-    """`_without(hidden, …)`, by what it was before."""
+) -> Target | None:
+    """`_without(hidden, …)`, by what it was before; None where more than the touched peers' routes changed."""
     if not hidden:
         return replace(everybody, firewall=firewall)
+    was = before.everybody
+    prefixes = _prefixes(was.peers, touched) | _prefixes(everybody.peers, touched)
+    possible = {route_to(prefix, everybody.settings) for prefix in prefixes}
+    if everybody.routes is not was.routes and not everybody.routes ^ was.routes <= possible:
+        return None  # an endpoint came to lie in the prefix of somebody else, or left it
     visible = {peer_id: peer for peer_id in touched - hidden if (peer := everybody.peers.get(peer_id)) is not None}
     peers = with_changes(before.target.peers, visible, gone=touched - visible.keys())
-    prefixes = _prefixes(before.everybody.peers, touched) | _prefixes(everybody.peers, touched)
-    possible = {route_to(prefix, everybody.settings) for prefix in prefixes}
     wanted = {route_to(prefix, everybody.settings) for prefix in _prefixes(everybody.peers, touched - hidden)}
     routes = before.target.routes - possible | (wanted & everybody.routes)
     return replace(everybody, peers=peers, routes=routes, firewall=firewall)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from weakref import ref
 
 K = TypeVar("K")
@@ -33,6 +33,12 @@ class Shared(dict[K, T]):
         self._before = ref(before) if before is not None else None  # weak: nobody else keeps what was
         self._touched = touched
 
+    def __setitem__(self, key: K, value: T) -> NoReturn:
+        raise TypeError("shared with others: make a changed copy")
+
+    def __delitem__(self, key: K) -> NoReturn:
+        raise TypeError("shared with others: make a changed copy")
+
     def changed(self, put: Mapping[K, T], gone: Collection[K] = ()) -> Self:
         """A copy with the entries of `put`, each in its old place or at the end, and without those `gone`."""
         copied = type(self)(self, self, tuple(dict.fromkeys((*put, *gone))))
@@ -51,28 +57,35 @@ def with_changes(mapping: Mapping[K, T], put: Mapping[K, T], gone: Collection[K]
 
 
 def differing(before: Mapping[K, T], after: Mapping[K, T]) -> list[K]:
-    """The keys of all that is not equal in both; new ones in the order of `after`."""
+    """The keys of all that is not equal in both: new ones in the order of `after`, the rest in no certain one."""
     if before is after:
         return []
     touched = after.touched_since(before) if isinstance(after, Shared) else None
     if touched is not None:
         return [key for key in touched if before.get(key, _ABSENT) != after.get(key, _ABSENT)]
-    old_keys, new_keys, old, new = list(before), list(after), list(before.values()), list(after.values())
-    start = min(_alike(old_keys, new_keys), _alike(old, new))
-    shorter = min(len(old), len(new)) - start  # what both begin with does not count at their ends again
-    end = min(shorter, _alike(old_keys[::-1], new_keys[::-1]), _alike(old[::-1], new[::-1])) if shorter else 0
-    was = dict(zip(old_keys[start : len(old) - end], old[start : len(old) - end], strict=True))
-    now = dict(zip(new_keys[start : len(new) - end], new[start : len(new) - end], strict=True))
+    start, end = _trimmed(before, after)
+    was = dict(islice(before.items(), start, len(before) - end))
+    now = dict(islice(after.items(), start, len(after) - end))
     changed = [key for key, value in now.items() if key not in was or was[key] != value]
     return changed + [key for key in was if key not in now]
 
 
 def is_in_order(before: Mapping[K, T], after: Mapping[K, T]) -> bool:
     """Whether what `after` still has of `before` comes first and in the same order."""
-    if isinstance(after, Shared) and after.touched_since(before) is not None:
+    if before is after or (isinstance(after, Shared) and after.touched_since(before) is not None):
         return True
     kept = [key for key in before if key in after]
     return kept == list(islice(after, len(kept)))
+
+
+def _trimmed(before: Mapping[K, T], after: Mapping[K, T]) -> tuple[int, int]:
+    """How many entries are the same at the beginning, and how many of the others at the end."""
+    old_keys, new_keys, old, new = list(before), list(after), list(before.values()), list(after.values())
+    start = min(_alike(old_keys, new_keys), _alike(old, new))
+    shorter = min(len(old), len(new)) - start
+    if not shorter:
+        return start, 0
+    return start, min(shorter, _alike(old_keys[::-1], new_keys[::-1]), _alike(old[::-1], new[::-1]))
 
 
 def _alike(one: list[Any], other: list[Any]) -> int:

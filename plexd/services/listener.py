@@ -374,8 +374,11 @@ class Listener:
     # handling
 
     async def _handle_events(self) -> None:
+        if self._under_way is not None:
+            # it may be folded in and not applied: handled again, it changes nothing
+            self._request_pull("interrupted event")
         while True:
-            if self._under_way is None:  # else this is a new run, and the one before ended in the middle of it
+            if self._under_way is None:
                 self._under_way = await self._queue.get()
             event, event_id = self._under_way
             if event is not None:

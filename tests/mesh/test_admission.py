@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from plexd.mesh import admission, firewall
 from plexd.mesh.address import parse_ip
 from plexd.mesh.admission import Admitted, amend, judge
-from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
+from plexd.mesh.amend import rebuild
+from plexd.mesh.desired import Desired, EndpointSource, Peer, Policy, PolicyRule
+from plexd.mesh.events import EndpointOffered
 from plexd.mesh.firewall import Opening, Openings
+from plexd.mesh.fold import fold
 from plexd.mesh.policy import Action, Protocol
-from plexd.mesh.target import Settings, Target, build_target
+from plexd.mesh.target import Settings, Sources, Target, build_target
 from tests.mesh.worlds import OWN_IP, RESOLVED, desired_of, peer, settings_for
 
 ENFORCED = firewall.Settings(OWN_IP, ("plexd0",))
@@ -88,6 +91,22 @@ def test_opening_is_part_of_the_firewall_and_makes_nobody_visible() -> None:
     assert after.target.firewall.digest != before.target.firewall.digest
     assert "42000" in str(after.target.firewall.document())
     assert not after.target.peers
+
+
+def test_route_of_an_untouched_peer_goes_and_comes_with_an_endpoint_in_its_prefix() -> None:
+    """While somebody is hidden, whose routes must not come along."""
+    rules = policies(rule("n_self", "n_2"), rule("n_self", "n_3"))
+    first = desired_of(peer(2, "192.0.2.0/24"), peer(3, endpoint="198.51.100.1:51820"), peer(4))
+    desired = replace(first, policies=rules)
+    own = replace(settings_for(), policy=ENFORCED)
+    admitted = laid_over(desired, own)
+    built = rebuild(None, Sources(desired, own, RESOLVED, {}))
+    for endpoint, is_routed in (("192.0.2.77:51820", False), ("198.51.100.1:51820", True)):
+        desired = fold(desired, EndpointOffered("n_3", endpoint, EndpointSource.EVENT))
+        built = rebuild(built, Sources(desired, own, RESOLVED, {}))
+        admitted = admit(admitted, built.target, desired, admitted.openings)
+        assert ("192.0.2.0/24" in {str(route.prefix) for route in admitted.target.routes}) is is_routed
+        assert set(admitted.target.peers) == {"n_2", "n_3"}
 
 
 def test_what_did_not_change_is_the_very_same() -> None:

@@ -153,7 +153,7 @@ def test_news_that_concerns_no_peer_leaves_the_very_same_target() -> None:
 
 
 def test_untouched_peer_is_the_very_same_in_the_next_target() -> None:
-    """Which is how a plan among ten thousand finds the one that changed."""
+    """Of what is the very same ten thousand are soon compared."""
     built = ordinary_mesh()
     again = FullState((peer(2, endpoint="192.0.2.2:1"), peer(3)), (), None, None, {}, {}, {}, {})
     target = rebuild(built, built.sources._replace(desired=replace_state(built.sources.desired, again))).target

@@ -431,6 +431,7 @@ def test_event_under_way_when_the_listener_is_stopped_is_handled_when_it_is_star
     watched = run_virtual(main())
     assert watched.streams.replay_from == [None, "waiting"]
     assert watched.handled == ["first", "slow", "slow", "waiting"]
+    assert watched.pulls.reasons == ["stream connected", "interrupted event", "stream connected"]
 
 
 # --- what status tells
