@@ -75,9 +75,9 @@ class Stage:
         converger.up.set()
         self._configuration = Configuration(Config(), lambda: Loaded(Config(), None, {}, ()), contextlib.nullcontext)
         door: Any = kernel
-        control: Any = Plane()
+        uplink: Any = Plane()
         self.traversal = Traversal(
-            self._configuration, Groups(lambda _: None), node, door, control, control, converger, Asked()
+            self._configuration, Groups(lambda _: None), node, door, uplink, converger, Asked(), Asked()
         )
 
     async def reload(self, **nat_traversal: object) -> Finding | None:

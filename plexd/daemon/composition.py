@@ -107,13 +107,20 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     def finding() -> Finding | None:
         return traversal.finding
 
+    def reach_out_anew(reason: str) -> None:
+        """Connections may lead nowhere without a sign of it: those kept for calls go before anybody asks for one."""
+        control.forget_connections()
+        listener.reopen(reason)
+        heartbeat.request()
+        traversal.look_again(reason)
+
     converger = Converger(kernel, node, settings, health)
     uplink = Uplink(control, node, health, upstream.description, converger.status, finding, ground.started_at)
     persist = Persist(node, ground.snapshots, ground.identities)
     drift = DriftReports(uplink, node, ground.snapshots)
     reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
     traversal = Traversal(
-        configuration, ground.groups, node, kernel, control, uplink, converger, reconcile.request_pass
+        configuration, ground.groups, node, kernel, uplink, converger, reconcile.request_pass, reach_out_anew
     )
     resolve = Resolve(node, converger.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
     rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)

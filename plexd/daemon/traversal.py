@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from plexd.control import ControlPlane
 from plexd.converge import Converger
 from plexd.daemon.reloading import Configuration
 from plexd.linux.kernel import Kernel
@@ -29,20 +28,20 @@ class Traversal:
         groups: Groups,
         node: Node,
         kernel: Kernel,
-        control: ControlPlane,
         uplink: Uplink,
         converger: Converger,
         request_pass: Callable[[str], None],
+        on_readdressed: Callable[[str], None],
     ) -> None:
         self.services = Exchangeable("nat traversal", self._start)
         self._configuration = configuration
         self._groups = groups
         self._node = node
         self._kernel = kernel
-        self._control = control
         self._uplink = uplink
         self._converger = converger
         self._request_pass = request_pass
+        self._on_readdressed = on_readdressed
         self._report: EndpointReport | None = None
         self._stated = ""
 
@@ -59,7 +58,7 @@ class Traversal:
         self._report = self._make_report()
         services: list[Service] = []
         if self._report is not None:
-            services += [self._report, HostAddresses(self._kernel, self._readdressed)]
+            services += [self._report, HostAddresses(self._kernel, self._on_readdressed)]
         if self._configuration.current.nat_traversal.fallback == "relay":
             services.append(Fallback(self._converger))
         return self._groups.start("nat traversal", services)
@@ -85,7 +84,3 @@ class Traversal:
             known,
             nat.refresh_interval.total_seconds(),
         )
-
-    def _readdressed(self, reason: str) -> None:
-        self._control.forget_connections()
-        self.look_again(reason)

@@ -123,6 +123,15 @@ class Listener:
         self._warned_minute = self._warned_count = 0
         node.on_renewed.append(self._forget)
 
+    def reopen(self, reason: str) -> None:
+        """Close the stream, or the attempt at it, and connect at once for what was not handled yet; that is no failure.
+
+        Between two attempts there is nothing to close: the next one comes in its time.
+        """
+        if self._stream is not None:
+            self._close_reason = reason
+            self._stream.cancel()
+
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         self._healthy_at = loop.time()
@@ -144,7 +153,8 @@ class Listener:
     async def _keep_connected(self) -> None:
         while True:
             await self._node.accepted.wait()
-            await self._wait(await self._connect_once())
+            if (delay := await self._connect_once()) is not None:
+                await self._wait(delay)
 
     async def _wait(self, delay: float) -> None:
         """The time before the next attempt. State is polled meanwhile, once the stream has failed for too long."""
@@ -165,8 +175,8 @@ class Listener:
             await asyncio.sleep(wake_at - loop.time())
             self._judge_polling()
 
-    async def _connect_once(self) -> float:
-        """One connection, from the attempt to its end; the seconds to wait before the next."""
+    async def _connect_once(self) -> float | None:
+        """One connection, from the attempt to its end; the seconds to wait before the next, None if it was reopened."""
         loop = asyncio.get_running_loop()
         self._stream = asyncio.create_task(self._read_stream(), name="event stream")
         try:
@@ -177,7 +187,7 @@ class Listener:
                 self._stream.cancel()
                 raise
             log.info("stream closed", reason=self._close_reason)
-            return 0.0
+            return None
         except Unauthenticated as exc:
             log.warning("stream refused", error=str(exc))
             if self._node.accepted.is_set():
@@ -352,7 +362,7 @@ class Listener:
         self._verifier.replace_keys(self._node.desired.signing_keys)
         if self._missed_behind is not None and self._stream is not None:
             self._missed_behind = None
-            self._close_stream("new signing keys, refused events are replayed")
+            self.reopen("new signing keys, refused events are replayed")
 
     def _forget(self) -> None:
         """All that belongs to the stream of the node that this one was."""
@@ -364,12 +374,7 @@ class Listener:
         self._key_pull_at = float("-inf")
 
     def _identity_refused(self) -> None:
-        self._close_stream("identity refused")
-
-    def _close_stream(self, reason: str) -> None:
-        if self._stream is not None:
-            self._close_reason = reason
-            self._stream.cancel()
+        self.reopen("identity refused")
 
     # handling
 

@@ -149,11 +149,14 @@ def test_host_that_changes_its_address_looks_at_once(run_world: RunWorld) -> Non
         async with world.responder() as servers:
             agent.start(servers)
             assert await agent.report() == (f"{agent.host.address}:{MESH_PORT}", "none")
+            await until(lambda: world.plane.admin.streams(agent.name) == 1)
             host.run("ip", "address", "delete", f"{agent.host.address}/24", "dev", "eth0")
             host.run("ip", "address", "add", "203.0.113.222/24", "dev", "eth0")
             host.run("ip", "route", "add", "default", "via", SERVERS[0])
             assert await agent.report(2) == (f"203.0.113.222:{MESH_PORT}", "none")
             assert len(agent.logged("host addresses changed")) == 1
+            # nothing ends the old one, which would be silent for another minute and a half
+            await world.plane.admin.wait_for("events", agent.name, count=2)
 
     run_world(test)
 

@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import random
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -229,6 +230,86 @@ def test_empty_id_takes_the_last_event_id_back() -> None:
     steps = [send("policy_updated", sse_id="8"), send("policy_updated", sse_id="")]
     watched = watch(lambda n: steps if n == 1 else [FOREVER], 10)
     assert watched.streams.replay_from == [None, None]
+
+
+# --- reopening
+
+
+def reopen(script: Script, *at: float, seconds: float = 60.0, **options: object) -> Watched:
+    async def main() -> Watched:
+        watched = Watched(script, **options)  # type: ignore[arg-type]
+        for moment in at:
+            asyncio.get_running_loop().call_later(moment, watched.listener.reopen, "resumed after 600 s")
+        await watched.run(seconds)
+        return watched
+
+    return run_virtual(main())
+
+
+def test_reopened_stream_is_there_again_at_once_and_goes_on_behind_the_last_event_that_was_handled() -> None:
+    watched = reopen(lambda n: [send("policy_updated", sse_id=str(n)), FOREVER], 10, 20)
+    assert watched.streams.attempts == [(0, None), (10, "1"), (20, "2")]
+    assert watched.streams.open == 0
+
+
+def test_attempt_that_waits_for_an_answer_is_made_anew() -> None:
+    """Its connection leads nowhere as well."""
+
+    class Silent(Streams):
+        @asynccontextmanager
+        async def events(self, last_event_id: str | None) -> AsyncIterator[AsyncIterator[bytes]]:
+            async with super().events(last_event_id) as chunks:
+                if len(self.attempts) == 1:
+                    await asyncio.sleep(30)
+                yield chunks
+
+    async def main() -> list[float]:
+        watched = Watched(always(FOREVER))
+        streams = watched.listener._control = Silent(always(FOREVER))
+        asyncio.get_running_loop().call_later(5, watched.listener.reopen, "resumed after 600 s")
+        await watched.run(60)
+        return streams.times
+
+    assert run_virtual(main()) == [0, 5]
+
+
+def test_reopening_is_no_failure() -> None:
+    """However often: the delay after a loss is that after the first, and nothing is polled."""
+
+    def script(n: int) -> Sequence[Step] | ControlError:
+        return [FOREVER] if n < 30 else GONE
+
+    watched = reopen(script, *range(10, 300, 10), seconds=299, uniform=highest)
+    assert watched.delays()[:30] == [*[pytest.approx(10, abs=0.01)] * 29, 2]
+    assert watched.pulls.times("polling") == []
+
+
+def test_reopening_waits_for_no_poll() -> None:
+    def script(n: int) -> Sequence[Step] | ControlError:
+        return GONE if asyncio.get_running_loop().time() < 600 else [FOREVER]
+
+    async def main() -> tuple[Watched, float]:
+        watched = Watched(script)
+        loop = asyncio.get_running_loop()
+        reopened: list[float] = []
+
+        async def soon_after_the_connection() -> None:
+            await watched.listener.connected.wait()
+            await asyncio.sleep(1)
+            reopened.append(loop.time())
+            watched.listener.reopen("resumed after 600 s")
+
+        await watched.run(20, soon_after_the_connection())
+        return watched, reopened[0]
+
+    watched, reopened = run_virtual(main())
+    assert watched.streams.times[-1] == reopened
+    assert not watched.stream_is_down
+
+
+def test_attempt_that_is_not_due_yet_is_not_made_for_a_reopening() -> None:
+    watched = reopen(lambda n: RateLimited("429", status=429, retry_after=40.0) if n == 1 else [FOREVER], 10)
+    assert watched.delays()[0] >= 40
 
 
 # --- silence
