@@ -107,6 +107,19 @@ def test_news_of_an_endpoint_end_the_round() -> None:
     assert stage.seen[3][0] - stage.seen[2][0] >= 30
 
 
+def test_peer_moves_on_although_another_one_gets_new_endpoints_all_the_time() -> None:
+    async def tell(stage: Stage, second: int) -> None:
+        if second == 0:
+            stage.node.fold(PeerAdded(peer(3, endpoint="198.51.100.3:1")))
+            stage.node.fold(EndpointOffered("n_3", "198.51.100.3:2", E))
+        elif second % 20 == 0:
+            stage.node.fold(EndpointOffered("n_2", f"192.0.2.9:{1000 + second}", E))
+        assert await stage.converger.apply_event()
+
+    stage = run(50, tell)
+    assert str(stage.kernel.peers[public_key(3)].endpoint) == "198.51.100.3:1"
+
+
 def test_endpoint_that_roamed_is_left_alone_by_passes_and_rounds() -> None:
     async def roam(stage: Stage, second: int) -> None:
         if second >= 10:
