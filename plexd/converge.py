@@ -325,6 +325,12 @@ class Converger:
         for peer_id, endpoint in moves.items():
             log.debug("next endpoint tried", peer=peer_id, endpoint=endpoint)
 
+    def restart_endpoint_trials(self) -> None:
+        """Every peer keeps its endpoint for as long as a new one gets: after a gap in time the age of a handshake does
+        not tell whether the peer still answers, and the keepalive, which would make a new one, has had no turn.
+        """
+        self._endpoints_since = asyncio.get_running_loop().time()
+
     async def try_handshakes_again(self) -> bool:
         """A round for the peers that ought to shake hands, some of which begin anew; False when a pass is due.
 

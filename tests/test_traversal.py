@@ -77,7 +77,7 @@ class Stage:
         door: Any = kernel
         uplink: Any = Plane()
         self.traversal = Traversal(
-            self._configuration, Groups(lambda _: None), node, door, uplink, converger, Asked(), Asked()
+            self._configuration, Groups(lambda _: None), node, door, uplink, converger, Asked(), Asked(), lambda: None
         )
 
     async def reload(self, **nat_traversal: object) -> Finding | None:

@@ -119,8 +119,17 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     persist = Persist(node, ground.snapshots, ground.identities)
     drift = DriftReports(uplink, node, ground.snapshots)
     reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
+    clocks = Clocks()
     traversal = Traversal(
-        configuration, ground.groups, node, kernel, uplink, converger, reconcile.request_pass, reach_out_anew
+        configuration,
+        ground.groups,
+        node,
+        kernel,
+        uplink,
+        converger,
+        reconcile.request_pass,
+        reach_out_anew,
+        clocks.look,
     )
     resolve = Resolve(node, converger.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
     rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)
@@ -153,6 +162,8 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     ground.overview.membership = Membership(node, converger, finding)
     converger.on_unresolved = resolve.names_changed.set
     converger.on_created = partial(traversal.look_again, "interface created")
+    clocks.on_gap.append(lambda _: converger.restart_endpoint_trials())
+    clocks.on_gap.append(reconcile.request)
     rotation.on_rotated.append(heartbeat.request)
     listener.on_reconnected.append(partial(traversal.look_again, "stream connected again"))
     listener.on_connected.append(telemetry.wake)
@@ -192,7 +203,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
             Watch("watch firewall", kernel.watch_firewall),
             Repair(kernel, converger, converger.up, drift.cycle_ended),
             Handshakes(converger, reconcile.request_pass),
-            Clocks(reconcile.request),
+            clocks,
             *front.join(node, uplink, listener.on_connected, reconcile.request),
             Garbage(),
             traversal.services,

@@ -32,6 +32,7 @@ class Traversal:
         converger: Converger,
         request_pass: Callable[[str], None],
         on_readdressed: Callable[[str], None],
+        look_at_clocks: Callable[[], None],
     ) -> None:
         self.services = Exchangeable("nat traversal", self._start)
         self._configuration = configuration
@@ -42,6 +43,7 @@ class Traversal:
         self._converger = converger
         self._request_pass = request_pass
         self._on_readdressed = on_readdressed
+        self._look_at_clocks = look_at_clocks
         self._report: EndpointReport | None = None
         self._stated = ""
 
@@ -60,7 +62,7 @@ class Traversal:
         if self._report is not None:
             services += [self._report, HostAddresses(self._kernel, self._on_readdressed)]
         if self._configuration.current.nat_traversal.fallback == "relay":
-            services.append(Fallback(self._converger))
+            services.append(Fallback(self._converger, self._look_at_clocks))
         return self._groups.start("nat traversal", services)
 
     def _make_report(self) -> EndpointReport | None:

@@ -1,7 +1,7 @@
 """Notices that time went by unseen, in a suspended machine, or that the clock was set.
 
-After either, timers are late or early, peers may have moved, and the control plane may have given this node up: what
-is cheap is to look at everything again and to ask for the state.
+After either, timers are late or early, peers may have moved, the age of a handshake says little, and the control plane
+may have given this node up: whoever goes by one of these listens to `on_gap`.
 """
 
 from __future__ import annotations
@@ -42,18 +42,24 @@ def gap(before: Reading, now: Reading) -> str | None:
 
 
 class Clocks:
+    """`on_gap` is told what happened, once for each gap."""
+
     name = "clocks"
 
-    def __init__(self, request: Callable[[str], None], read: Callable[[], Reading] = read_clocks) -> None:
-        self._request = request
+    def __init__(self, read: Callable[[], Reading] = read_clocks) -> None:
+        self.on_gap: list[Callable[[str], None]] = []
         self._read = read
+        self._before = read()
 
     async def run(self) -> None:
-        before = self._read()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            now = self._read()
-            if (reason := gap(before, now)) is not None:
-                log.info("time passed unseen", what=reason)
-                self._request(reason)
-            before = now
+            self.look()
+
+    def look(self) -> None:
+        """At once, for who must know before doing what a gap would make wrong."""
+        before, self._before = self._before, self._read()
+        if (reason := gap(before, self._before)) is not None:
+            log.info("time passed unseen", what=reason)
+            for listener in self.on_gap:
+                listener(reason)

@@ -34,7 +34,7 @@ def test_own_clocks_agree_about_a_moment() -> None:
     assert gap(read_clocks(), read_clocks()) is None
 
 
-def test_resume_asks_for_the_state_once() -> None:
+def test_gap_is_told_once() -> None:
     async def main() -> None:
         asleep = 0.0
 
@@ -43,7 +43,9 @@ def test_resume_asks_for_the_state_once() -> None:
             return Reading(now, now + asleep, now + asleep)
 
         asked = Asked()
-        task = asyncio.create_task(Clocks(asked, read).run())
+        clocks = Clocks(read)
+        clocks.on_gap.append(asked)
+        task = asyncio.create_task(clocks.run())
         await asyncio.sleep(61)
         assert asked.calls == []
         asleep = 3600.0
@@ -53,3 +55,12 @@ def test_resume_asks_for_the_state_once() -> None:
         await asyncio.wait({task})
 
     run_virtual(main())
+
+
+def test_who_looks_at_once_knows_of_a_gap_before_the_timer_does() -> None:
+    readings = iter([BEFORE, Reading(101.0, 4101.0, 1_800_003_601.0)])
+    asked: list[str] = []
+    clocks = Clocks(lambda: next(readings))
+    clocks.on_gap.append(asked.append)
+    clocks.look()
+    assert asked == ["resumed after 3600 s"]

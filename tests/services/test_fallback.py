@@ -6,6 +6,8 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from plexd.converge import Converger
 from plexd.health import Health
 from plexd.mesh.address import Endpoint, parse_ip
@@ -13,6 +15,7 @@ from plexd.mesh.changes import AddRoute, PutPeer
 from plexd.mesh.desired import EndpointSource
 from plexd.mesh.events import EndpointOffered, PeerAdded, PeerRemoved
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS
+from plexd.services.clocks import Clocks, Reading
 from plexd.services.fallback import Fallback
 from tests.fakes import FakeKernel
 from tests.services.stage import make_node, peer, public_key, settings_of, unix_time
@@ -31,16 +34,24 @@ class Stage:
         self.node.fold(EndpointOffered("n_2", RELAY, E))
         self.node.fold(EndpointOffered("n_2", DIRECT, R))
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings_of, Health(), unix_time)
+        self.unseen = 0.0  # seconds that only the wall clock and that since boot have counted
+        self.converger = Converger(self.kernel, self.node, settings_of, Health(), lambda: unix_time() + self.unseen)
         self.seen: list[tuple[int, str]] = []  # since when, in seconds, the peer has had which endpoint
 
     def endpoint(self) -> str:
         return str(self.kernel.peers[public_key(2)].endpoint)
 
+    def read_clocks(self) -> Reading:
+        now = asyncio.get_running_loop().time()
+        return Reading(now, now + self.unseen, unix_time() + self.unseen)
+
     async def run(self, seconds: int, meanwhile: Callable[[int], Awaitable[None]] | None = None) -> None:
         """With a pass and a look at the kernel every second; passes have nothing to do but what `meanwhile` caused."""
         await self.converger.converge()
-        running = asyncio.create_task(Fallback(self.converger).run())
+        clocks = Clocks(self.read_clocks)
+        clocks.on_gap.append(lambda _: self.converger.restart_endpoint_trials())
+        fallback = Fallback(self.converger, clocks.look)
+        running = [asyncio.create_task(service) for service in (fallback.run(), clocks.run())]
         for second in range(seconds):
             if meanwhile is not None:
                 await meanwhile(second)
@@ -48,7 +59,8 @@ class Stage:
             if not self.seen or self.seen[-1][1] != self.endpoint():
                 self.seen.append((second, self.endpoint()))
             await asyncio.sleep(1)
-        running.cancel()
+        for task in running:
+            task.cancel()
 
 
 def run(seconds: int, meanwhile: Callable[[Stage, int], Awaitable[None]] | None = None) -> Stage:
@@ -91,6 +103,19 @@ def test_silent_peer_moves_on_although_the_clock_was_set_back_since_its_handshak
             assert status.fresh_peers == 0
 
     assert len(run(60, shake_hands_in_an_hour).seen) > 1
+
+
+@pytest.mark.parametrize("second", range(60, 75))  # wherever the round stands
+def test_peer_that_answered_before_a_suspend_has_time_to_answer_after_it(second: int) -> None:
+    async def sleep_for_an_hour(stage: Stage, now: int) -> None:
+        if now < second:
+            stage.kernel.shake_hands(public_key(2), unix_time())
+        elif now == second:
+            stage.unseen = 3600.0
+
+    stage = run(second + 50, sleep_for_an_hour)
+    assert [endpoint for _, endpoint in stage.seen] == [DIRECT, RELAY]
+    assert second + 30 <= stage.seen[1][0]
 
 
 def test_news_of_an_endpoint_end_the_round() -> None:

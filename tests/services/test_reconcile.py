@@ -592,7 +592,9 @@ def test_suspended_machine_and_set_clock_do_not_wait_for_the_timer(tmp_path: Pat
             now = asyncio.get_running_loop().time()
             return Reading(*(now + more for more in unseen))
 
-        clocks = asyncio.create_task(Clocks(loop.reconcile.request, read).run())
+        clocks = Clocks(read)
+        clocks.on_gap.append(loop.reconcile.request)
+        looking = asyncio.create_task(clocks.run())
 
         async def sleep_and_wake() -> None:
             nonlocal unseen
@@ -604,7 +606,7 @@ def test_suspended_machine_and_set_clock_do_not_wait_for_the_timer(tmp_path: Pat
 
         await loop.run(0, sleep_and_wake())
         assert loop.control.pulls == pytest.approx([0, 10])
-        clocks.cancel()
+        looking.cancel()
 
     run_virtual(main())
 
