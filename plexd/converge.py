@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
-from plexd.errors import KernelError
+from plexd.errors import ForeignLink, KernelError, NotAddressable, NotPermitted
 from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
@@ -55,6 +55,8 @@ log = get_logger("mesh")
 STATUS_SECONDS = 1.0
 WORTH_A_THREAD = 1000  # peers and rules to judge: some milliseconds
 ENDPOINT_TRIAL_SECONDS = 30.0  # what an endpoint gets before another candidate is tried
+
+_NO_MESH = (ForeignLink, NotAddressable, NotPermitted)  # what a look fails with where there can be none
 
 
 class Kernel(Protocol):
@@ -182,10 +184,13 @@ class Converger:
                 outcomes = await self._apply(changes, target, observed) if changes else []
             except KernelError as exc:
                 self.clean.clear()
-                self._set_down(str(exc))
+                # what nobody could look at stands as it was last seen
+                is_down = isinstance(exc, _NO_MESH) or not self.up.is_set()
+                if is_down:
+                    self._set_down(str(exc))
                 self._health.set(Condition.CHANGES_FAILED, True, str(exc))
                 write = log.error if self._failure != str(exc) else log.debug
-                write("mesh failed", interface=interface, error=str(exc))
+                write("mesh failed" if is_down else "mesh not looked at", interface=interface, error=str(exc))
                 self._failure = str(exc)
                 return PassResult(changed=0, failed=1, corrections=())
             self._failure = ""

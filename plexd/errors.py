@@ -28,6 +28,7 @@ PlexdError
     ├── FirewallUnavailable    no filter table can be had here; the message says what to install
     ├── PolicyRejected         this filter table cannot be had; the one before stays in force
     ├── NotPermitted           a capability is missing
+    ├── NotAddressable         no interface of this host can have the mesh address; the message says what to switch on
     └── ForeignLink            a link of our name belongs to somebody else; it is never touched
 """
 
@@ -172,6 +173,10 @@ class PortInUse(KernelError):
 
 
 class NotPermitted(KernelError):
+    pass
+
+
+class NotAddressable(KernelError):
     pass
 
 

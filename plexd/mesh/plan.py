@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
 
-from plexd.errors import ForeignLink, KernelError
+from plexd.errors import ForeignLink, NotAddressable
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import (
     AddAddress,
@@ -40,11 +40,11 @@ def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] =
 
     `moved` are the peers whose endpoint candidate is news since the last pass: it is written even to a fresh peer.
 
-    Raises ForeignLink when a link of our name is not ours: it is never touched. Raises KernelError when no interface of
-    this host can have the mesh address.
+    Raises ForeignLink when a link of our name is not ours: it is never touched. Raises NotAddressable when no interface
+    of this host can have the mesh address.
     """
     if not _is_addressable(target.settings, observed):
-        raise KernelError(
+        raise NotAddressable(
             f"the mesh address {format_ip(target.settings.mesh_ip)} needs IPv6, which this host has not: switch it on "
             f"(sysctl net.ipv6.conf.all.disable_ipv6=0) or register with an IPv4 address"
         )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plexd.errors import ForeignLink, KernelError
+from plexd.errors import ForeignLink, NotAddressable
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import (
     AddAddress,
@@ -230,7 +230,7 @@ def test_mtu_follows_the_underlay() -> None:
 
 def test_mesh_address_that_no_interface_here_can_have_is_said() -> None:
     target = target_of(peer(2), settings=settings_for(mesh_ip=OWN_IPV6))
-    with pytest.raises(KernelError, match=r"^the mesh address fd00:100::1 needs IPv6, which this host has not"):
+    with pytest.raises(NotAddressable, match=r"^the mesh address fd00:100::1 needs IPv6, which this host has not"):
         plan(target, Observed(ipv6=False), NOW)
     assert plan_network(target, replace(bring_up(target).state, ipv6=False)) is None
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+from structlog.testing import capture_logs
+
 from plexd.converge import Converger
-from plexd.health import Health
+from plexd.errors import ForeignLink, KernelError, NotAddressable, NotPermitted
+from plexd.health import Condition, Finding, Health
 from plexd.mesh.observed import Backend
 from tests.fakes import FakeKernel
 from tests.services.stage import make_identity, make_node, peer, settings_of, unix_time
@@ -59,6 +63,58 @@ def test_mesh_is_not_up_while_the_link_is_somebody_elses_or_the_key_is_lost() ->
         node.rotate(make_identity(private_key=None))
         await converger.converge()
         assert not converger.up.is_set()
+
+    run_virtual(main())
+
+
+def test_look_that_fails_says_nothing_against_a_mesh_that_stands() -> None:
+    async def main() -> None:
+        kernel, health = FakeKernel(), Health(lambda: 1000.0)
+        converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
+        await converger.converge()
+        kernel.failure = KernelError("could not look at the interface: no answer within 5 s")
+        for again in (converger.converge, converger.repair):
+            assert (await again()).failed == 1
+            assert converger.up.is_set()
+            assert not converger.clean.is_set()
+            assert health.findings() == (Finding(Condition.CHANGES_FAILED, str(kernel.failure), 1000.0),)
+        kernel.failure = None
+        assert (await converger.converge()).failed == 0
+        assert health.findings() == ()
+
+    with capture_logs() as lines:
+        run_virtual(main())
+    failed = [line for line in lines if line["log_level"] == "error" and line.get("component") == "mesh"]
+    assert [line["event"] for line in failed] == ["mesh not looked at"]
+    assert failed[0]["error"].endswith("no answer within 5 s")
+
+
+def test_look_that_fails_before_there_was_a_mesh_leaves_it_down() -> None:
+    async def main() -> None:
+        kernel, health = FakeKernel(), Health()
+        converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
+        kernel.failure = KernelError("could not look at the interface: no answer within 5 s")
+        await converger.converge()
+        assert not converger.up.is_set()
+        conditions = {finding.condition: finding.detail for finding in health.findings()}
+        assert conditions == dict.fromkeys((Condition.MESH_DOWN, Condition.CHANGES_FAILED), str(kernel.failure))
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("error", [ForeignLink, NotAddressable, NotPermitted])
+def test_look_that_shows_that_there_can_be_no_mesh_says_so(error: type[KernelError]) -> None:
+    async def main() -> None:
+        kernel, health = FakeKernel(), Health()
+        converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
+        await converger.converge()
+        kernel.failure = error("it cannot be")
+        await converger.converge()
+        assert not converger.up.is_set()
+        assert {finding.condition for finding in health.findings()} == {
+            Condition.MESH_DOWN,
+            Condition.CHANGES_FAILED,
+        }
 
     run_virtual(main())
 
