@@ -267,6 +267,18 @@ class Converger:
             rest = withhold(rest, self._applied.peers if self._applied is not None else ())
         return outcomes + (await self._kernel.apply(rest) if rest else [])
 
+    async def _apply_beside_a_pass(self, changes: Sequence[Change], target: Target) -> bool:
+        """Whether all succeeded. Only a pass, which sees everything, clears what failed before. Raises KernelError."""
+        begun = self._now()
+        outcomes = await self._apply(changes, target, None) if changes else []
+        self._tell(outcomes, target)
+        self._await_handshakes(outcomes, target, begun)
+        if self._note(outcomes, target):
+            self.clean.clear()
+            self._health.set(Condition.CHANGES_FAILED, True, _first_error(outcomes))
+            return False
+        return True
+
     async def _forget_firewall(self) -> None:
         """No policy is enforced (any more): a table that an earlier run left would go on doing so."""
         (outcome,) = await self._kernel.apply([RemoveFirewall()])
@@ -291,16 +303,12 @@ class Converger:
             if self._applied is None or target is None:
                 return False  # the first pass has not been through yet and will bring everything
             changes = plan_event(self._applied, target, ipv6=self._ipv6, is_moved=self._is_moved)
-            begun = self._now()
             try:
-                outcomes = await self._apply(changes, target, None) if changes else []
+                return await self._apply_beside_a_pass(changes, target)
             except KernelError as exc:
                 self.clean.clear()
                 log.error("event not applied", error=str(exc))
                 return False
-            self._tell(outcomes, target)
-            self._await_handshakes(outcomes, target, begun)
-            return self._note_beside_a_pass(outcomes, target)
 
     async def try_next_endpoints(self) -> None:
         """Move peers that cannot be reached on to their next endpoint candidate."""
@@ -322,11 +330,10 @@ class Converger:
                 changes = plan_event(
                     self._applied, target, ipv6=self._ipv6, is_moved=lambda i: i in moves or self._is_moved(i)
                 )
-                outcomes = await self._kernel.apply(changes)
+                await self._apply_beside_a_pass(changes, target)
             except KernelError as exc:
                 log.error("endpoints not changed", error=str(exc))
                 return
-            self._note_beside_a_pass(outcomes, target)
         for peer_id, endpoint in moves.items():
             log.debug("next endpoint tried", peer=peer_id, endpoint=endpoint)
 
@@ -495,14 +502,6 @@ class Converger:
         else:
             self.up.clear()
 
-    def _note_beside_a_pass(self, outcomes: Sequence[Outcome], target: Target) -> bool:
-        """Whether all succeeded. Only a pass, which sees everything, clears what failed before."""
-        if self._note(outcomes, target):
-            self.clean.clear()
-            self._health.set(Condition.CHANGES_FAILED, True, _first_error(outcomes))
-            return False
-        return True
-
     def _note(self, outcomes: Sequence[Outcome], target: Target) -> int:
         """Remember what was reached, log what was not, one line for each cause; the number that failed."""
         failures = [outcome for outcome in outcomes if outcome.error is not None]
@@ -542,8 +541,12 @@ class Converger:
         if target.firewall is not None and ReplaceFirewall(target.firewall) in peers:
             self.policies_applied_at = self._now()
             log.info("policies applied", policies=len(self._node.desired.policies), rules=target.firewall.rules)
-        if any(isinstance(change, PutPeer | RemovePeer) for change in peers):
-            log.info(
+        changed = [change for change in peers if isinstance(change, PutPeer | RemovePeer)]
+        if changed:
+            # a silent peer gets another endpoint twice a minute
+            is_move = all(isinstance(change, PutPeer) and change.fields == ("endpoint",) for change in changed)
+            write = log.debug if is_move else log.info
+            write(
                 "peers changed",
                 added=sum(isinstance(change, PutPeer) and change.is_new for change in peers),
                 removed=sum(isinstance(change, RemovePeer) for change in peers),

@@ -10,20 +10,21 @@ from plexd.converge import Converger, PassResult
 from plexd.health import Condition, Health
 from plexd.mesh import firewall
 from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveFirewall, ReplaceFirewall, SetDown, SetUp
-from plexd.mesh.desired import FullState, Peer, Policy, PolicyRule
-from plexd.mesh.events import PeerAdded
+from plexd.mesh.desired import EndpointSource, FullState, Peer, Policy, PolicyRule
+from plexd.mesh.events import EndpointOffered, PeerAdded
 from plexd.mesh.firewall import Opening
 from plexd.mesh.policy import Protocol
 from plexd.mesh.target import Settings
 from plexd.services.repair import Repair
 from plexd.store.identity import Identity
 from tests.fakes import FakeKernel
-from tests.services.stage import enforcing, make_node, middle, peer, settings_of, state_of, unix_time
+from tests.services.stage import enforcing, make_node, middle, peer, public_key, settings_of, state_of, unix_time
 from tests.virtual_time import run_virtual
 
 REFUSED = "could not replace table inet plexd: no such file or directory"
 ALLOW_2 = Policy("two", (PolicyRule("n_self", "n_2", 443, "tcp", "allow"),))
 ALLOW_3 = Policy("three", (PolicyRule("10.100.0.0/16", "n_3", 0, "", "allow"),))
+RELAY, DIRECT = "203.0.113.5:51821", "192.0.2.2:51820"
 
 
 class Enforced:
@@ -43,6 +44,13 @@ class Enforced:
     async def allow(self, *policies: Policy) -> PassResult:
         self.pull(*self.node.desired.peers.values(), policies=policies)
         return await self.converger.converge()
+
+    async def converge_with_a_choice(self) -> None:
+        """To where n_2, which does not answer, is due to move on from DIRECT to RELAY."""
+        for endpoint, source in ((RELAY, EndpointSource.EVENT), (DIRECT, EndpointSource.REPORT)):
+            self.node.fold(EndpointOffered("n_2", endpoint, source))
+        await self.converger.converge()
+        await asyncio.sleep(60)
 
     def refuse_firewalls(self) -> None:
         self.kernel.refuse = lambda change: REFUSED if isinstance(change, ReplaceFirewall) else None
@@ -173,6 +181,35 @@ def test_refused_firewall_at_an_event_adds_no_peer_and_asks_for_a_pass() -> None
         world.node.fold(PeerAdded(peer(4)))
         assert not await world.converger.apply_event()
         assert world.on_interface == {"n_2", "n_3"}
+
+    run(main)
+
+
+def test_move_to_the_next_endpoint_lets_nobody_in_whom_a_refused_firewall_was_for() -> None:
+    async def main() -> None:
+        world = Enforced(ALLOW_2)
+        await world.converge_with_a_choice()
+        in_force = world.kernel.firewall
+        world.refuse_firewalls()
+        await world.allow(ALLOW_2, ALLOW_3)
+        await world.converger.try_next_endpoints()
+        assert str(world.kernel.peers[public_key(2)].endpoint) == RELAY
+        assert world.kernel.firewall == in_force
+        assert world.on_interface == {"n_2"}
+
+    run(main)
+
+
+def test_policies_that_a_move_to_the_next_endpoint_puts_in_force_are_told_like_those_of_an_event() -> None:
+    async def main() -> None:
+        world = Enforced(ALLOW_2)
+        await world.converge_with_a_choice()
+        world.pull(peer(2), peer(3, endpoint="192.0.2.3:51820"), policies=(ALLOW_2, ALLOW_3))
+        world.converger.awaiting.clear()
+        await world.converger.try_next_endpoints()
+        assert world.on_interface == {"n_2", "n_3"}
+        assert world.converger.since["n_3"] == world.converger.policies_applied_at == unix_time()
+        assert world.converger.awaiting.is_set()
 
     run(main)
 
