@@ -80,7 +80,11 @@ def use_own_threads(loop: asyncio.AbstractEventLoop) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(finish, answer, error)
 
-        threading.Thread(target=look_up, name=f"lookup {host!r}", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name=f"lookup {host!r}", daemon=True).start()
+        except RuntimeError as exc:  # this host, or our part of it, has no thread to spare
+            free.release()
+            raise socket.gaierror(socket.EAI_AGAIN, f"the name lookup was not started: {exc}") from exc
         return await found
 
     loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,9 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from plexd.linux.lookup import MAX_LOOKUPS, has_route, use_own_threads
+from plexd.control import ControlPlane
+from plexd.errors import Transient, Unresolved
+from plexd.linux.lookup import MAX_LOOKUPS, has_route, look_up, use_own_threads
 from plexd.mesh.address import parse_ip
+from plexd.wire import models
+
+REGISTRATION = models.RegisterRequest(token=SecretStr("a token"), public_key="k", hostname="h")
 
 
 def test_names_resolve_as_ever() -> None:
@@ -54,6 +61,26 @@ def test_hung_lookups_leave_the_executor_free_and_are_bounded(monkeypatch: pytes
     ended = time.monotonic() - started
     hang.set()
     assert ended < 20  # the lookups would have held the executor, and so the end of the loop, for 30
+
+
+def test_shortage_of_threads_costs_the_lookups_it_meets_and_no_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        use_own_threads(asyncio.get_running_loop())
+        control = ControlPlane("http://localhost:1", ssl.create_default_context())
+        with monkeypatch.context() as shortage:
+            shortage.setattr(threading.Thread, "start", refuse)
+            for _ in range(MAX_LOOKUPS):
+                with pytest.raises(Unresolved, match=r"^localhost does not resolve: .*can't start new thread"):
+                    await look_up("localhost")
+            with pytest.raises(Transient, match="can't start new thread"):
+                await control.register(REGISTRATION, retry_for=0)
+        assert parse_ip("127.0.0.1") in await look_up("localhost")
+        await control.close()
+
+    asyncio.run(main())
 
 
 # which of a name's addresses comes first
