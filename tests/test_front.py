@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -10,15 +11,20 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from plexd.api import rights
+from plexd.config.models import Config
+from plexd.daemon.front import Front
 from plexd.errors import ListenerError
 from plexd.mesh.desired import Desired
-from tests.house import READERS, SECRET_READERS, TOKEN, House
+from plexd.store.files import DataDirectory
+from tests.house import READERS, SECRET_READERS, TOKEN, House, Told
 
 USER, OTHER_GROUP = 47013, 47014
 needs_users = pytest.mark.skipif(
@@ -142,6 +148,22 @@ def test_groups_are_looked_up_again_when_the_configuration_is_reloaded() -> None
         assert curl(house, both, "GET", "/v1/state/secrets")[0] == 403
         house.call(house.look_up_groups)
         assert curl(house, both, "GET", "/v1/state/secrets")[0] == 200
+
+
+def test_user_database_that_hangs_holds_up_nothing_but_the_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_went_on = threading.Event()
+
+    async def main(front: Front) -> None:
+        monkeypatch.setattr(rights, "group_id", lambda _: READERS if loop_went_on.wait(10) else None)
+        asyncio.get_running_loop().call_soon(loop_went_on.set)
+        await front.read_again()
+        assert front.gate.readers == READERS
+
+    directory, told = DataDirectory(tmp_path / "data"), Told()
+    asyncio.run(main(Front(Config(), directory, told, told.reload)))
+    directory.close()
 
 
 @needs_users

@@ -25,6 +25,7 @@ class SocketGate:
         self.look_up_groups()
 
     def look_up_groups(self) -> None:
+        """Blocks for the host's user database, which may be a server that is down."""
         self.readers = group_id(READERS)
         self._secret_readers = group_id(SECRET_READERS)
 

@@ -125,7 +125,7 @@ class Front:
 
     async def read_again(self) -> None:
         """Group ids and the token, which a reload of the configuration reads as well."""
-        self.gate.look_up_groups()
+        await asyncio.to_thread(self.gate.look_up_groups)
         if self._token is not None:
             await asyncio.to_thread(self._token.read_again)
 
