@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -118,8 +119,7 @@ async def load_or_register(
     except IdentityDamaged as exc:
         identity, damage = None, str(exc)
     if identity is not None:
-        if config.token.file.exists():
-            log.warning("token file is not needed, the node is registered", path=str(config.token.file))
+        await asyncio.to_thread(_say_if_unused, config.token.file)
         return identity
     if token is None:
         try:
@@ -131,3 +131,13 @@ async def load_or_register(
     identity = await registrar.register(token)
     tokens.forget(token)
     return identity
+
+
+def _say_if_unused(file: Path) -> None:
+    try:
+        is_there = file.exists()
+    except OSError as exc:
+        log.warning("token file cannot be looked at, nor is it needed", path=str(file), reason=exc.strerror)
+    else:
+        if is_there:
+            log.warning("token file is not needed, the node is registered", path=str(file))

@@ -136,6 +136,15 @@ def test_second_start_makes_no_call_and_leaves_a_token_file_alone(tmp_path: Path
     assert [line["event"] for line in lines] == ["token file is not needed, the node is registered"]
 
 
+def test_second_start_does_not_end_over_a_token_file_that_cannot_be_looked_at(tmp_path: Path, token_file: Path) -> None:
+    first = register(tmp_path, Registry(lambda _: ANSWER))
+    impossible = token_file.with_name("x" * 300)
+    with capture_logs() as lines:
+        assert register(tmp_path, Registry(lambda _: 500), **{"token.file": str(impossible)}) == first
+    (line,) = lines
+    assert (line["log_level"], line["path"], line["reason"]) == ("warning", str(impossible), "File name too long")
+
+
 def test_token_file_that_was_not_used_stays(tmp_path: Path, token_file: Path) -> None:
     register(tmp_path, Registry(lambda _: ANSWER), **{"token.value": "from-elsewhere"})
     assert token_file.exists()
