@@ -144,7 +144,10 @@ class _Survey:
             return None
         if sight.is_refused:
             text = "the control plane refuses this node's key: peers may have dropped this node"
-            return Obstacle("identity_refused", text, "register again with a new token: plexd join --force")
+            remedy = (
+                "ask the control plane about this node; with a new bootstrap token in its place plexd registers anew"
+            )
+            return Obstacle("identity_refused", text, remedy)
         port = target.settings.listen_port
         if held.endpoint is None:
             return _no_endpoint(candidates, sight.resolved, port)

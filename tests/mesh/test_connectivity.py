@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from plexd.health import MEANINGS, Condition
 from plexd.mesh.address import Endpoint, Prefix, parse_endpoint, parse_ip
 from plexd.mesh.connectivity import PeerView, Sight, describe_peers
 from plexd.mesh.desired import Candidates, Desired, EndpointSource, Peer, Rejection
@@ -293,6 +294,14 @@ def test_refused_identity_explains_missing_handshakes_only() -> None:
     mesh = Mesh(peer(2, endpoint=FIRST), peer(3, endpoint=SECOND), peer(4)).shake_hands(2)
     mesh.is_refused = True
     assert [code_of(view) for view in mesh.views()] == [None, "identity_refused", "identity_refused"]
+
+
+def test_refused_identity_has_the_remedy_that_health_names() -> None:
+    mesh = Mesh(peer(2, endpoint=FIRST))
+    mesh.is_refused = True
+    (view,) = mesh.views()
+    assert view.obstacle is not None
+    assert view.obstacle.remedy == MEANINGS[Condition.IDENTITY_REFUSED].remedy
 
 
 @given(desireds(), kernels(), st.booleans())
