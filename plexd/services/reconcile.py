@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -28,6 +29,10 @@ FIRST_RETRY_SECONDS = 5.0  # after a cycle with failed changes
 MAX_FETCHES = 3  # while events keep overtaking the answer
 STALE_INTERVALS = 3
 PASS_LIMIT_SECONDS = 300.0
+REASON_SECONDS = 60.0
+
+# any word with a digit, but for the numbers that are reasons
+_PARTICULAR = re.compile(r"(?<!Errno )(?<!answered )\b[\w:.-]*\d[\w:.-]*")
 
 
 class ControlPlane(Protocol):
@@ -71,7 +76,9 @@ class Reconcile:
         self._pull_wanted = True
         self._no_pull_before = 0.0  # monotonic; the control plane asked to wait
         self._retry = Backoff(FIRST_RETRY_SECONDS, max(FIRST_RETRY_SECONDS, interval), uniform)
-        self._reported_failure: str | None = None
+        self._reported_kind: str | None = None  # of the failure said last, until a pull succeeds
+        self._reported_reason = ""
+        self._reported_at = 0.0  # monotonic
         node.on_renewed.append(self._renewed)
 
     def request(self, reason: str) -> None:
@@ -202,7 +209,7 @@ class Reconcile:
             self._node.contact.state_pulled(str(exc))
             self._log_failure(exc)
             return ()
-        self._reported_failure = None
+        self._reported_kind = None
         self._node.replace(state, self._now())
         self._node.contact.state_pulled()
         self.last_pull_succeeded = loop.time()
@@ -214,12 +221,23 @@ class Reconcile:
             await self._save_signing_keys(state.signing_keys)
 
     def _log_failure(self, exc: ControlError | WireError) -> None:
-        """Each kind of failure is said once, then a debug line until something else happens.
+        """Each kind of failure is said once, then a debug line until something else happens; another reason for the
+        same kind also counts, at most once a minute.
 
         A refusal is an error: it does not pass by itself (lifecycle contract, 7.5).
         """
-        kind = type(exc).__name__
+        now = asyncio.get_running_loop().time()
+        kind, reason = type(exc).__name__, _without_particulars(str(exc))
+        is_news = kind != self._reported_kind or (
+            reason != self._reported_reason and now - self._reported_at >= REASON_SECONDS
+        )
         first = log.error if isinstance(exc, Forbidden | NotFound) else log.warning
-        write = log.debug if kind == self._reported_failure else first
+        write = first if is_news else log.debug
         write("state not fetched", error=str(exc), kind=kind, next_step="the last known state stays in force")
-        self._reported_failure = kind
+        if is_news:
+            self._reported_kind, self._reported_reason, self._reported_at = kind, reason, now
+
+
+def _without_particulars(text: str) -> str:
+    """An error's text without what differs each time: positions, addresses, times, ids of requests."""
+    return _PARTICULAR.sub("#", text)

@@ -8,9 +8,10 @@ import gzip
 import itertools
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -652,6 +653,57 @@ def test_same_failure_is_one_warning(tmp_path: Path) -> None:
         run_virtual(main())
     told = [line["kind"] for line in lines if line["event"] == "state not fetched" and line["log_level"] == "warning"]
     assert told == ["Transient", "WireError"]
+
+
+def reasons(lines: Sequence[MutableMapping[str, Any]]) -> list[str]:
+    """Those that an operator sees."""
+    return [line["error"] for line in lines if line["event"] == "state not fetched" and line["log_level"] != "debug"]
+
+
+def test_another_reason_for_the_same_kind_of_failure_is_told(tmp_path: Path) -> None:
+    unresolved = "state: connection to the control plane failed: [Errno -3] Temporary failure in name resolution"
+    refused = "state: connection to the control plane failed: [Errno 111] Connect call failed ('192.0.2.1', 443)"
+    unreachable = "state: connection to the control plane failed: [Errno 113] Connect call failed ('192.0.2.1', 443)"
+    untrusted = "state: the control plane's certificate is not trusted: certificate has expired"
+    unavailable = "state: the control plane answered 521"
+    other = "state: the control plane answered 522"
+    outage = [unresolved, refused, unreachable, untrusted, unavailable, other]
+
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(lambda n: Transient(outage[min(n // 4, 5)])))
+        await loop.run(1800)
+
+    with capture_logs() as lines:
+        run_virtual(main())
+    assert reasons(lines) == outage
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "state: the control plane's answer is damaged: document is not JSON: Expecting value at character {0}",
+        "state: connection to the control plane failed: [Errno 111] Connect call failed ('192.0.2.{0}', 443)",
+        "state: connection to the control plane failed: [Errno 111] Connect call failed ('2001:db8::{0}a', 443, 0, 0)",
+        'state: the control plane answered 503 Service Unavailable: {{"request_id":"7f1c-{0}-e0aa","at":"12:00:{0}Z"}}',
+    ],
+)
+def test_reason_that_differs_in_its_particulars_is_the_same(tmp_path: Path, text: str) -> None:
+    async def main() -> None:
+        await Loop(tmp_path, Pulled(lambda n: Transient(text.format(n)))).run(1800)
+
+    with capture_logs() as lines:
+        run_virtual(main())
+    assert reasons(lines) == [text.format(1)]
+
+
+def test_reasons_that_take_turns_are_told_once_a_minute(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(lambda n: Transient("ab"[n % 2])))
+        await loop.run(0, at(2, *(lambda: loop.reconcile.request("test"),) * 150))
+
+    with capture_logs() as lines:
+        run_virtual(main())
+    assert "".join(reasons(lines)) == "babab"  # of 150 in five minutes
 
 
 # --- bodies nobody can use
