@@ -163,7 +163,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     converger.on_unresolved = resolve.names_changed.set
     converger.on_created = partial(traversal.look_again, "interface created")
     clocks.on_gap.append(lambda _: converger.restart_endpoint_trials())
-    clocks.on_gap.append(reconcile.request)
+    clocks.on_gap += [reach_out_anew, reconcile.request]
     rotation.on_rotated.append(heartbeat.request)
     listener.on_reconnected.append(partial(traversal.look_again, "stream connected again"))
     listener.on_connected.append(telemetry.wake)

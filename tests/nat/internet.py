@@ -24,6 +24,16 @@ MASQUERADE = "masquerade"
 SYMMETRIC = "masquerade random"
 _numbers = itertools.count(1)
 
+# read at the start of an interpreter: the clock that goes on in a suspended machine is ahead
+AHEAD = """
+import pathlib, time
+real = time.clock_gettime
+asleep = pathlib.Path(__file__).with_name("asleep")
+def clock_gettime(clock):
+    return real(clock) + (float(asleep.read_text()) if clock == time.CLOCK_BOOTTIME else 0.0)
+time.clock_gettime = clock_gettime
+"""
+
 
 def to_port(port: int) -> str:
     """The nft statement of a NAT that maps every UDP source to one port of its own."""
@@ -98,6 +108,11 @@ class Host:
     def has_forgotten(self) -> bool:
         return not self._mappings()
 
+    def open_ports(self) -> list[str]:
+        """Our ends of established TCP connections."""
+        rows = [line.split() for line in self.namespace.run("cat", "/proc/net/tcp").splitlines()[1:]]
+        return [str(int(row[1].rpartition(":")[2], 16)) for row in rows if row[3] == "01"]
+
     def mapped_port(self, server: str) -> int:
         """The port under which the outermost NAT sends to a STUN server."""
         (line,) = (line for line in self._mappings() if f" dst={server} " in line)
@@ -121,7 +136,7 @@ class Agent:
         self._directory = directory / self.name
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, stun_servers: list[str], *wrapper: str, refresh: str = "1m") -> None:
+    def start(self, stun_servers: list[str], *wrapper: str, refresh: str = "1m", reconcile: str = "1s") -> None:
         """`wrapper` are words in front of the command."""
         self._directory.mkdir(mode=0o700)
         config = {
@@ -134,7 +149,7 @@ class Agent:
             "policy": {"enabled": False},
             "nat_traversal": {"stun_servers": stun_servers, "refresh_interval": refresh, "timeout": "2s"},
             "heartbeat": {"interval": "5s"},
-            "reconcile": {"interval": "1s"},
+            "reconcile": {"interval": reconcile},
             "node_api": {"socket": str(self._directory / "api.sock")},
         }
         path = self._directory / "config.yaml"
@@ -184,6 +199,31 @@ class Agent:
     def reaches(self, other: Agent) -> bool:
         ping = self.host.namespace.command("ping", "-n", "-c", "1", "-W", "1", other.mesh_ip())
         return subprocess.run(ping, capture_output=True, check=False).returncode == 0
+
+
+class Suspension:
+    """Pretended to an agent that was started with `wrapper` in front of its command."""
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        self.wrapper = ("env", f"PYTHONPATH={directory}")
+        self._host = host
+        self._directory = directory
+        (directory / "sitecustomize.py").write_text(AHEAD)
+        (directory / "asleep").write_text("0")
+
+    def end(self, seconds: float) -> None:
+        """As after so long a sleep: the clock tells, and nobody on the way knows the open connections any more."""
+        ports = ",".join(self._host.open_ports())
+        self._host.namespace.run(
+            "nft",
+            "add table inet asleep;"
+            "add chain inet asleep in { type filter hook input priority 0; };"
+            "add chain inet asleep out { type filter hook output priority 0; };"
+            f"add rule inet asleep in tcp dport {{ {ports} }} drop;"
+            f"add rule inet asleep out tcp sport {{ {ports} }} drop",
+        )
+        (self._directory / "awake").write_text(str(seconds))
+        (self._directory / "awake").rename(self._directory / "asleep")
 
 
 async def until(happened: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.namespaces import inside
 from tests.nat.conftest import World
-from tests.nat.internet import MASQUERADE, MESH_PORT, SERVERS, SERVERS_IPV6, SYMMETRIC, to_port, until
+from tests.nat.internet import MASQUERADE, MESH_PORT, SERVERS, SERVERS_IPV6, SYMMETRIC, Suspension, to_port, until
 
 pytestmark = [pytest.mark.namespaces]
 
@@ -157,6 +158,24 @@ def test_host_that_changes_its_address_looks_at_once(run_world: RunWorld) -> Non
             assert len(agent.logged("host addresses changed")) == 1
             # nothing ends the old one, which would be silent for another minute and a half
             await world.plane.admin.wait_for("events", agent.name, count=2)
+
+    run_world(test)
+
+
+def test_resumed_host_waits_for_nothing_on_the_connections_from_before(run_world: RunWorld, tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        agent, admin = world.agent(), world.plane.admin
+        suspension = Suspension(agent.host, tmp_path)
+        async with world.responder() as servers:
+            agent.start(servers, *suspension.wrapper, reconcile="1m")
+            await agent.report()
+            await agent.heartbeat(3)  # all that a start does is done
+            assert admin.streams(agent.name) == 1
+            before = admin.arrivals.count
+            suspension.end(3600)
+            for endpoint in ("events", "state", "heartbeat", "endpoint"):
+                await admin.wait_for(endpoint, agent.name, after=before, timeout=20)
+        assert len(agent.logged("time passed unseen")) == 1
 
     run_world(test)
 
