@@ -479,7 +479,7 @@ class Converger:
         """By the candidate, not by the address of a name: a changing answer of DNS moves no peer that is fresh."""
         was = self._applied_candidates.get(peer_id, NO_CANDIDATES)
         candidates = self._node.desired.candidates.get(peer_id, NO_CANDIDATES)
-        return was is not candidates and was.current != candidates.current
+        return was is not candidates and candidates.is_news_since(was)
 
     def _lately_set(self) -> frozenset[str]:
         """Peers whose endpoint may still work out."""

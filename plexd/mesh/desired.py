@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import dropwhile
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,6 +48,17 @@ class Candidates(NamedTuple):
         if held == value:
             return self
         return Candidates((*(o for o in self.offers if o[0] is not source), (source, value)))
+
+    def is_news_since(self, was: Candidates) -> bool:
+        """Whether the endpoint to use is another one than `was`, and was named since.
+
+        What is left once a source takes back its own was named before: that clears no endpoint that works (mesh
+        contract, section 4.4).
+        """
+        # an offer that changes goes to the end, so those that did not come first, in the order they had
+        before = iter(was.offers)
+        changed = dropwhile(lambda offer: offer in before, self.offers)
+        return self.current != was.current and any(value for _, value in changed)
 
 
 NO_CANDIDATES = Candidates()

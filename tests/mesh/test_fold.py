@@ -230,6 +230,38 @@ def test_last_change_of_any_source_is_the_current_candidate(
     assert candidates.current == current
 
 
+@pytest.mark.parametrize(
+    ("before", "since", "is_news"),
+    [
+        ([], [(S, "a:1")], True),
+        ([(S, "a:1")], [(E, "b:1")], True),
+        ([(S, "a:1")], [], False),
+        ([(S, "a:1")], [(E, "a:1")], False),
+        ([(S, "a:1")], [(S, "")], False),
+        ([(S, "a:1"), (E, "b:1")], [(E, "")], False),
+        ([(S, "a:1"), (E, "b:1")], [(E, "c:1"), (E, "")], False),
+        ([(E, "b:1"), (S, "c:1")], [(S, "")], False),
+        ([(S, "a:1"), (E, "b:1"), (R, "c:1")], [(S, ""), (R, "")], False),
+        ([(S, "a:1"), (E, "b:1")], [(E, ""), (S, "c:1")], True),
+        ([(S, "a:1"), (E, "b:1")], [(R, "c:1"), (E, "")], True),
+        ([(S, "a:1"), (E, "b:1")], [(E, ""), (E, "c:1")], True),
+        ([(S, "a:1"), (E, "b:1")], [(S, "c:1"), (S, "a:1")], True),
+        ([(S, "a:1"), (E, "b:1")], [(S, "c:1"), (S, "")], False),
+        ([(S, "a:1"), (E, "")], [(E, "b:1")], True),
+    ],
+)
+def test_endpoint_that_was_named_since_is_news_and_one_that_is_left_is_none(
+    before: list[tuple[EndpointSource, str]], since: list[tuple[EndpointSource, str]], is_news: bool
+) -> None:
+    was = Candidates()
+    for source, value in before:
+        was = was.offer(source, value)
+    candidates = was
+    for source, value in since:
+        candidates = candidates.offer(source, value)
+    assert candidates.is_news_since(was) is is_news
+
+
 def test_state_pull_with_an_old_endpoint_does_not_undo_a_newer_one() -> None:
     pulled = full_state(peer(2, endpoint="192.0.2.1:51820"))
     desired = fold(replace_state(Desired(), pulled), EndpointOffered("n_2", "192.0.2.2:51820", E))

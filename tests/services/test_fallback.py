@@ -18,7 +18,7 @@ from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS
 from plexd.services.clocks import Clocks, Reading
 from plexd.services.fallback import Fallback
 from tests.fakes import FakeKernel
-from tests.services.stage import make_node, peer, public_key, settings_of, unix_time
+from tests.services.stage import make_node, peer, public_key, settings_of, state_of, unix_time
 from tests.virtual_time import run_virtual
 
 E, R = EndpointSource.EVENT, EndpointSource.REPORT
@@ -170,6 +170,38 @@ def test_peer_that_roamed_keeps_its_endpoint_when_an_event_about_another_finds_i
         await asyncio.sleep(200)  # silent by now: the new address is tried
         await stage.converger.converge()
         assert stage.endpoint() == "192.0.2.77:51820"
+
+    run_virtual(main())
+
+
+async def hear_of_no_endpoint(stage: Stage) -> None:
+    stage.node.fold(EndpointOffered("n_2", NEWS, E))
+    assert await stage.converger.apply_event()
+    stage.kernel.shake_hands(public_key(2), unix_time())
+    stage.node.fold(EndpointOffered("n_2", "", E))
+    assert await stage.converger.apply_event()
+
+
+async def pull_no_endpoint(stage: Stage) -> None:
+    stage.node.replace(state_of(peer(2, endpoint=NEWS)), unix_time())
+    await stage.converger.converge()
+    stage.kernel.shake_hands(public_key(2), unix_time())
+    stage.node.replace(state_of(peer(2)), unix_time())
+
+
+@pytest.mark.parametrize("lose_endpoint", [hear_of_no_endpoint, pull_no_endpoint])
+def test_peer_that_answers_stays_where_it_is_when_its_endpoint_is_taken_back(
+    lose_endpoint: Callable[[Stage], Awaitable[None]],
+) -> None:
+    async def main() -> None:
+        stage = Stage()
+        await stage.converger.converge()
+        await lose_endpoint(stage)
+        await stage.converger.converge()
+        assert stage.endpoint() == NEWS
+        await asyncio.sleep(HANDSHAKE_FRESH_SECONDS + 1)
+        await stage.converger.converge()
+        assert stage.endpoint() == DIRECT
 
     run_virtual(main())
 
