@@ -39,7 +39,7 @@ def _find(path: Path, name: str, *, as_json: bool) -> str:
             except NotThere:
                 continue
         if as_json:
-            ask(path, _route(name), as_json=True)  # its answer is the document to print
+            return ask(path, _route(name), as_json=True)  # to have its answer printed; or the peer has come meanwhile
         raise NotThere(f"{unknown}: no id, no mesh address, and no host name of one") from None
 
 

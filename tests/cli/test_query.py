@@ -267,11 +267,12 @@ def test_bytes_read_like_this(number: int, text: str) -> None:
 
 
 class Daemon:
-    """Something that listens where the daemon would, and gives one answer."""
+    """Something that listens where the daemon would, and gives one answer, `before` it others, one after the other."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.status, self.body = 200, b"{}"
+        self.before: list[tuple[int, bytes]] = []
         self.requests: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
@@ -288,8 +289,9 @@ class Daemon:
             with connection:
                 head = connection.recv(1 << 16).decode()
                 self.requests.append(head.split("\r\n")[0])
-                connection.sendall(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (self.status, len(self.body)))
-                connection.sendall(self.body)
+                status, body = self.before.pop(0) if self.before else (self.status, self.body)
+                connection.sendall(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(body)))
+                connection.sendall(body)
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -329,6 +331,14 @@ def run(directory: Path) -> Run:
         )
 
     return run
+
+
+def test_peer_that_comes_while_its_name_is_looked_up_is_answered_for(daemon: Daemon, run: Run) -> None:
+    daemon.before = [(404, b'{"code":"not_found","error":"no such peer"}')]
+    daemon.body = b'{"connected":false,"obstacle":{"code":"rejected"}}'
+    done = run("why", "no.such.name.invalid", "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (1, f"{daemon.body.decode()}\n", "")
+    assert len(daemon.requests) == 2
 
 
 @pytest.mark.parametrize(
