@@ -160,6 +160,8 @@ class Uplink:
     async def beat(self, limit_seconds: float) -> models.HeartbeatResponse:
         """Send a heartbeat, built fresh."""
         status = await self._mesh_status()
+        # before the first pass nobody has said yet that there is no mesh; later the look may just have taken too long
+        is_starting = status is None and not self._node.contact.passes
         mesh = nat = None
         if status is not None:
             mesh = models.MeshInfo(
@@ -173,8 +175,7 @@ class Uplink:
         request = models.HeartbeatRequest(
             node_id=self._node.identity.node_id,
             timestamp=format_time(time.time()),
-            # before the first pass nobody has said yet that there is no mesh
-            status="degraded" if self._health.findings() or mesh is None else "healthy",
+            status="degraded" if self._health.findings() or is_starting else "healthy",
             uptime=format_duration(int(time.monotonic() - self._started_at)),
             binary_checksum=self._description.checksum,
             mesh=mesh,

@@ -24,7 +24,7 @@ UP = MeshStatus("plexd0", 2, 51820)
 FOUND = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)
 
 
-def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Condition) -> dict[str, Any]:
+def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Condition, passes: int = 0) -> dict[str, Any]:
     """The body of one heartbeat of a node that has run for 61 s."""
     bodies: list[dict[str, Any]] = []
 
@@ -37,6 +37,8 @@ def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Conditio
         for condition in conditions:
             health.set(condition, True)
         node = make_node(health=health)
+        for _ in range(passes):
+            node.contact.pass_ended(failed=False, corrections=0)
         control = ControlPlane("http://127.0.0.1:1", ssl.create_default_context(), transport=httpx.MockTransport(take))
         control.use_identity(lambda: NODE_ID, node.credential, node.suspect)
 
@@ -83,3 +85,9 @@ def test_node_with_a_condition_or_without_a_mesh_is_degraded(
     mesh: MeshStatus | None, conditions: tuple[Condition, ...], status: str
 ) -> None:
     assert beat(mesh, FOUND, *conditions)["status"] == status
+
+
+def test_node_whose_mesh_does_not_answer_in_time_is_healthy_as_long_as_no_condition_holds() -> None:
+    body = beat(None, FOUND, passes=1)
+    assert body["status"] == "healthy"
+    assert "mesh" not in body
