@@ -26,6 +26,7 @@ log = get_logger("reconcile")
 
 MIN_SPACING_SECONDS = 1.0  # between the starts of two cycles
 FIRST_RETRY_SECONDS = 5.0  # after a cycle with failed changes
+RETRY_PATIENCE_SECONDS = 1.0  # what an answer gets before failed changes are tried again without it
 MAX_FETCHES = 3  # while events keep overtaking the answer
 STALE_INTERVALS = 3
 PASS_LIMIT_SECONDS = 300.0
@@ -63,6 +64,7 @@ class Reconcile:
     ) -> None:
         self.interval = interval
         self.last_pull_succeeded: float | None = None  # monotonic
+        self.on_contested: list[Callable[[], None]] = []  # told at each pass that leaves something for its time
         self._control = control
         self._converger = converger
         self._node = node
@@ -98,11 +100,12 @@ class Reconcile:
         started_at = timer_at = loop.time()
         self._pull_wanted = True
         await self._pass(())  # the cached snapshot first: nothing at a start waits for the control plane
+        is_retry = False
         while True:
             self._wanted.clear()
             started = loop.time()
             is_pass = not self._pull_wanted
-            failed = await self._cycle()
+            failed = await self._cycle(is_retry=is_retry)
             self._judge_staleness(started_at)
             if failed:
                 timer_at = loop.time() + self._retry.next()
@@ -113,8 +116,10 @@ class Reconcile:
             wake_at = timer_at
             if self._pull_wanted and self._no_pull_before > loop.time():
                 wake_at = min(timer_at, self._no_pull_before)
+            is_retry = False
             if not await set_within(self._wanted, max(0.0, wake_at - loop.time())):
                 self._pull_wanted = True  # the timer pulls, requests say themselves
+                is_retry = failed
             await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
 
     def _renewed(self) -> None:
@@ -127,8 +132,8 @@ class Reconcile:
         age = asyncio.get_running_loop().time() - since
         self._health.set(Condition.STATE_STALE, age > STALE_INTERVALS * self.interval, f"last fetched {age:.0f} s ago")
 
-    async def _cycle(self) -> bool:
-        """One cycle; whether changes failed and a retry is due soon."""
+    async def _cycle(self, *, is_retry: bool) -> bool:
+        """One cycle; whether changes failed and a retry is due soon. `is_retry`: this is one."""
         if not self._pull_wanted or asyncio.get_running_loop().time() < self._no_pull_before:
             return await self._pass(())
         if not self._node.accepted.is_set():
@@ -137,6 +142,8 @@ class Reconcile:
         pull = asyncio.create_task(self._pull(), name="state pull")
         try:
             # local damage does not wait for an answer
+            if is_retry and not (await asyncio.wait({pull}, timeout=RETRY_PATIENCE_SECONDS))[0]:
+                await self._pass(())
             while await self._passes_wanted_before(pull):
                 await self._pass(())
             return await self._pass(pull.result())
@@ -179,6 +186,9 @@ class Reconcile:
             )
         else:
             log.debug("cycle finished", changed=0, duration_seconds=duration)
+        if result.due is not None:
+            for listener in self.on_contested:
+                listener()
         self._node.contact.pass_ended(bool(result.failed), len(corrections))
         self._report(corrections)
         return bool(result.failed)

@@ -101,15 +101,16 @@ class Pulled:
 
 @dataclass
 class Passes:
-    """A converger that changes nothing, or fails as often as it is told."""
+    """A converger that changes nothing, or fails as often as it is told; `due` is what it leaves for its time."""
 
     failing: int = 0
+    due: float | None = None
     times: list[float] = field(default_factory=list)
 
     async def converge(self) -> PassResult:
         self.times.append(asyncio.get_running_loop().time())
         failed = len(self.times) <= self.failing
-        return PassResult(changed=0, failed=int(failed), corrections=())
+        return PassResult(changed=0, failed=int(failed), corrections=(), due=self.due)
 
 
 class Loop:
@@ -291,6 +292,27 @@ def test_failed_changes_are_tried_again_after_5_seconds_doubling_to_the_interval
         await loop.run(400)
         gaps = [later - earlier for earlier, later in itertools.pairwise(passes.times)]
         assert gaps == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60, 60, 60], abs=0.1)
+
+    run_virtual(main())
+
+
+def test_failed_changes_are_tried_again_although_the_control_plane_takes_long_to_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        passes = Passes(failing=2)
+        await Loop(tmp_path, Pulled(same, seconds=30.0), converger=passes).run(80)
+        assert passes.times == pytest.approx([0, 30, 36, 65], abs=0.1)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("due", [None, 100.0])
+def test_pass_that_leaves_something_for_its_time_says_so(tmp_path: Path, due: float | None) -> None:
+    async def main() -> None:
+        loop = Loop(tmp_path, Pulled(same), converger=Passes(due=due))
+        told: list[float] = []
+        loop.reconcile.on_contested.append(lambda: told.append(asyncio.get_running_loop().time()))
+        await loop.run(70)
+        assert len(told) == (0 if due is None else 3)
 
     run_virtual(main())
 
