@@ -7,6 +7,7 @@ blocks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -58,7 +59,7 @@ class LogFile:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(f"{path} is no regular file")
             self.id = FileId(status.st_dev, status.st_ino)
-            self.fingerprint = self._fingerprint(FINGERPRINT_BYTES)
+            self.know_by(self._start())
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -86,23 +87,30 @@ class LogFile:
 
     def renew(self) -> None:
         """What it begins with now is what it is known by."""
-        self.fingerprint = self._fingerprint(FINGERPRINT_BYTES)
+        self.know_by(self._start())
 
     def is_same_content(self) -> bool:
         """Whether it still begins with what it began with; the fingerprint grows with a file that is still short."""
-        length = fingerprint_length(self.fingerprint)
-        if self._fingerprint(length) != self.fingerprint:
+        start = self._start()  # once: between two looks it may be emptied and written anew
+        if _fingerprint(start, fingerprint_length(self.fingerprint)) != self.fingerprint:
             return False
-        if length < FINGERPRINT_BYTES:
-            self.renew()
+        self.know_by(start)
         return True
 
-    def matches(self, fingerprint: str) -> bool:
-        return self._fingerprint(fingerprint_length(fingerprint)) == fingerprint
+    def know_by(self, start: bytes) -> None:
+        """What was read of its beginning is what it is known by from now on."""
+        self.fingerprint = _fingerprint(start, FINGERPRINT_BYTES)
 
-    def _fingerprint(self, length: int) -> str:
-        start = os.pread(self._descriptor, length, 0)
-        return f"{hashlib.sha256(start).hexdigest()}:{len(start)}"
+    def matches(self, fingerprint: str) -> bool:
+        return _fingerprint(self._start(), fingerprint_length(fingerprint)) == fingerprint
+
+    def _start(self) -> bytes:
+        return os.pread(self._descriptor, FINGERPRINT_BYTES, 0)
+
+
+def _fingerprint(start: bytes, length: int) -> str:
+    start = start[:length]
+    return f"{hashlib.sha256(start).hexdigest()}:{len(start)}"
 
 
 def fingerprint_length(fingerprint: str) -> int:
@@ -149,6 +157,29 @@ def siblings(path: Path) -> list[Path]:
             break
     by_number = all(each.number for each in found)
     return [path.parent / each.name for each in sorted(found, key=lambda f: (not by_number and f.mtime_ns, -f.number))]
+
+
+def open_if_there(path: Path) -> LogFile | None:
+    """None for what is not there, or is no file. Raises OSError for what may not be read."""
+    try:
+        return LogFile(path)
+    except OSError as exc:
+        if exc.errno in {None, errno.ENOENT, errno.ENOTDIR}:
+            return None
+        raise
+
+
+def open_rotated(path: Path) -> list[LogFile]:
+    """What rotation made of earlier files of the path, opened, oldest first. Names move on while one looks.
+
+    Raises OSError for what may not be read.
+    """
+    while True:
+        files = [file for sibling in siblings(path) if (file := open_if_there(sibling)) is not None]
+        if [file.id for file in files] == [file_id(sibling) for sibling in siblings(path)]:
+            return files
+        for file in files:
+            file.close()
 
 
 class _Rotated(NamedTuple):

@@ -6,13 +6,12 @@ and another file is known to be another one under the same name. Everything here
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from plexd.linux.logfiles import FileId, LogFile, Mark, file_id, siblings
+from plexd.linux.logfiles import FileId, LogFile, Mark, file_id, open_if_there, open_rotated
 
 READ_BYTES = 256 << 10
 TURN_BYTES = 1 << 20  # in one call of `read`: others want their turn
@@ -104,15 +103,17 @@ class Tail:
         sought, self._sought = self._sought, None
         if sought is not None:
             self._hole = self._seek_out(sought)
+        file = open_if_there(self._path)  # before the others are listed: none that comes between is missed
         if self._left is not None and not self._older:
             self._queue_later(self._left)
         if self._older:
+            if file is not None:
+                file.close()
             older, offset = self._older.popleft()
             self._is_older = True
             self.began = self.began or older.mark(offset)
             return self._begin(older, offset)
         self._is_older = False
-        file = _try(self._path)
         self.is_there = file is not None
         if file is not None:
             self._begin(file, 0)
@@ -130,7 +131,7 @@ class Tail:
 
     def _seek_out(self, mark: Mark) -> Reason | None:
         """Find where reading ended: at the path, or in a rotated file, then those after it come first as well."""
-        here = _try(self._path)
+        here = open_if_there(self._path)
         if here is not None:
             with here:
                 if here.id == mark.file:
@@ -145,7 +146,7 @@ class Tail:
 
     def _queue_from(self, known: FileId, mark: Mark | None) -> bool:
         """Those that follow the known file, with `mark` also its own rest; whether it was found."""
-        files = _rotated(self._path)
+        files = open_rotated(self._path)
         ids = [file.id for file in files]
         at = ids.index(known) if known in ids else len(files)
         found = at < len(files) and (mark is None or _holds(files[at], mark))
@@ -179,6 +180,8 @@ class Tail:
             items.append(Hole(Reason.TRUNCATED_FILE, file.mark(0)))
         data = file.read(self._read_to(), size)
         if data:
+            if not self._read_to():
+                file.know_by(data)  # it may have been empty a moment ago
             self._grown_at = now
             self._split(file, items, data)
         return len(data)
@@ -225,23 +228,3 @@ class Tail:
 
 def _holds(file: LogFile, mark: Mark) -> bool:
     return file.matches(mark.fingerprint) and file.size() >= mark.offset
-
-
-def _rotated(path: Path) -> list[LogFile]:
-    """What rotation made of earlier files of the path, opened, oldest first. Names move on while one looks."""
-    while True:
-        files = [file for sibling in siblings(path) if (file := _try(sibling)) is not None]
-        if [file.id for file in files] == [file_id(sibling) for sibling in siblings(path)]:
-            return files
-        for file in files:
-            file.close()
-
-
-def _try(path: Path) -> LogFile | None:
-    """None for what is not there, or is no file. Raises OSError for what may not be read."""
-    try:
-        return LogFile(path)
-    except OSError as exc:
-        if exc.errno in {None, errno.ENOENT, errno.ENOTDIR}:
-            return None
-        raise

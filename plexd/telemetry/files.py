@@ -165,7 +165,7 @@ class Files:
         paths = await asyncio.to_thread(logfiles.find, self._patterns)
         is_news = False
         for path in paths:
-            if path not in self._followed and not self._is_read_elsewhere(path):
+            if path not in self._followed and not self._is_read(logfiles.file_id(path)):
                 is_news |= path not in self._known
                 await self._open(path)
         for path in [path for path in self._known if path not in paths]:
@@ -178,8 +178,7 @@ class Files:
             f"; positions not saved: {self._cursors.problem}" if self._cursors.problem else ""
         )
 
-    def _is_read_elsewhere(self, path: Path) -> bool:
-        identity = logfiles.file_id(path)
+    def _is_read(self, identity: FileId | None) -> bool:
         return any(tail.file.id == identity for followed in self._followed.values() for tail in followed.tails)
 
     def _follow(self, path: Path) -> _Followed:
@@ -204,88 +203,107 @@ class Files:
             position = self._finished.pop(identity, None)
         followed.committed = position
         if position is None:
-            tail = await self._add(followed, path, 0)
+            tail = await self._add(followed, None)
             followed.committed = tail.position() if tail is not None else None
         else:
             await self._resume(followed, position, identity)
 
     async def _resume(self, followed: _Followed, position: Mark, identity: FileId | None) -> None:
-        if identity == position.file and await self._add(
-            followed, followed.path, position.offset, position.fingerprint
-        ):
+        if identity == position.file and await self._add(followed, position):
             return
-        rest = None
-        for sibling in await asyncio.to_thread(logfiles.siblings, followed.path):
-            if rest is None:
-                if logfiles.file_id(sibling) == position.file:
-                    rest = await self._add(followed, sibling, position.offset, position.fingerprint)
-            elif logfiles.file_id(sibling) != identity:
-                await self._add(followed, sibling, 0)
-        if rest is not None:
-            for tail in followed.tails:
-                tail.rotated_at = self._pipeline.monotonic()
-        current = await self._add(followed, followed.path, 0) if identity is not None else None
-        if rest is not None:
+        current = await self._opened(followed.path) if identity is not None else None
+        rotated = await self._rotated(followed.path, None if current is None else current.id)
+        at = next((at for at, file in enumerate(rotated) if _holds(file, position)), len(rotated))
+        for file in rotated[:at]:
+            file.close()
+        for file in rotated[at:]:
+            self._append(followed, file, position.offset if file.id == position.file else 0)
+        for tail in followed.tails:
+            tail.rotated_at = self._pipeline.monotonic()
+        if current is not None:
+            self._append(followed, current, 0)
+        if at < len(rotated):
             return
         reason = Reason.ROTATED_AWAY
         if identity == position.file:
             reason = Reason.TRUNCATED_FILE
-        start = current.position() if current is not None else position._replace(offset=0)
+        start = current.mark(0) if current is not None else position._replace(offset=0)
         followed.last = start
         await followed.feed.gap(reason, None, start)
 
-    async def _add(self, followed: _Followed, path: Path, offset: int, fingerprint: str | None = None) -> _Tail | None:
-        """One more file of this path; None when it is not there, or not the one that is meant."""
-        try:
-            file = await asyncio.to_thread(LogFile, path)
-        except OSError as exc:
-            log.debug("log file not opened", path=str(path), error=str(exc))
+    async def _add(self, followed: _Followed, position: Mark | None) -> _Tail | None:
+        """The file that the path names; None when there is none, or not that of the position."""
+        file = await self._opened(followed.path)
+        if file is None:
             return None
-        if fingerprint is not None and (not file.matches(fingerprint) or file.size() < offset):
+        if position is not None and not _holds(file, position):
             file.close()
             return None
+        return self._append(followed, file, position.offset if position is not None else 0)
+
+    def _append(self, followed: _Followed, file: LogFile, offset: int) -> _Tail:
         tail = _Tail(file, offset, self._max_line_bytes)
         followed.tails.append(tail)
         return tail
 
+    async def _opened(self, path: Path) -> LogFile | None:
+        try:
+            return await asyncio.to_thread(LogFile, path)
+        except OSError as exc:
+            log.debug("log file not opened", path=str(path), error=str(exc))
+            return None
+
+    async def _rotated(self, path: Path, current: FileId | None) -> list[LogFile]:
+        """What the path named before the current file, which was opened before: no rotation comes in between unseen."""
+        try:
+            files = await asyncio.to_thread(logfiles.open_rotated, path)
+        except OSError as exc:
+            log.debug("rotated log files not opened", path=str(path), error=str(exc))
+            return []
+        identities = [file.id for file in files]
+        end = identities.index(current) if current in identities else len(files)
+        for file in files[end:]:
+            file.close()
+        return files[:end]
+
     async def _notice_rotation(self, followed: _Followed) -> None:
         """The path names another file, or none."""
         identity = await asyncio.to_thread(logfiles.file_id, followed.path)
-        if not followed.tails:
-            if identity is not None:
-                await self._begin_again(followed, identity)
+        newest = followed.tails[-1] if followed.tails else None
+        if newest is not None:
+            if identity == newest.file.id:
+                return
+            if newest.rotated_at is None:
+                newest.rotated_at = self._pipeline.monotonic()
+        current = await self._opened(followed.path) if identity is not None else None
+        if current is None:
             return
-        newest = followed.tails[-1]
-        if identity == newest.file.id:
-            return
-        if newest.rotated_at is None:
-            newest.rotated_at = self._pipeline.monotonic()
-        if identity is None:
-            return
-        known = {tail.file.id for tail in followed.tails} | {identity}
-        siblings = await asyncio.to_thread(logfiles.siblings, followed.path)
-        identities = [logfiles.file_id(sibling) for sibling in siblings]
+        if newest is not None:
+            await self._queue_rotated(followed, newest, current.id)
+        self._begin_again(followed, current)
+
+    async def _queue_rotated(self, followed: _Followed, newest: _Tail, current: FileId) -> None:
+        """What the path named after the newest file of it that is known, and before the current one."""
+        rotated = await self._rotated(followed.path, current)
+        identities = [file.id for file in rotated]
         is_ordered = newest.file.id in identities
         start = identities.index(newest.file.id) + 1 if is_ordered else 0
-        for sibling, other in zip(siblings[start:], identities[start:], strict=True):
-            if other is None or other in known or other in self._finished:
-                continue
-            tail = await self._add(followed, sibling, 0)
-            if tail is None:
-                continue
+        known = {tail.file.id for tail in followed.tails} | self._finished.keys()
+        for at, file in enumerate(rotated):
             # what was read last has another name by now, or none: times have to tell what came after it
-            if not is_ordered and tail.file.modified_ns() < newest.file.modified_ns():
-                followed.tails.pop().file.close()
+            is_earlier = at < start if is_ordered else file.modified_ns() < newest.file.modified_ns()
+            if is_earlier or file.id in known:
+                file.close()
             else:
-                tail.rotated_at = newest.rotated_at
-        await self._begin_again(followed, identity)
+                self._append(followed, file, 0).rotated_at = newest.rotated_at
 
-    async def _begin_again(self, followed: _Followed, identity: FileId) -> None:
+    def _begin_again(self, followed: _Followed, current: LogFile) -> None:
         """With the file that the path names now, unless it is one that came here from another path."""
-        if self._is_read_elsewhere(followed.path):
+        if self._is_read(current.id):
+            current.close()
             return
-        finished = self._finished.pop(identity, None)
-        await self._add(followed, followed.path, finished.offset if finished is not None else 0)
+        finished = self._finished.pop(current.id, None)
+        self._append(followed, current, finished.offset if finished is not None else 0)
 
     async def _read(self, followed: _Followed) -> bool:
         """Up to 1 MiB of a path; whether there is more."""
@@ -311,12 +329,14 @@ class Files:
         """To the end of the file, or until `left` bytes are used up; what is left of them."""
         if tail.file.size() < tail.seen or not tail.file.is_same_content():
             await self._start_over(followed, tail)
-        if followed.learn_fingerprint():
-            await self._cursors.save()  # before anything is read of what the position on disk does not tell
         while left > 0:
             chunk = await asyncio.to_thread(tail.file.read, tail.seen, CHUNK_BYTES)
             if not chunk:
                 break
+            if not tail.seen:
+                tail.file.know_by(chunk)  # it may have been empty a moment ago
+            if followed.learn_fingerprint():
+                await self._cursors.save()  # before anything is taken of what the position on disk does not tell
             left -= len(chunk)
             tail.seen += len(chunk)
             tail.grown_at = self._pipeline.monotonic()
@@ -378,6 +398,10 @@ class Files:
             if cut:
                 feed.note_truncated()
         tail.offset = position.offset
+
+
+def _holds(file: LogFile, position: Mark) -> bool:
+    return file.id == position.file and file.matches(position.fingerprint) and file.size() >= position.offset
 
 
 def _positions(stored: Any) -> dict[Path, Mark]:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plexd.linux import tail
-from plexd.linux.logfiles import Mark
+from plexd.linux import logfiles, tail
+from plexd.linux.logfiles import LogFile, Mark
 from plexd.linux.tail import AFTERGLOW_SECONDS, HELD_SECONDS, Hole, Item, Line, Oversized, Tail
 
 MAX_LINE = 1 << 20
@@ -148,6 +148,42 @@ def test_a_file_rotated_twice_between_two_looks_is_read_with_those_after_it(path
 
 
 # across restarts
+
+
+@pytest.mark.parametrize("when", ["before rotated files are listed", "before the path is opened"])
+def test_a_rotation_while_an_earlier_one_is_looked_into_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    once_more = ["three\n"]
+
+    def rotate_once_more() -> None:
+        if once_more:
+            path.with_name("a.log.1").rename(path.with_name("a.log.2"))
+            path.rename(path.with_name("a.log.1"))
+            add(path, once_more.pop())
+
+    def list_late(path: Path) -> list[Path]:
+        rotate_once_more()
+        return siblings(path)
+
+    def open_late(file: LogFile, opening: Path) -> None:
+        if opening == path:
+            rotate_once_more()
+        opened(file, opening)
+
+    siblings, opened = logfiles.siblings, LogFile.__init__
+    add(path, "one\n")
+    reader = Reader(path)
+    assert reader.read() == ["one"]
+    path.rename(path.with_name("a.log.1"))
+    add(path, "two\n")
+    assert reader.read() == []
+    if when == "before the path is opened":
+        monkeypatch.setattr(LogFile, "__init__", open_late)
+    else:
+        monkeypatch.setattr(logfiles, "siblings", list_late)
+    assert reader.read(AFTERGLOW_SECONDS) + reader.read(AFTERGLOW_SECONDS) == ["two", "three"]
+    assert once_more == []
 
 
 def test_a_restart_goes_on_where_reading_ended(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from plexd.linux import logfiles
+from plexd.linux.logfiles import LogFile
 from plexd.store.cursors import Cursors
 from plexd.telemetry import files as module
 from plexd.telemetry.files import Files
@@ -179,6 +180,57 @@ def test_several_rotations_between_two_looks_lose_nothing(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("is_away", [False, True], ids=["between two looks", "while the agent is down"])
+@pytest.mark.parametrize("when", ["before rotated files are listed", "before the path is opened"])
+def test_rotation_while_an_earlier_one_is_looked_into_loses_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_away: bool, when: str
+) -> None:
+    once_more: list[int] = []
+
+    def rotate_once_more() -> None:
+        if once_more:
+            desk.rotate()
+            desk.write(once_more.pop())
+
+    def list_late(path: Path) -> list[Path]:
+        rotate_once_more()
+        return siblings(path)
+
+    def open_late(file: LogFile, path: Path) -> None:
+        if path == desk.log:
+            rotate_once_more()
+        opened(file, path)
+
+    siblings, opened = logfiles.siblings, LogFile.__init__
+    if when == "before the path is opened":
+        monkeypatch.setattr(LogFile, "__init__", open_late)
+    else:
+        monkeypatch.setattr(logfiles, "siblings", list_late)
+
+    async def main() -> None:
+        desk.write(0)
+        async with desk.life():
+            await asyncio.sleep(1)
+            desk.write(1)
+            await asyncio.sleep(5)
+            if not is_away:
+                desk.rotate()
+                desk.write(2)
+                once_more.append(3)
+                await asyncio.sleep(40)
+        if is_away:
+            desk.rotate()
+            desk.write(2)
+            once_more.append(3)
+            async with desk.life():
+                await asyncio.sleep(40)
+
+    run_virtual(main())
+    assert once_more == []
+    assert desk.arrived == [1, 2, 3]
+    assert desk.gaps == []
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["between two looks", "while the agent is down"])
 def test_file_that_was_written_to_before_an_earlier_one_is_not_passed_over(desk: Desk, is_away: bool) -> None:
     """The writer wrote on into the first, unaware of the rotation, after the second had its lines."""
 
@@ -316,6 +368,33 @@ def test_file_that_was_empty_at_first_is_known_by_its_first_line(desk: Desk, liv
 
     run_virtual(main())
     assert desk.arrived == list(range(1, 60))
+    assert desk.gaps == [f"source={desk.log} reason=truncated_file lost=unknown"]
+
+
+def test_file_that_was_empty_when_it_was_looked_at_is_known_by_what_is_read(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first lines come between the look and the reading, and the agent is killed right after their delivery."""
+
+    async def main() -> None:
+        read = LogFile.read
+        coming = [1, 2, 3]
+
+        def read_what_just_came(file: LogFile, offset: int, count: int) -> bytes:
+            desk.write(*coming)
+            coming.clear()
+            return read(file, offset, count)
+
+        desk.write()
+        monkeypatch.setattr(LogFile, "read", read_what_just_came)
+        async with desk.life(save=False):
+            await asyncio.sleep(0.9 * INTERVAL)  # delivered, and not looked at once more
+        truncate_and_write(desk, *range(20, 60))
+        async with desk.life():
+            await asyncio.sleep(5)
+
+    run_virtual(main())
+    assert desk.arrived == [1, 2, 3, *range(20, 60)]
     assert desk.gaps == [f"source={desk.log} reason=truncated_file lost=unknown"]
 
 
