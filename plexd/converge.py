@@ -49,6 +49,7 @@ from plexd.mesh.policy import Resolved
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
 from plexd.node import Node
 from plexd.store.identity import Identity
+from plexd.threads import in_mesh_thread
 
 log = get_logger("mesh")
 
@@ -457,7 +458,7 @@ class Converger:
         policies = built.sources.desired.policies
         if len(built.target.peers) + sum(len(policy.rules) for policy in policies) < WORTH_A_THREAD:
             return judge(*asked)
-        return await asyncio.to_thread(judge, *asked)
+        return await in_mesh_thread(judge, *asked)
 
     def _sources(self) -> Sources | None:
         settings = self._settings(self._node.identity)

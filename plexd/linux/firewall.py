@@ -13,6 +13,7 @@ from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.firewall import Json, Ruleset, SetChange, amendment, fingerprint
+from plexd.threads import in_mesh_thread
 
 
 class FirewallTable:
@@ -45,7 +46,7 @@ class FirewallTable:
             except FirewallUnavailable:
                 self._is_intact = False
                 return ""
-            self._found = await asyncio.to_thread(self._judge, table)  # 50 ms for ten thousand rules
+            self._found = await in_mesh_thread(self._judge, table)  # 50 ms for ten thousand rules
             self._is_intact = self._put is not None and self._found == self._put.digest
             self._generation = generation
             self._known = range(generation, generation + 1)
@@ -78,7 +79,7 @@ class FirewallTable:
                 return
         self._forget_generation()  # whatever happens now, it is looked at again
         self.writes += 1
-        await self._nft.apply(await asyncio.to_thread(ruleset.document))
+        await self._nft.apply(await in_mesh_thread(ruleset.document))
         self._put, self._fingerprint, self._is_intact = ruleset, None, True
 
     async def _amend(self, changes: tuple[SetChange, ...]) -> bool:

@@ -29,6 +29,7 @@ from plexd.linux.underlay import Underlay, narrowest
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import AddRoute, RemoveRoute
 from plexd.mesh.observed import MESH_ALIAS, Link, Route
+from plexd.threads import in_mesh_thread
 
 IFA_F_NODAD = 2
 IPV6_SWITCHES = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
@@ -59,7 +60,7 @@ class Network:
         known = underlay.ways if endpoints is not None else None
         epoch = underlay.epoch
         try:
-            seen = await asyncio.to_thread(_observe, name, unknown, known)
+            seen = await in_mesh_thread(_observe, name, unknown, known)
         except BaseException:
             if unknown:
                 underlay.forget()
@@ -78,7 +79,7 @@ class Network:
             return False
         epoch = underlay.epoch
         try:
-            answers, seen = await asyncio.to_thread(_look_up, unknown, self.ifindex)
+            answers, seen = await in_mesh_thread(_look_up, unknown, self.ifindex)
         except BaseException:
             underlay.forget()
             raise
@@ -87,7 +88,7 @@ class Network:
         return bool(underlay.ways) and narrowest(underlay.ways, underlay.links) != underlay.mtu
 
     async def link(self, name: str) -> Link | None:
-        return await asyncio.to_thread(_link, name)
+        return await in_mesh_thread(_link, name)
 
     async def create_wireguard_link(self, name: str) -> None:
         """EOPNOTSUPP when the kernel has no WireGuard, EEXIST when there is a link of that name."""
@@ -137,26 +138,26 @@ class Network:
 
     async def change_routes(self, name: str, changes: Sequence[AddRoute | RemoveRoute]) -> list[int]:
         """In order; for each 0 or the errno it was refused with, EEXIST when the route is somebody else's."""
-        results, sent = await asyncio.to_thread(_change_routes, _index(name), changes)
+        results, sent = await in_mesh_thread(_change_routes, _index(name), changes)
         self.writes += sent
         return results
 
 
 async def local_addresses() -> frozenset[bytes]:
     """Every address of every link of this host."""
-    return await asyncio.to_thread(_local_addresses)
+    return await in_mesh_thread(_local_addresses)
 
 
 async def host_addresses(name: str) -> frozenset[bytes]:
     """Those that reach beyond their link, of every link but the one of this name."""
-    return await asyncio.to_thread(_host_addresses, name)
+    return await in_mesh_thread(_host_addresses, name)
 
 
 @contextlib.asynccontextmanager
 async def _pyroute() -> AsyncIterator[Any]:
     """A pyroute2 socket whose errors are OSErrors; TimeoutError after 5 s."""
     # seldom needed, 7 MB, and 65 ms that would hold up the loop
-    pyroute = await asyncio.to_thread(importlib.import_module, "plexd.linux.pyroute")
+    pyroute = await in_mesh_thread(importlib.import_module, "plexd.linux.pyroute")
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS), pyroute.AsyncIPRoute() as ipr:
             yield ipr

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import BinaryIO, Self
 
 from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyRejected
@@ -29,6 +30,7 @@ from plexd.linux.netlink import RECEIVE_BYTES, Message, NetlinkSocket, attribute
 from plexd.linux.set_elements import NFGENMSG, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_UNSPEC, Batch, batch
 from plexd.linux.wireguard.program import SEARCH_PATH
 from plexd.mesh.firewall import FAMILY, TABLE, Json, SetChange
+from plexd.threads import in_mesh_thread
 
 TIMEOUT_SECONDS = 10.0
 MAX_MESSAGE = 300  # characters of what nft says
@@ -73,7 +75,8 @@ class Nftables:
         """One transaction, all of it or nothing. PolicyRejected says what the kernel had against it."""
         loop = asyncio.get_running_loop()
         announced: asyncio.Future[None] = loop.create_future()
-        work = loop.run_in_executor(None, self._apply, document, lambda: loop.call_soon_threadsafe(_settle, announced))
+        announce = partial(loop.call_soon_threadsafe, _settle, announced)
+        work = asyncio.ensure_future(in_mesh_thread(self._apply, document, announce))
         self._ending.add(work)
         work.add_done_callback(self._ended)
         await asyncio.wait({work, announced}, return_when=asyncio.FIRST_COMPLETED)
@@ -88,16 +91,16 @@ class Nftables:
     async def amend(self, changes: Sequence[SetChange], generation: int | None = None) -> bool:
         """One transaction, as in `apply`. With the number of a generation it is done only if that one still stands, and
         makes the next one; False where another does."""
-        return await asyncio.to_thread(self._amend, batch(changes, generation))
+        return await in_mesh_thread(self._amend, batch(changes, generation))
 
     async def read_table(self) -> Json | None:
         """What `nft -j list table` says; None when there is no such table."""
-        return await asyncio.to_thread(self._read_table)
+        return await in_mesh_thread(self._read_table)
 
     async def delete_table(self) -> bool:
         """Whether there was one; deleting what is not there succeeds."""
         table: Json = {"table": {"family": FAMILY, "name": TABLE}}
-        was_there = await asyncio.to_thread(self._is_there)
+        was_there = await in_mesh_thread(self._is_there)
         if was_there:
             await self.apply({"nftables": [{"add": table}, {"delete": table}]})
         return was_there
@@ -119,7 +122,7 @@ class Nftables:
         kept, self._asking, self._amending = (self._asking, self._amending), None, None
         for sock in kept:
             if sock is not None:
-                await asyncio.to_thread(sock.__exit__)
+                await in_mesh_thread(sock.__exit__)
 
     # in a thread
 

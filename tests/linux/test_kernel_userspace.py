@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +200,29 @@ def test_damage_is_healed_by_one_pass(namespace: str, interface: str, sabotage: 
         assert await changes_due(door, wanted)
         await converge(door, wanted)
         assert await changes_due(door, wanted) == ()
+        await door.close()
+
+    asyncio.run(scenario())
+
+
+def test_disk_that_hangs_holds_up_no_repair(namespace: str, interface: str) -> None:
+    wanted = target(settings(interface), peer(1))
+    free = threading.Event()
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        door = kernel(interface)
+        hanging = asyncio.create_task(asyncio.to_thread(free.wait))
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await converge(door, wanted)
+                run("ip", "address", "flush", "dev", interface)
+                await converge(door, wanted)
+                assert await changes_due(door, wanted) == ()
+            assert not hanging.done()
+        finally:
+            free.set()
+            await hanging
         await door.close()
 
     asyncio.run(scenario())

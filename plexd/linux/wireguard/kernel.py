@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import struct
@@ -14,6 +13,7 @@ from plexd.linux.wireguard import messages
 from plexd.mesh.changes import PeerChange
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
+from plexd.threads import in_mesh_thread
 
 NLCTRL = 0x10  # the one generic netlink family with a fixed number
 GET_FAMILY = 3
@@ -30,26 +30,26 @@ class KernelDevice:
         self._silent: list[PeerChange] = []
 
     async def dump(self) -> Device | None:
-        return await asyncio.to_thread(self._dump)
+        return await in_mesh_thread(self._dump)
 
     async def set_device(self, private_key: PrivateKey, listen_port: int) -> None:
-        await asyncio.to_thread(self._write, [messages.set_device(self._interface, private_key, listen_port)])
+        await in_mesh_thread(self._write, [messages.set_device(self._interface, private_key, listen_port)])
 
     async def change_peers(self, changes: Sequence[PeerChange]) -> None:
         if len(changes) < BULK:
-            await asyncio.to_thread(self._write, messages.change_peers(self._interface, changes))
+            await in_mesh_thread(self._write, messages.change_peers(self._interface, changes))
             return
         self._silent += changes
-        await asyncio.to_thread(self._write, _ahead(messages.change_peers(self._interface, changes, silently=True)))
+        await in_mesh_thread(self._write, _ahead(messages.change_peers(self._interface, changes, silently=True)))
 
     async def begin_handshakes(self) -> None:
         silent, self._silent = self._silent, []
         if silent:
-            await asyncio.to_thread(self._write_at_once, list(messages.set_keepalives(self._interface, silent)))
+            await in_mesh_thread(self._write_at_once, list(messages.set_keepalives(self._interface, silent)))
 
     async def renew_sessions(self, public_keys: Sequence[PublicKey], keepalive: int) -> None:
         payloads = list(messages.restart_keepalives(self._interface, public_keys, keepalive))
-        await asyncio.to_thread(self._write_at_once, payloads)
+        await in_mesh_thread(self._write_at_once, payloads)
 
     def _dump(self) -> Device | None:
         try:

@@ -13,6 +13,7 @@ from plexd.linux.wireguard.program import Program
 from plexd.mesh.changes import PeerChange
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
+from plexd.threads import in_mesh_thread
 
 TIMEOUT_SECONDS = 5.0
 RECEIVE_BYTES = 1 << 16
@@ -33,7 +34,7 @@ class UserspaceDevice:
             return None
         _judge(answer)
         try:
-            return await asyncio.to_thread(uapi.read_device, answer)
+            return await in_mesh_thread(uapi.read_device, answer)
         except ValueError as exc:
             raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from exc
 
