@@ -99,8 +99,8 @@ class Reconcile:
         loop = asyncio.get_running_loop()
         started_at = timer_at = loop.time()
         self._pull_wanted = True
-        await self._pass(())  # the cached snapshot first: nothing at a start waits for the control plane
-        is_retry = False
+        # the cached snapshot first: nothing at a start waits for the control plane
+        is_retry = await self._pass(())
         while True:
             self._wanted.clear()
             started = loop.time()
@@ -141,20 +141,21 @@ class Reconcile:
         self._pull_wanted = False
         pull = asyncio.create_task(self._pull(), name="state pull")
         try:
-            # local damage does not wait for an answer
-            if is_retry and not (await asyncio.wait({pull}, timeout=RETRY_PATIENCE_SECONDS))[0]:
-                await self._pass(())
-            while await self._passes_wanted_before(pull):
-                await self._pass(())
+            # local damage does not wait for an answer, nor do changes that failed
+            patience = RETRY_PATIENCE_SECONDS if is_retry else None
+            while await self._passes_wanted_before(pull, patience):
+                failed = await self._pass(())
+                patience = self._retry.next() if failed else None
             return await self._pass(pull.result())
         finally:
             pull.cancel()
 
-    async def _passes_wanted_before(self, pull: asyncio.Task[tuple[Correction, ...]]) -> bool:
+    async def _passes_wanted_before(self, pull: asyncio.Task[tuple[Correction, ...]], patience: float | None) -> bool:
+        """Whether a pass is due while the pull goes on, at the latest after so many seconds."""
         self._pass_wanted.clear()
         wanted = asyncio.create_task(self._pass_wanted.wait(), name="pass wanted")
         try:
-            await asyncio.wait({pull, wanted}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pull, wanted}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         finally:
             wanted.cancel()
         return not pull.done()
