@@ -173,7 +173,7 @@ class Converger:
             now = asyncio.get_running_loop().time()
             guard = self._guard
             try:
-                whole = whole or target is not self._applied or not self.clean.is_set()
+                whole = whole or target is not self._applied or not self.clean.is_set() or guard.leaves_damage
                 observed, changes = await self._look(target, whole=whole)
                 due = changes
                 # what a changed target asks for is news and no repair, whoever fights over what was there before

@@ -69,6 +69,11 @@ class Guard:
         )
 
     @property
+    def leaves_damage(self) -> bool:
+        """Whether damage to a contested object was seen and left; a look that leaves it out would take it for gone."""
+        return any(struggle.is_open and struggle.rest for struggle in self.struggles.values())
+
+    @property
     def due(self) -> float | None:
         """When the next object may be repaired again, or may turn out to be left in peace; None without a fight."""
         times = [

@@ -230,6 +230,25 @@ def test_fight_ends_in_back_off_one_record_and_one_condition(
     run_virtual(main())
 
 
+def test_contested_peer_is_back_after_its_rest_whatever_is_noticed_meanwhile() -> None:
+    """The look that a notification earns leaves peers out, and must not take them for left in peace."""
+
+    async def main() -> None:
+        async with Loop() as loop:
+            key = bytes(public_key(2))
+            for _ in range(12):
+                loop.kernel.remove_peer(key)
+                left = await loop.converger.converge()
+            assert left.due is not None
+            assert key not in loop.kernel.peers
+            loop.kernel.noticed.set()
+            await asyncio.sleep(left.due - asyncio.get_running_loop().time() + 0.1)
+            assert key in loop.kernel.peers
+            assert Condition.REPAIR_CONTESTED in loop.conditions
+
+    run_virtual(main())
+
+
 def test_mesh_is_called_down_while_its_link_is_left_alone() -> None:
     async def main() -> None:
         async with Loop() as loop:
