@@ -125,6 +125,7 @@ def test_socket_is_never_wider_than_intended(opened: Opened, directory: Path) ->
         "while not os.path.exists(path + '.end'):\n"
         "    try: modes.add(os.lstat(path).st_mode & 0o7777)\n"
         "    except FileNotFoundError: pass\n"
+        "modes.add(os.lstat(path).st_mode & 0o7777)\n"
         "print(*(f'{mode:o}' for mode in modes))\n"
     )
     watcher = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
@@ -135,6 +136,7 @@ def test_socket_is_never_wider_than_intended(opened: Opened, directory: Path) ->
         for _ in range(500):
             opened(GROUP).close()
             assert os.umask(0) == 0  # bind gave it back
+        opened(GROUP)
     finally:
         os.umask(mask)
         path.with_name("api.sock.end").touch()
