@@ -175,11 +175,12 @@ def open_rotated(path: Path) -> list[LogFile]:
     Raises OSError for what may not be read.
     """
     while True:
-        files = [file for sibling in siblings(path) if (file := open_if_there(sibling)) is not None]
-        if [file.id for file in files] == [file_id(sibling) for sibling in siblings(path)]:
-            return files
-        for file in files:
-            file.close()
+        with contextlib.ExitStack() as opened:
+            found = (open_if_there(sibling) for sibling in siblings(path))
+            files = [opened.enter_context(file) for file in found if file is not None]
+            if [file.id for file in files] == [file_id(sibling) for sibling in siblings(path)]:
+                opened.pop_all()
+                return files
 
 
 class _Rotated(NamedTuple):

@@ -258,7 +258,7 @@ class Files:
         try:
             files = await asyncio.to_thread(logfiles.open_rotated, path)
         except OSError as exc:
-            log.debug("rotated log files not opened", path=str(path), error=str(exc))
+            log.warning("rotated log files not read", path=str(path), error=str(exc), next_step="let plexd read them")
             return []
         identities = [file.id for file in files]
         end = identities.index(current) if current in identities else len(files)
@@ -278,8 +278,12 @@ class Files:
         current = await self._opened(followed.path) if identity is not None else None
         if current is None:
             return
-        if newest is not None:
-            await self._queue_rotated(followed, newest, current.id)
+        try:
+            if newest is not None:
+                await self._queue_rotated(followed, newest, current.id)
+        except BaseException:
+            current.close()
+            raise
         self._begin_again(followed, current)
 
     async def _queue_rotated(self, followed: _Followed, newest: _Tail, current: FileId) -> None:

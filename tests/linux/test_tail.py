@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -184,6 +185,23 @@ def test_a_rotation_while_an_earlier_one_is_looked_into_loses_nothing(
         monkeypatch.setattr(logfiles, "siblings", list_late)
     assert reader.read(AFTERGLOW_SECONDS) + reader.read(AFTERGLOW_SECONDS) == ["two", "three"]
     assert once_more == []
+
+
+def test_rotated_files_are_let_go_where_one_may_not_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_some(file: LogFile, opening: Path) -> None:
+        if opening.name == "a.log.1":
+            raise PermissionError(errno.EACCES, "no")
+        opened(file, opening)
+
+    opened = LogFile.__init__
+    for number in (1, 2, 3):
+        add(path.with_name(f"a.log.{number}"), f"{number}\n")
+    monkeypatch.setattr(LogFile, "__init__", open_some)
+    held = Path("/proc/self/fd")
+    before = len(list(held.iterdir()))
+    with pytest.raises(PermissionError):
+        logfiles.open_rotated(path)
+    assert len(list(held.iterdir())) == before
 
 
 def test_a_restart_goes_on_where_reading_ended(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,26 @@ def test_several_rotations_between_two_looks_lose_nothing(desk: Desk) -> None:
     assert desk.arrived == [1, 2, 3, 4]
 
 
+def read_one_line_and_after(desk: Desk, change: Callable[[], None], *, is_away: bool) -> None:
+    """The agent reads line 1; then `change` happens, while it runs or between two lives of it."""
+
+    async def main() -> None:
+        desk.write(0)
+        async with desk.life():
+            await asyncio.sleep(1)
+            desk.write(1)
+            await asyncio.sleep(5)
+            if not is_away:
+                change()
+                await asyncio.sleep(40)
+        if is_away:
+            change()
+            async with desk.life():
+                await asyncio.sleep(40)
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("is_away", [False, True], ids=["between two looks", "while the agent is down"])
 @pytest.mark.parametrize("when", ["before rotated files are listed", "before the path is opened"])
 def test_rotation_while_an_earlier_one_is_looked_into_loses_nothing(
@@ -206,25 +226,12 @@ def test_rotation_while_an_earlier_one_is_looked_into_loses_nothing(
     else:
         monkeypatch.setattr(logfiles, "siblings", list_late)
 
-    async def main() -> None:
-        desk.write(0)
-        async with desk.life():
-            await asyncio.sleep(1)
-            desk.write(1)
-            await asyncio.sleep(5)
-            if not is_away:
-                desk.rotate()
-                desk.write(2)
-                once_more.append(3)
-                await asyncio.sleep(40)
-        if is_away:
-            desk.rotate()
-            desk.write(2)
-            once_more.append(3)
-            async with desk.life():
-                await asyncio.sleep(40)
+    def rotate() -> None:
+        desk.rotate()
+        desk.write(2)
+        once_more.append(3)
 
-    run_virtual(main())
+    read_one_line_and_after(desk, rotate, is_away=is_away)
     assert once_more == []
     assert desk.arrived == [1, 2, 3]
     assert desk.gaps == []
@@ -242,21 +249,7 @@ def test_file_that_was_written_to_before_an_earlier_one_is_not_passed_over(desk:
         os.utime(second, ns=(0, first.stat().st_mtime_ns - 1))
         desk.write(3)
 
-    async def main() -> None:
-        desk.write(0)
-        async with desk.life():
-            await asyncio.sleep(1)
-            desk.write(1)
-            await asyncio.sleep(5)
-            if not is_away:
-                rotate_twice()
-                await asyncio.sleep(40)
-        if is_away:
-            rotate_twice()
-            async with desk.life():
-                await asyncio.sleep(40)
-
-    run_virtual(main())
+    read_one_line_and_after(desk, rotate_twice, is_away=is_away)
     assert desk.arrived == [1, 2, 3]
     assert desk.gaps == []
 
