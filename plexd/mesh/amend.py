@@ -88,9 +88,7 @@ def _amend(built: Built, sources: Sources, touched: Sequence[str]) -> Built:
 
     holders, routes, unrouted = built.holders, target.routes, built.unrouted
     if moved:
-        holders = {**holders, **claimed}
-        for prefix in released - claimed.keys():
-            del holders[prefix]
+        holders = with_changes(holders, claimed, gone=released - claimed.keys())
         swallowed = {prefix for prefix in claimed if swallows(prefix, underlay)}
         unrouted = (unrouted - released) | swallowed
         # each of these copies all
