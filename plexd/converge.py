@@ -107,6 +107,7 @@ class Converger:
     endpoint names to addresses and is read at every pass; others may write it. `clean` is set while the last try, pass
     or event, succeeded in everything. `since` tells when this process put a peer on the interface, in Unix seconds by
     peer id, `policies_applied_at` when it put the policies in force, None before.
+    `contested` is set by every pass that leaves an object for its time; who sees to that clears it.
     `awaiting` is set while peers ought to shake hands, and `try_handshakes_again` is due every little while.
     `openings` are the services let in for a while; what is put there counts from the next `apply_event` or pass on.
     """
@@ -124,6 +125,7 @@ class Converger:
         self.on_created: Callable[[], None] = lambda: None
         self.on_unresolved: Callable[[], None] = lambda: None
         self.clean = asyncio.Event()
+        self.contested = asyncio.Event()
         self.awaiting = asyncio.Event()
         self.since: dict[str, float] = {}
         self.policies_applied_at: float | None = None
@@ -211,6 +213,8 @@ class Converger:
             contests = contest_correction(self._guard, guard)
             self._guard = guard
             self._health.set(Condition.REPAIR_CONTESTED, bool(guard.contested), ", ".join(guard.contested[:3]))
+            if guard.due is not None:
+                self.contested.set()
         created = any(isinstance(outcome.change, CreateLink) for outcome in outcomes)
         corrections = interface_corrections(interface, outcomes, known_ids, known_firewall)
         if created and not failed:

@@ -161,7 +161,6 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
 
     ground.overview.membership = Membership(node, converger, finding)
     converger.on_unresolved = resolve.names_changed.set
-    reconcile.on_contested.append(kernel.noticed.set)  # for Repair, which knows when it is time
     converger.on_created = partial(traversal.look_again, "interface created")
     clocks.on_gap.append(lambda _: converger.restart_endpoint_trials())
     clocks.on_gap += [reach_out_anew, reconcile.request]

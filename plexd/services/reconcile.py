@@ -64,7 +64,6 @@ class Reconcile:
     ) -> None:
         self.interval = interval
         self.last_pull_succeeded: float | None = None  # monotonic
-        self.on_contested: list[Callable[[], None]] = []  # told at each pass that leaves something for its time
         self._control = control
         self._converger = converger
         self._node = node
@@ -100,12 +99,12 @@ class Reconcile:
         started_at = timer_at = loop.time()
         self._pull_wanted = True
         # the cached snapshot first: nothing at a start waits for the control plane
-        is_retry = await self._pass(())
+        failed = await self._pass(())
         while True:
             self._wanted.clear()
             started = loop.time()
             is_pass = not self._pull_wanted
-            failed = await self._cycle(is_retry=is_retry)
+            failed = await self._cycle(is_retry=failed)
             self._judge_staleness(started_at)
             if failed:
                 timer_at = loop.time() + self._retry.next()
@@ -116,10 +115,8 @@ class Reconcile:
             wake_at = timer_at
             if self._pull_wanted and self._no_pull_before > loop.time():
                 wake_at = min(timer_at, self._no_pull_before)
-            is_retry = False
             if not await set_within(self._wanted, max(0.0, wake_at - loop.time())):
                 self._pull_wanted = True  # the timer pulls, requests say themselves
-                is_retry = failed
             await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
 
     def _renewed(self) -> None:
@@ -133,7 +130,7 @@ class Reconcile:
         self._health.set(Condition.STATE_STALE, age > STALE_INTERVALS * self.interval, f"last fetched {age:.0f} s ago")
 
     async def _cycle(self, *, is_retry: bool) -> bool:
-        """One cycle; whether changes failed and a retry is due soon. `is_retry`: this is one."""
+        """One cycle; whether changes failed and a retry is due soon. `is_retry`: they did in the one before."""
         if not self._pull_wanted or asyncio.get_running_loop().time() < self._no_pull_before:
             return await self._pass(())
         if not self._node.accepted.is_set():
@@ -187,9 +184,6 @@ class Reconcile:
             )
         else:
             log.debug("cycle finished", changed=0, duration_seconds=duration)
-        if result.due is not None:
-            for listener in self.on_contested:
-                listener()
         self._node.contact.pass_ended(bool(result.failed), len(corrections))
         self._report(corrections)
         return bool(result.failed)

@@ -34,8 +34,13 @@ class Kernel(Protocol):
 
 
 class Converger(Protocol):
+    """`contested` is set by every pass that leaves an object for its time, whoever asked for the pass."""
+
     @property
     def clean(self) -> asyncio.Event: ...
+
+    @property
+    def contested(self) -> asyncio.Event: ...
 
     async def converge(self) -> PassResult: ...
 
@@ -67,9 +72,8 @@ class Repair:
         await self._after.wait()
         due: float | None = None
         while True:
-            told = await any_set_within(
-                max(DEBOUNCE_SECONDS, due - loop.time()) if due is not None else None, kernel.damaged, kernel.noticed
-            )
+            rest = max(DEBOUNCE_SECONDS, due - loop.time()) if due is not None else None
+            told = await any_set_within(rest, kernel.damaged, kernel.noticed, converger.contested)
             if told and not kernel.damaged.is_set():
                 await asyncio.sleep(DEBOUNCE_SECONDS)
             kernel.damaged.clear()
@@ -78,6 +82,7 @@ class Repair:
             # what is fought over may be a peer, of which nothing tells
             result = await (converger.repair() if told else converger.converge())
             due = result.due
+            converger.contested.clear()  # by this pass
             if result.corrections:
                 log.info("damage repaired", changed=result.changed, duration_seconds=round(loop.time() - started, 3))
                 self._report(result.corrections)

@@ -101,16 +101,15 @@ class Pulled:
 
 @dataclass
 class Passes:
-    """A converger that changes nothing, or fails as often as it is told; `due` is what it leaves for its time."""
+    """A converger that changes nothing, or fails as often as it is told."""
 
     failing: int = 0
-    due: float | None = None
     times: list[float] = field(default_factory=list)
 
     async def converge(self) -> PassResult:
         self.times.append(asyncio.get_running_loop().time())
         failed = len(self.times) <= self.failing
-        return PassResult(changed=0, failed=int(failed), corrections=(), due=self.due)
+        return PassResult(changed=0, failed=int(failed), corrections=())
 
 
 class Loop:
@@ -305,14 +304,18 @@ def test_failed_changes_are_tried_again_although_the_control_plane_takes_long_to
     run_virtual(main())
 
 
-@pytest.mark.parametrize("due", [None, 100.0])
-def test_pass_that_leaves_something_for_its_time_says_so(tmp_path: Path, due: float | None) -> None:
+def test_failed_changes_wait_for_no_pull_that_somebody_asks_for_meanwhile(tmp_path: Path) -> None:
     async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same), converger=Passes(due=due))
-        told: list[float] = []
-        loop.reconcile.on_contested.append(lambda: told.append(asyncio.get_running_loop().time()))
-        await loop.run(70)
-        assert len(told) == (0 if due is None else 3)
+        passes = Passes(failing=3)
+        loop = Loop(tmp_path, Pulled(same), converger=passes)
+
+        async def ask_a_slow_control_plane() -> None:
+            await asyncio.sleep(2)
+            loop.control.seconds = 30.0
+            loop.reconcile.request("somebody")
+
+        await loop.run(40, ask_a_slow_control_plane())
+        assert passes.times == pytest.approx([0, 0, 3, 13, 32], abs=0.1)
 
     run_virtual(main())
 

@@ -230,7 +230,10 @@ def test_fight_ends_in_back_off_one_record_and_one_condition(
     run_virtual(main())
 
 
-def test_contested_peer_is_back_after_its_rest_whatever_is_noticed_meanwhile() -> None:
+@pytest.mark.parametrize("is_noticed", [False, True])
+def test_contested_peer_is_back_after_its_rest_whoever_saw_it_and_whatever_is_noticed_meanwhile(
+    is_noticed: bool,
+) -> None:
     """The look that a notification earns leaves peers out, and must not take them for left in peace."""
 
     async def main() -> None:
@@ -241,9 +244,12 @@ def test_contested_peer_is_back_after_its_rest_whatever_is_noticed_meanwhile() -
                 left = await loop.converger.converge()
             assert left.due is not None
             assert key not in loop.kernel.peers
-            loop.kernel.noticed.set()
+            if is_noticed:
+                loop.kernel.noticed.set()
+            looks = loop.kernel.looks
             await asyncio.sleep(left.due - asyncio.get_running_loop().time() + 0.1)
             assert key in loop.kernel.peers
+            assert loop.kernel.looks <= looks + 3
             assert Condition.REPAIR_CONTESTED in loop.conditions
 
     run_virtual(main())
