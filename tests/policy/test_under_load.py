@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +23,6 @@ pytestmark = marks("nft", seconds=240)
 REPLACEMENTS = 100
 AMENDMENTS = 5000  # several in the time between two packets
 ALLOWED, DENIED = 7001, 7002
-WIREGUARD_RETRY_SECONDS = 6.0  # REKEY_TIMEOUT and its jitter
 MORE = (7101, 7102, 7103)  # with these the rules are elements, and the table is amended
 # both end on TERM and say how many it were; the listener takes what has come by then
 LISTEN = """
@@ -87,11 +85,6 @@ def run_in() -> Iterator[Run]:
             process.kill()
 
 
-def handshake_age(node: NodeProcess) -> float:
-    """Of the one peer, in seconds."""
-    return time.time() - int(node.wg("show", node.interface, "latest-handshakes").split()[1])
-
-
 def overflowed(node: NodeProcess) -> int:
     """Packets that found a queue full: the way to WireGuard's program, or its socket, on a busy machine."""
     sockets = node.namespace.run("cat", "/proc/net/udp").splitlines()[1:]
@@ -117,8 +110,6 @@ def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(
     own, peer = mesh.addresses["node-2"], mesh.addresses["node-1"]
     mesh.set_policies(allow("*", "*"))
     eventually(lambda: mesh.ping(mesh.one, own))
-    # one more handshake, as after two that crossed, would cost what is on its way
-    eventually(lambda: min(map(handshake_age, (mesh.one, mesh.two))) > WIREGUARD_RETRY_SECONDS)
     for node in (mesh.one, mesh.two):
         node.kill()
     mesh.one.namespace.run("nft", "delete", "table", "inet", "plexd")
@@ -144,7 +135,8 @@ def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(
     received = {port: last_count(listener) for port, listener in listeners.items()}
     assert sent > REPLACEMENTS
     assert received[DENIED] == 0
-    sent -= overflowed(mesh.one) + overflowed(mesh.two) - overflowed_before
+    lost = overflowed(mesh.one) + overflowed(mesh.two) - overflowed_before
+    sent -= lost // 2  # the others were for the port that is denied
     assert received[ALLOWED] >= sent - 20  # what was on its way when the listener ended
 
 
