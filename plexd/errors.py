@@ -34,6 +34,8 @@ PlexdError
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 QUOTED_CHARACTERS = 200
 
 
@@ -182,3 +184,14 @@ class NotAddressable(KernelError):
 
 class ForeignLink(KernelError):
     pass
+
+
+class Problem(NamedTuple):
+    """What a check finds wrong with this machine. It is a result, not an exception.
+
+    `check` is a stable word for what was examined; `cause` and `remedy` are sentences for people.
+    """
+
+    check: str
+    cause: str
+    remedy: str

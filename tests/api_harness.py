@@ -12,22 +12,22 @@ from typing import Any, Self
 from unittest import mock
 
 from plexd.api import rights
+from plexd.api.assembly import Front, tcp_door
+from plexd.api.http_server import HttpServer, Limits
+from plexd.api.listening_sockets import Door
 from plexd.api.routes import Dispatcher, Right, refuse
 from plexd.config.models import Config
 from plexd.config.reload import Reloaded
-from plexd.daemon.front import Front, tcp_door
 from plexd.errors import ConfigError, NotFound
 from plexd.linux.tcp_socket import TcpSocket
 from plexd.mesh.desired import DataEntry, Desired
-from plexd.node import Node
-from plexd.services.door import Door
-from plexd.serving import HttpServer, Limits
+from plexd.node.state import Node
+from plexd.runtime.supervisor import Supervisor
 from plexd.store.files import DataDirectory
-from plexd.supervisor import Supervisor
 from plexd.wire.models import SecretResponse
 from tests.api.asking import DESIRED, Guard
 from tests.api.test_secrets import NSK, sealed
-from tests.services.stage import make_identity, make_node
+from tests.node_harness import make_identity, make_node
 
 READERS, SECRET_READERS = 47011, 47012  # groups that nobody on this host has
 TOKEN = "a-token-of-at-least-32-characters"

@@ -15,13 +15,13 @@ from nacl.signing import SigningKey
 from pydantic import SecretStr
 
 from plexd.errors import ControlError
-from plexd.health import Health
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Desired, FullState, Peer, SigningKeys
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.target import Settings
-from plexd.node import Node
+from plexd.node.health import Health
+from plexd.node.state import Node
 from plexd.store.identity import Identity
 from plexd.wire.envelope import seal
 from plexd.wire.mapping import OwnNode

@@ -322,7 +322,7 @@ def test_forgotten_task_is_logged_as_a_record() -> None:
     assert json.loads(stream.getvalue().splitlines()[0])["logger"] == "asyncio"
 
 
-@pytest.mark.parametrize("module", ["plexd.lean"])
+@pytest.mark.parametrize("module", ["plexd.runtime.slim_imports"])
 def test_programs_for_terminals_stay_out_of_the_daemon(module: str) -> None:
     program = (
         f"import {module}, structlog, httpx, sys\n"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from plexd.api.http_server import Response
 from plexd.api.routes import Call, Right, Route, answer, refuse
 from plexd.config.reload import Reloaded
 from plexd.errors import ConfigError
-from plexd.serving import Response
 
 Reload = Callable[[], Awaitable[Reloaded]]
 """Raises ConfigError, and leaves everything as it was then."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from plexd.api.admin import Reload, admin_routes
+from plexd.api.http_server import HttpServer, Limits
+from plexd.api.listening_sockets import Door
 from plexd.api.node import Overview, document_route, node_routes, probe_routes
 from plexd.api.revision import Revision
 from plexd.api.rights import READERS, OpenGate, SocketGate
@@ -22,14 +24,12 @@ from plexd.linux.tcp_socket import TcpSocket
 from plexd.linux.unix_socket import SocketFile
 from plexd.log import get_logger
 from plexd.mesh.desired import DataEntry, Desired
-from plexd.node import Node
-from plexd.reports import Reports
-from plexd.services.door import Door
-from plexd.services.reports import ReportSync
-from plexd.serving import HttpServer, Limits
+from plexd.node.report_sync import ReportSync
+from plexd.node.reports import Reports
+from plexd.node.state import Node
+from plexd.runtime.supervisor import Service
 from plexd.store.files import DataDirectory
 from plexd.store.reports import ReportStore
-from plexd.supervisor import Service
 from plexd.wire.models import SecretResponse
 
 log = get_logger("api")

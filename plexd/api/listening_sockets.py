@@ -7,9 +7,9 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from plexd.api.http_server import HttpServer
 from plexd.errors import ListenerError
 from plexd.log import get_logger
-from plexd.serving import HttpServer
 
 log = get_logger("api")
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
+from plexd.api.http_server import Response
 from plexd.api.routes import Call, Right, Route, answer, refuse
-from plexd.serving import Response
 
 
 class Overview(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from plexd.serving import Request
+from plexd.api.http_server import Request
 
 _VERSION = re.compile(r'([0-9]{1,18})|"([0-9]{1,18})"')
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')

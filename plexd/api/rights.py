@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from plexd.api.http_server import Request, Response
 from plexd.api.routes import Right, refuse
 from plexd.linux.unix_socket import group_id, is_member
-from plexd.serving import Request, Response
 
 READERS, SECRET_READERS = "plexd", "plexd-secrets"
 

@@ -11,8 +11,8 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
+from plexd.api.http_server import Request, Response
 from plexd.log import get_logger
-from plexd.serving import Request, Response
 
 log = get_logger("api")
 

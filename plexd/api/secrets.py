@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from plexd.api.cipher import NONCE_BYTES, open_sealed
+from plexd.api.http_server import Response
 from plexd.api.routes import Call, Right, Route, refuse
 from plexd.errors import ControlError, Forbidden, NotFound, RateLimited, WireError
 from plexd.log import get_logger
-from plexd.serving import Response
 from plexd.wire.mapping import bad_key
 from plexd.wire.models import SecretResponse
 from plexd.wire.values import decode_base64, path_segment

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
+from plexd.api.http_server import Response
 from plexd.api.preconditions import BadPrecondition, demanded, is_known
 from plexd.api.revision import Revision
 from plexd.api.routes import Call, Right, Route, answer, refuse
 from plexd.errors import WireError
 from plexd.log import get_logger
 from plexd.mesh.desired import DataEntry, Desired
-from plexd.reports import NoSuchReport, Reports, TooManyReports, VersionConflict
-from plexd.serving import Response
+from plexd.node.reports import NoSuchReport, Reports, TooManyReports, VersionConflict
 from plexd.wire.durations import parse_duration
 from plexd.wire.reading import JSONText, load
 

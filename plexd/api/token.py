@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from plexd.api.http_server import Request, Response
 from plexd.api.routes import Right, refuse
 from plexd.errors import ListenerError
 from plexd.log import get_logger
 from plexd.masking import register_secret
-from plexd.serving import Request, Response
 
 log = get_logger("api")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 
 from plexd.audit import types
-from plexd.audit.assembly import Event
 from plexd.audit.entry import FAILURE, SUCCESS, UNKNOWN, Entry, Value
+from plexd.audit.grouping import Event
 from plexd.audit.records import Record, arguments, fields, integer, socket_address
 from plexd.audit.syscalls import syscall_name
 from plexd.audit.types import type_name

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TypeVar
 
-from plexd import daemon, membership
+from plexd import daemon
 from plexd.config.load import Loaded, load
 from plexd.errors import ConfigError, FatalError, PrivilegeError
-from plexd.membership import Refused
+from plexd.identity import join_and_leave
+from plexd.identity.join_and_leave import Refused
 
 MAX_TOKEN_BYTES = 512
 
@@ -31,7 +32,7 @@ def join(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either signal ends the attempt
     token = _token_from_stdin() if args.token_stdin else None
     ask = _ask_for_token if sys.stdin.isatty() and sys.stderr.isatty() else None
-    joined = _as_command(lambda: membership.join(loaded, token_text=token, ask=ask, force=args.force))
+    joined = _as_command(lambda: join_and_leave.join(loaded, token_text=token, ask=ask, force=args.force))
     if joined.already_registered:
         print("already registered", file=sys.stderr)
     _answer(args, asdict(joined), f"node_id: {joined.node_id}", f"mesh_ip: {joined.mesh_ip}")
@@ -40,7 +41,7 @@ def join(args: argparse.Namespace) -> int:
 
 def down(args: argparse.Namespace) -> int:
     loaded = load(vars(args), os.environ, command="down")
-    removed = _as_command(lambda: membership.down(loaded))
+    removed = _as_command(lambda: join_and_leave.down(loaded))
     _answer(args, {"removed": list(removed)}, "mesh down" if removed else "nothing to take down")
     return 0
 
@@ -49,7 +50,7 @@ def deregister(args: argparse.Namespace) -> int:
     loaded = load(vars(args), os.environ, command="deregister")
     if args.purge:
         _check_purge(args, loaded)
-    left = _as_command(lambda: membership.deregister(loaded, purge=args.purge, force=args.force))
+    left = _as_command(lambda: join_and_leave.deregister(loaded, purge=args.purge, force=args.force))
     answer = {"node_id": left.node_id, "deregistered": bool(left.node_id), "purged": left.purged}
     lines = [f"node {left.node_id} deregistered"] if left.node_id else []
     _answer(args, answer, *lines, *(["local data purged"] if left.purged else []))

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from plexd.complaint import Complaint
 from plexd.control.answer import parse_http_date
+from plexd.errors import Problem
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
@@ -21,7 +21,7 @@ Addresses = Sequence[tuple[Any, ...]]  # of getaddrinfo
 LARGE_BYTES = 6 << 10  # several packets of any Ethernet
 
 
-def check_control_plane(api: str, context: ssl.SSLContext) -> Iterator[Complaint]:
+def check_control_plane(api: str, context: ssl.SSLContext) -> Iterator[Problem]:
     """`api` is the base URL; each step is tried only when the one before it worked."""
     parts = urlsplit(api)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -31,14 +31,12 @@ def check_control_plane(api: str, context: ssl.SSLContext) -> Iterator[Complaint
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as exc:
-        yield Complaint(
-            "dns", f"{host} does not resolve: {exc.strerror}", "check /etc/resolv.conf, and the name in api"
-        )
+        yield Problem("dns", f"{host} does not resolve: {exc.strerror}", "check /etc/resolv.conf, and the name in api")
         return
     try:
         _connect(addresses).close()
     except OSError as exc:
-        yield Complaint(
+        yield Problem(
             "control_plane",
             f"nobody answers at {host} port {port}: {exc.strerror or 'no answer in time'}",
             "check firewall, routes and proxy variables, and that the control plane runs",
@@ -54,7 +52,7 @@ def _check_answers(
     host: str,
     path: str,
     context: ssl.SSLContext,
-) -> Iterator[Complaint]:
+) -> Iterator[Problem]:
     def ask(padding: int) -> str:
         """The Date of the answer."""
         sock = _connect(addresses)
@@ -74,19 +72,19 @@ def _check_answers(
         date = parse_http_date(ask(0))
     except ssl.SSLCertVerificationError as exc:
         remedy = "set tls.ca_file to the CA of the control plane; a wrong clock makes good certificates bad as well"
-        yield Complaint("tls", f"the certificate of {host} is not trusted: {exc.verify_message}", remedy)
+        yield Problem("tls", f"the certificate of {host} is not trusted: {exc.verify_message}", remedy)
         return
     except TimeoutError:
         what = "finishes no TLS handshake" if scheme == "https" else "answers no request"
         remedy = "check its log; on the way, check for a smaller MTU and for filtered ICMP"
-        yield Complaint("control_plane", f"{host} takes connections but {what}", remedy)
+        yield Problem("control_plane", f"{host} takes connections but {what}", remedy)
         return
     except (OSError, http.client.HTTPException) as exc:
-        yield Complaint("control_plane", f"{host} speaks no HTTP: {exc}", "check the scheme and the port in api")
+        yield Problem("control_plane", f"{host} speaks no HTTP: {exc}", "check the scheme and the port in api")
         return
     if date is not None and abs(skew := date - time.time()) > SKEW_SECONDS:
         side = "behind" if skew > 0 else "ahead of"
-        yield Complaint(
+        yield Problem(
             "clock",
             f"this clock is {abs(skew):.0f} s {side} the control plane's",
             "check time synchronisation: timedatectl",
@@ -94,7 +92,7 @@ def _check_answers(
     try:
         ask(LARGE_BYTES)
     except TimeoutError:
-        yield Complaint(
+        yield Problem(
             "mtu",
             f"small packets reach {host}, large ones get lost",
             "lower the MTU of the uplink, or have ICMP `fragmentation needed` let through",

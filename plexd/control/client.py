@@ -18,13 +18,13 @@ from typing import TypeVar
 import httpx
 from pydantic import SecretStr
 
-from plexd.backoff import Uniform
 from plexd.control.body import PLAIN_REQUEST_BYTES
 from plexd.control.exchange import OFF_LOOP_BYTES, Call, Document, Exchanger
 from plexd.control.network import open_transport
 from plexd.control.retries import retrying
 from plexd.errors import NotFound, Rejected, Unauthenticated
 from plexd.log import get_logger
+from plexd.runtime.backoff import Uniform
 from plexd.wire import endpoints, models
 from plexd.wire.endpoints import Credential, Endpoint
 from plexd.wire.reading import Skipped, read_value

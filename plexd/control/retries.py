@@ -8,9 +8,9 @@ from itertools import repeat
 
 import tenacity
 
-from plexd.backoff import Backoff, Uniform
 from plexd.errors import Transient
 from plexd.log import get_logger
+from plexd.runtime.backoff import Backoff, Uniform
 from plexd.wire.endpoints import Endpoint, Retry
 
 log = get_logger("control")

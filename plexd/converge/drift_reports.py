@@ -14,8 +14,8 @@ from typing import Protocol
 from plexd.errors import ControlError, Transient
 from plexd.log import get_logger
 from plexd.mesh.drift import Correction
-from plexd.node import Node
-from plexd.waiting import set_within
+from plexd.node.state import Node
+from plexd.runtime.waiting import set_within
 
 log = get_logger("reconcile")
 

@@ -19,7 +19,6 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from plexd.errors import ForeignLink, KernelError, NotAddressable, NotPermitted
-from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
 from plexd.mesh.admission import Admitted, amend, judge
@@ -36,7 +35,6 @@ from plexd.mesh.changes import (
     SetDevice,
     SetDown,
 )
-from plexd.mesh.contested import Guard, contest_correction, leaves_firewall, shut
 from plexd.mesh.desired import NO_CANDIDATES, Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
@@ -46,10 +44,13 @@ from plexd.mesh.keys import PrivateKey
 from plexd.mesh.observed import Backend, Observed, Route, is_fresh
 from plexd.mesh.plan import plan, plan_event, plan_network, withhold
 from plexd.mesh.policy import Resolved
+from plexd.mesh.repair_limiter import Guard, contest_correction, leaves_firewall, shut
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
-from plexd.node import Node
+from plexd.node.control_calls import MeshStatus
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
+from plexd.runtime.threads import in_mesh_thread
 from plexd.store.identity import Identity
-from plexd.threads import in_mesh_thread
 
 log = get_logger("mesh")
 
@@ -76,15 +77,6 @@ class Kernel(Protocol):
 
     async def read_firewall(self) -> Any | None:
         """The table as nft tells it, None when there is none. Raises KernelError."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeshStatus:
-    """What the heartbeat says about the mesh."""
-
-    interface: str
-    fresh_peers: int
-    listen_port: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from plexd.backoff import Backoff
-from plexd.converge import PassResult
+from plexd.converge.passes import PassResult
 from plexd.errors import ControlError, Forbidden, NotFound, Transient, WireError
-from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.desired import FullState, SigningKeys
 from plexd.mesh.drift import Correction, snapshot_corrections
-from plexd.node import Node
-from plexd.waiting import set_within
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
+from plexd.runtime.backoff import Backoff
+from plexd.runtime.waiting import set_within
 
 log = get_logger("reconcile")
 

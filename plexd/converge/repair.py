@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from plexd.backoff import Backoff
-from plexd.converge import PassResult
+from plexd.converge.passes import PassResult
 from plexd.log import get_logger
 from plexd.mesh.drift import Correction
-from plexd.waiting import any_set_within
+from plexd.runtime.backoff import Backoff
+from plexd.runtime.waiting import any_set_within
 
 log = get_logger("mesh")
 

@@ -6,44 +6,44 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
+from plexd.api.assembly import Front
+from plexd.config.in_force import Configuration
 from plexd.control import ControlPlane
-from plexd.converge import Converger
-from plexd.daemon.front import Front
-from plexd.daemon.mesh_settings import mesh_settings
-from plexd.daemon.reloading import Configuration
-from plexd.daemon.renewal import Renewal
-from plexd.daemon.traversal import Traversal
-from plexd.enrolment import TokenSearch
-from plexd.health import Health
+from plexd.converge.drift_reports import DriftReports
+from plexd.converge.handshakes import Handshakes
+from plexd.converge.mesh_settings import mesh_settings
+from plexd.converge.passes import Converger
+from plexd.converge.reconcile import Reconcile
+from plexd.converge.repair import Repair
+from plexd.converge.watch import Watch
+from plexd.events.effects import Effects
+from plexd.events.listener import Listener
+from plexd.events.rejections import Refusals
+from plexd.identity.enrolment import TokenSearch
+from plexd.identity.recovery import Recovery
+from plexd.identity.reenrolment import Renewal
+from plexd.identity.registration import Registrar
+from plexd.identity.rotation import Rotation
 from plexd.linux import systemd
 from plexd.linux.kernel import Kernel
 from plexd.mesh.nat import Finding
 from plexd.mesh.target import Settings
-from plexd.node import Node
-from plexd.overview import Membership, Overview
-from plexd.services.capabilities import Capabilities
-from plexd.services.clocks import Clocks
-from plexd.services.drift import DriftReports
-from plexd.services.effects import Effects
-from plexd.services.garbage import Garbage
-from plexd.services.handshakes import Handshakes
-from plexd.services.heartbeat import Heartbeat
-from plexd.services.listener import Listener
-from plexd.services.persist import Persist
-from plexd.services.reconcile import Reconcile
-from plexd.services.recovery import Recovery
-from plexd.services.refusals import Refusals
-from plexd.services.registration import Registrar
-from plexd.services.repair import Repair
-from plexd.services.resolve import Resolve
-from plexd.services.rotation import Rotation
-from plexd.services.watch import Watch
-from plexd.services.watchdog import Watchdog
+from plexd.node.capabilities import Capabilities
+from plexd.node.control_calls import SelfDescription, Uplink
+from plexd.node.health import Health
+from plexd.node.heartbeat import Heartbeat
+from plexd.node.persist import Persist
+from plexd.node.state import Node
+from plexd.node.status import Membership, Overview
+from plexd.runtime.clocks import Clocks
+from plexd.runtime.garbage import Garbage
+from plexd.runtime.supervisor import Groups, Service, Supervisor
+from plexd.runtime.watchdog import Watchdog
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
-from plexd.supervisor import Groups, Service, Supervisor
 from plexd.telemetry.assembly import Telemetry
-from plexd.uplink import SelfDescription, Uplink
+from plexd.traversal.assembly import Traversal
+from plexd.traversal.name_resolution import Resolve
 from plexd.wire.envelope import Verifier
 
 

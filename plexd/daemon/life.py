@@ -11,30 +11,30 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from plexd import log as logging
+from plexd.api.assembly import Front
+from plexd.config.in_force import Configuration
 from plexd.config.load import Loaded
 from plexd.config.models import Config
 from plexd.daemon.composition import Agent, Ground, Upstream, compose
-from plexd.daemon.front import Front
-from plexd.daemon.reloading import Configuration
 from plexd.daemon.signals import Signals
 from plexd.daemon.stopping import TELEMETRY_SECONDS, cancel, stop, within
-from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.errors import LocalStateError
-from plexd.health import Condition, Health
+from plexd.identity.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
+from plexd.identity.registration import Registrar
 from plexd.linux import host, systemd
 from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import use_own_threads
 from plexd.log import get_logger
 from plexd.masking import register_secret
-from plexd.node import Node
-from plexd.overview import Overview, Phase
-from plexd.services.registration import Registrar
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
+from plexd.node.status import Overview, Phase
+from plexd.runtime.supervisor import Groups
+from plexd.runtime.waiting import unless_set
 from plexd.store.files import DataDirectory
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore
 from plexd.store.snapshot import CachedSnapshot, SnapshotStore
-from plexd.supervisor import Groups
 from plexd.telemetry.assembly import Telemetry
-from plexd.waiting import unless_set
 
 log = get_logger("daemon")
 

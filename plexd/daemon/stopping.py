@@ -13,7 +13,7 @@ from plexd.control import ControlPlane
 from plexd.daemon.composition import Agent, Ground, Upstream
 from plexd.errors import ControlError, KernelError, Unauthenticated
 from plexd.log import get_logger
-from plexd.waiting import unless_set
+from plexd.runtime.waiting import unless_set
 
 log = get_logger("daemon")
 

@@ -23,7 +23,7 @@ from plexd.mesh.events import (
     UnknownEvent,
 )
 from plexd.mesh.fold import NotHereYet, Unfoldable, fold
-from plexd.node import Node
+from plexd.node.state import Node
 from plexd.wire.envelope import Envelope
 from plexd.wire.mapping import OwnNode
 from plexd.wire.payloads import Reaction, parse_event, reaction_to_bad

@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from plexd.backoff import FullJitter
-from plexd.contact import Stream
 from plexd.errors import ControlError, Forbidden, NotFound, Transient, Unauthenticated
-from plexd.health import Condition, Health
 from plexd.log import get_logger
-from plexd.node import Node
-from plexd.waiting import set_within, to_its_end
+from plexd.node.connection_status import Stream
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
+from plexd.runtime.backoff import FullJitter
+from plexd.runtime.waiting import set_within, to_its_end
 from plexd.wire.envelope import NONCE_LIMIT, Envelope, Outcome, Verdict, Verifier
 from plexd.wire.sse import Decoder, Item, Malformed, Oversized, Retry
 

@@ -14,13 +14,13 @@ from plexd import __version__
 from plexd.config.models import Config, Token, effective_hostname
 from plexd.control import ControlPlane, fetch_token, tls_context
 from plexd.errors import RegistrationRefused
+from plexd.identity.registration import Registrar
 from plexd.linux import host
 from plexd.log import get_logger
-from plexd.services.registration import Registrar
+from plexd.node.control_calls import Enrolment, SelfDescription
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, refuse_lost_identity
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken, NoToken, check_token, tokens_at_hand
-from plexd.uplink import Enrolment, SelfDescription
 
 log = get_logger("registration")
 

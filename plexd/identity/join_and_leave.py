@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # first, before httpx and structlog bring what nobody needs here
-import plexd.lean  # noqa: F401
+import plexd.runtime.slim_imports  # noqa: F401
 
 # isort: split
 import asyncio
@@ -19,8 +19,8 @@ from plexd import log as logging
 from plexd.config.load import Loaded
 from plexd.config.models import Config, effective_hostname
 from plexd.control import ControlPlane
-from plexd.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.errors import ConfigError, ControlError, PlexdError, PrivilegeError, Unauthenticated
+from plexd.identity.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
 from plexd.log import get_logger
@@ -29,7 +29,7 @@ from plexd.store.files import DataDirectory, DirectoryLocked
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken, NoToken, check_token
-from plexd.telemetry import trail
+from plexd.telemetry import agent_audit
 
 log = get_logger("membership")
 
@@ -211,10 +211,10 @@ async def _tell(config: Config, event_type: str, action: str, node_id: str, mesh
     """For the audit trail of a daemon that runs later."""
     if not config.audit.enabled:
         return
-    about = trail.node(node_id, mesh_ip)
+    about = agent_audit.node(node_id, mesh_ip)
     try:
-        entry = trail.own_entry(effective_hostname(config), time.time(), event_type, action, about)
-        await asyncio.to_thread(trail.leave_for_daemon, config.data_dir, config.audit.spool_max_bytes, entry)
+        entry = agent_audit.own_entry(effective_hostname(config), time.time(), event_type, action, about)
+        await asyncio.to_thread(agent_audit.leave_for_daemon, config.data_dir, config.audit.spool_max_bytes, entry)
     except (OSError, ConfigError) as exc:
         log.warning("audit event not kept", event_type=event_type, error=str(exc))
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from plexd.log import get_logger
-from plexd.node import Node
+from plexd.node.state import Node
 
 log = get_logger("recovery")
 

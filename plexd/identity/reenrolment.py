@@ -19,15 +19,15 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from plexd.errors import LocalStateError, RegistrationRefused, RegistrationTimedOut
+from plexd.identity.registration import Granted, Registrar
 from plexd.log import get_logger
 from plexd.masking import register_secret
 from plexd.mesh.desired import Desired
-from plexd.node import Node
-from plexd.services.registration import Granted, Registrar
+from plexd.node.state import Node
+from plexd.runtime.waiting import to_its_end
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken
-from plexd.waiting import to_its_end
 
 log = get_logger("recovery")
 

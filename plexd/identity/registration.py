@@ -29,10 +29,10 @@ from plexd.masking import register_secret
 from plexd.mesh.desired import Desired, FullState
 from plexd.mesh.fold import replace_state
 from plexd.mesh.keys import PublicKey
+from plexd.runtime.waiting import to_its_end
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken
-from plexd.waiting import to_its_end
 from plexd.wire.mapping import Registered
 
 log = get_logger("registration")

@@ -19,8 +19,8 @@ from plexd.mesh.desired import Peer
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.fold import Unfoldable
 from plexd.mesh.keys import PrivateKey, PublicKey
-from plexd.node import Node
-from plexd.waiting import to_its_end
+from plexd.node.state import Node
+from plexd.runtime.waiting import to_its_end
 
 log = get_logger("rotation")
 

@@ -13,7 +13,7 @@ from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.firewall import Json, Ruleset, SetChange, amendment, fingerprint
-from plexd.threads import in_mesh_thread
+from plexd.runtime.threads import in_mesh_thread
 
 
 class FirewallTable:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from plexd.complaint import Complaint
+from plexd.errors import Problem
 from plexd.linux.netlink import Message, NetlinkSocket, attribute
 from plexd.linux.wireguard.program import SEARCH_PATH, TUN
 
@@ -24,45 +24,45 @@ IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 NFT_SECONDS = 10.0
 
 
-def check_capabilities() -> Iterator[Complaint]:
+def check_capabilities() -> Iterator[Problem]:
     status = Path("/proc/self/status").read_text()
     held = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
     for number, name in CAPABILITIES.items():
         if not held >> number & 1:
-            yield Complaint(
+            yield Problem(
                 "capabilities",
                 f"CAP_{name} is missing, which {NEEDED_FOR[name]} need",
                 f"run as root, or give the unit or container {name}",
             )
 
 
-def check_backend(backend: str, program: str, has_kernel: bool) -> Iterator[Complaint]:
+def check_backend(backend: str, program: str, has_kernel: bool) -> Iterator[Problem]:
     """`has_kernel`: this kernel makes WireGuard links."""
     if has_kernel and backend != "userspace":
         return
     found = shutil.which(program, path=SEARCH_PATH) is not None
     if backend == "kernel":
-        yield Complaint("wireguard", "this kernel has no WireGuard", "modprobe wireguard, or set mesh.backend to auto")
+        yield Problem("wireguard", "this kernel has no WireGuard", "modprobe wireguard, or set mesh.backend to auto")
     elif not found:
-        yield Complaint(
+        yield Problem(
             "wireguard",
             f"this kernel has no WireGuard, and {program} is not installed",
             f"modprobe wireguard, or install {program}",
         )
     elif not TUN.exists():
-        yield Complaint(
+        yield Problem(
             "tun",
             f"this kernel has no WireGuard, and {TUN} is missing, which {program} needs",
             f"modprobe wireguard or tun; in a container pass the device {TUN}",
         )
     elif not os.access(TUN, os.R_OK | os.W_OK):
-        yield Complaint("tun", f"{TUN} cannot be opened", "allow the device to this process")
+        yield Problem("tun", f"{TUN} cannot be opened", "allow the device to this process")
 
 
-def check_firewall() -> Iterator[Complaint]:
+def check_firewall() -> Iterator[Problem]:
     nft = shutil.which("nft", path=SEARCH_PATH)
     if nft is None:
-        yield Complaint("nftables", "nft is not installed, so no policy can be enforced", "install nftables")
+        yield Problem("nftables", "nft is not installed, so no policy can be enforced", "install nftables")
         return
     try:
         done = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, timeout=NFT_SECONDS, check=False)
@@ -70,23 +70,23 @@ def check_firewall() -> Iterator[Complaint]:
     except (OSError, subprocess.TimeoutExpired) as exc:
         fault = [str(exc)]
     for line in fault:
-        yield Complaint("nftables", f"nft does not work here: {line}", "see that the kernel has nf_tables")
+        yield Problem("nftables", f"nft does not work here: {line}", "see that the kernel has nf_tables")
 
 
-def check_ipv6() -> Iterator[Complaint]:
+def check_ipv6() -> Iterator[Problem]:
     try:
         is_off = IPV6_OFF.read_text().strip() == "1"
     except OSError:
         is_off = True
     if is_off:
-        yield Complaint(
+        yield Problem(
             "ipv6",
             "IPv6 is off, so mesh addresses and endpoints of that family cannot be used",
             "sysctl net.ipv6.conf.all.disable_ipv6=0, unless the mesh has IPv4 only",
         )
 
 
-def check_port(port: int, interface: str) -> Iterator[Complaint]:
+def check_port(port: int, interface: str) -> Iterator[Problem]:
     """A port that our own interface holds is where it should be."""
     if Path(f"/sys/class/net/{interface}").exists():
         return
@@ -98,7 +98,7 @@ def check_port(port: int, interface: str) -> Iterator[Complaint]:
                 probe.bind((host, port))
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
-                yield Complaint(
+                yield Problem(
                     "port",
                     f"another program holds UDP port {port}",
                     f"ss -ulpn 'sport = :{port}' names it; stop it, or set mesh.listen_port",
@@ -106,7 +106,7 @@ def check_port(port: int, interface: str) -> Iterator[Complaint]:
                 return
 
 
-def check_data_dir(path: Path) -> Iterator[Complaint]:
+def check_data_dir(path: Path) -> Iterator[Problem]:
     """The directory itself, or what it will be made in."""
     place = path
     while not place.exists() and place != place.parent:
@@ -116,7 +116,7 @@ def check_data_dir(path: Path) -> Iterator[Complaint]:
         probe.touch(0o600)
         probe.unlink()
     except OSError as exc:
-        yield Complaint(
+        yield Problem(
             "data_dir",
             f"{place} cannot be written: {exc.strerror}",
             "make it writable, or set data_dir to a directory that survives reboots",

@@ -29,7 +29,7 @@ from plexd.linux.underlay import Underlay, narrowest
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import AddRoute, RemoveRoute
 from plexd.mesh.observed import MESH_ALIAS, Link, Route
-from plexd.threads import in_mesh_thread
+from plexd.runtime.threads import in_mesh_thread
 
 IFA_F_NODAD = 2
 IPV6_SWITCHES = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"

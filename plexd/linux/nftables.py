@@ -30,7 +30,7 @@ from plexd.linux.netlink import RECEIVE_BYTES, Message, NetlinkSocket, attribute
 from plexd.linux.set_elements import NFGENMSG, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_UNSPEC, Batch, batch
 from plexd.linux.wireguard.program import SEARCH_PATH
 from plexd.mesh.firewall import FAMILY, TABLE, Json, SetChange
-from plexd.threads import in_mesh_thread
+from plexd.runtime.threads import in_mesh_thread
 
 TIMEOUT_SECONDS = 10.0
 MAX_MESSAGE = 300  # characters of what nft says

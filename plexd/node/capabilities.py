@@ -7,7 +7,7 @@ from typing import Protocol
 
 from plexd.errors import ControlError, Unauthenticated
 from plexd.log import get_logger
-from plexd.node import Node
+from plexd.node.state import Node
 
 log = get_logger("capabilities")
 

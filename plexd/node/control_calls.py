@@ -12,15 +12,14 @@ from functools import partial
 from pydantic import SecretStr
 
 from plexd.control import ControlPlane
-from plexd.converge import MeshStatus
-from plexd.health import Health
 from plexd.log import get_logger
 from plexd.mesh.desired import DataEntry, FullState, Peer
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.nat import Finding
-from plexd.node import Node
+from plexd.node.health import Health
+from plexd.node.state import Node
 from plexd.wire import endpoints, models
 from plexd.wire.durations import format_duration
 from plexd.wire.mapping import (
@@ -37,6 +36,15 @@ from plexd.wire.times import format_time
 log = get_logger("control")
 
 PEERS_ON_LOOP = 500  # mapping more of them would hold up the event loop for over 5 ms
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatus:
+    """What the heartbeat says about the mesh."""
+
+    interface: str
+    fresh_peers: int
+    listen_port: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from plexd.errors import ControlError, NotFound, Transient, Unauthenticated, WireError
 from plexd.log import get_logger
-from plexd.node import Node
+from plexd.node.state import Node
+from plexd.runtime.waiting import any_set_within
 from plexd.store.identity import Identity
-from plexd.waiting import any_set_within
 
 log = get_logger("heartbeat")
 

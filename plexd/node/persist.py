@@ -8,8 +8,8 @@ from typing import Protocol
 
 from plexd.log import get_logger
 from plexd.mesh.desired import Desired, SigningKeys
-from plexd.node import Node
-from plexd.waiting import to_its_end
+from plexd.node.state import Node
+from plexd.runtime.waiting import to_its_end
 
 log = get_logger("store")
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from plexd.backoff import Backoff
 from plexd.errors import (
     Conflict,
     ControlError,
@@ -25,10 +24,11 @@ from plexd.errors import (
 )
 from plexd.log import get_logger
 from plexd.mesh.desired import DataEntry
-from plexd.node import Node
-from plexd.reports import Reports
+from plexd.node.reports import Reports
+from plexd.node.state import Node
+from plexd.runtime.backoff import Backoff
+from plexd.runtime.waiting import set_within
 from plexd.store.reports import Operation
-from plexd.waiting import set_within
 
 log = get_logger("reports")
 

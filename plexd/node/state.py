@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from pydantic import SecretStr
 
-from plexd.contact import Contact
-from plexd.health import Condition, Health
 from plexd.log import get_logger
 from plexd.mesh.desired import Desired, EndpointSource, FullState, SigningKeys
 from plexd.mesh.events import EndpointOffered, Foldable
 from plexd.mesh.fold import expire_signing_key, fold, replace_state
 from plexd.mesh.keys import PublicKey
+from plexd.node.connection_status import Contact
+from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 
 log = get_logger("node")

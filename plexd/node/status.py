@@ -15,8 +15,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from plexd.config.models import Config
-from plexd.contact import Contact
-from plexd.health import MEANINGS, Condition, Finding, Health
 from plexd.mesh import nat as nats
 from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, meaning
@@ -25,9 +23,11 @@ from plexd.mesh.firewall import Hits
 from plexd.mesh.observed import Observed, is_fresh
 from plexd.mesh.policy import Resolved, Rule, deciding, explain_rules
 from plexd.mesh.target import Target
-from plexd.node import Node
-from plexd.reports import Reports
-from plexd.uplink import SelfDescription
+from plexd.node.connection_status import Contact
+from plexd.node.control_calls import SelfDescription
+from plexd.node.health import MEANINGS, Condition, Finding, Health
+from plexd.node.reports import Reports
+from plexd.node.state import Node
 from plexd.wire.durations import format_duration
 from plexd.wire.times import format_time
 

@@ -1,1 +1,1 @@
-"""The loops of the daemon. Each says what it needs as Protocols; daemon/composition.py hands it in."""
+"""What runs tasks and knows no feature: supervisor, waiting, threads, clocks."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from plexd.backoff import Backoff
 from plexd.log import get_logger
+from plexd.runtime.backoff import Backoff
 
 log = get_logger("daemon")
 

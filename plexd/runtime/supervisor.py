@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from plexd.backoff import Backoff
 from plexd.errors import FatalError
 from plexd.log import get_logger
+from plexd.runtime.backoff import Backoff
 
 log = get_logger("supervisor")
 

@@ -16,11 +16,14 @@ from plexd.config.models import Pipeline as Settings
 from plexd.control import ControlPlane
 from plexd.linux import host
 from plexd.log import add_listener, detect_format
-from plexd.node import Node
+from plexd.node.control_calls import SelfDescription
+from plexd.node.state import Node
+from plexd.runtime.waiting import unless_set
 from plexd.store.cursors import Cursors
 from plexd.store.quarantine import quarantine
+from plexd.telemetry.agent_audit import AuditTrail
 from plexd.telemetry.audit import Audit
-from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.audit_encoder import AuditForm
 from plexd.telemetry.counters import Counters
 from plexd.telemetry.files import Files
 from plexd.telemetry.gaps import Gap, parse_gaps
@@ -33,10 +36,7 @@ from plexd.telemetry.records import OWN_SOURCE, LogForm, log_marker, shortened
 from plexd.telemetry.renewable import Renewable
 from plexd.telemetry.severity import Filter, parse_severity
 from plexd.telemetry.spooled import Spooled
-from plexd.telemetry.trail import AuditTrail
 from plexd.telemetry.window import Limits
-from plexd.uplink import SelfDescription
-from plexd.waiting import unless_set
 from plexd.wire import endpoints
 from plexd.wire.endpoints import Endpoint
 

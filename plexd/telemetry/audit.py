@@ -9,12 +9,12 @@ from plexd.audit.types import type_number
 from plexd.config.models import Audit as Settings
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
-from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.agent_audit import AuditTrail
+from plexd.telemetry.audit_encoder import AuditForm
 from plexd.telemetry.auditd import Events, KernelAudit, LinuxAudit, LogAudit
 from plexd.telemetry.kubernetes import KubernetesAudit, find_log
 from plexd.telemetry.pipeline import Pipeline
 from plexd.telemetry.spooled import Spooled
-from plexd.telemetry.trail import AuditTrail
 
 
 class Audit:

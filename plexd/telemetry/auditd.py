@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from plexd.audit import linux
-from plexd.audit.assembly import Assembler, Event
 from plexd.audit.backlog import Backlog
+from plexd.audit.grouping import Assembler, Event
 from plexd.audit.records import EventId, Malformed, parse_datagram, parse_line
 from plexd.errors import KernelError
 from plexd.linux.audit import AuditStream, Overrun
@@ -25,7 +25,7 @@ from plexd.linux.logfiles import Mark
 from plexd.linux.tail import Hole, Item, Line, Oversized, Tail
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
-from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.audit_encoder import AuditForm
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Gap, Reason
 from plexd.telemetry.pipeline import Feed, Pipeline, Row, SourceState

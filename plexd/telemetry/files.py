@@ -21,7 +21,7 @@ from plexd.telemetry.lines import Lines
 from plexd.telemetry.pipeline import Feed, Pipeline
 from plexd.telemetry.records import LogForm
 from plexd.telemetry.severity import INFO, NAMES, Filter
-from plexd.telemetry.stamps import parse_stamp, split_priority
+from plexd.telemetry.timestamps import parse_stamp, split_priority
 
 log = get_logger("telemetry")
 

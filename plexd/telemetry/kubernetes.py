@@ -15,7 +15,7 @@ from plexd.linux.logfiles import Mark
 from plexd.linux.tail import Hole, Item, Line, Oversized, Tail
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
-from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.audit_encoder import AuditForm
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.pipeline import Feed, Pipeline, SourceState

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from plexd.contact import Contact, Stream
 from plexd.errors import NotPermitted
 from plexd.linux import icmp, proc
 from plexd.log import get_logger
 from plexd.mesh.connectivity import Paths
 from plexd.mesh.observed import Observed
 from plexd.mesh.target import Target
-from plexd.node import Node
+from plexd.node.connection_status import Contact, Stream
+from plexd.node.state import Node
 from plexd.telemetry.pipeline import Feed, Pipeline, SourceState
 from plexd.telemetry.records import metric_point
 from plexd.wire.times import format_time

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
-from plexd.backoff import Backoff
 from plexd.errors import ControlError
 from plexd.log import get_logger
+from plexd.runtime.backoff import Backoff
+from plexd.runtime.waiting import set_within
+from plexd.telemetry.bisection import Fate, Settled, Trial
 from plexd.telemetry.counters import Counters, Dropped
+from plexd.telemetry.delivery_state import Standing, State
 from plexd.telemetry.gaps import Gap, Gaps, Reason
 from plexd.telemetry.reaction import Answer, react
-from plexd.telemetry.standing import Standing, State
-from plexd.telemetry.trial import Fate, Settled, Trial
 from plexd.telemetry.window import Entry, Limits, Window
-from plexd.waiting import set_within
 from plexd.wire.times import format_time
 
 log = get_logger("telemetry")

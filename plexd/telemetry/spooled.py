@@ -12,12 +12,12 @@ from collections import deque
 from typing import Any
 
 from plexd.log import get_logger
+from plexd.runtime.waiting import set_within, to_its_end
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Line, Spool, SpoolPosition
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.pipeline import Feed, Pipeline
-from plexd.waiting import set_within, to_its_end
 
 log = get_logger("telemetry")
 

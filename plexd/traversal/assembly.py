@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from plexd.converge import Converger
-from plexd.daemon.reloading import Configuration
+from plexd.config.in_force import Configuration
+from plexd.converge.passes import Converger
 from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import look_up
 from plexd.linux.stun import StunClient
 from plexd.mesh.nat import Finding
-from plexd.node import Node
-from plexd.services.addresses import HostAddresses
-from plexd.services.endpoint import Discovery, EndpointReport, stated
-from plexd.services.fallback import Fallback
-from plexd.supervisor import Exchangeable, Groups, Service
-from plexd.uplink import Uplink
+from plexd.node.control_calls import Uplink
+from plexd.node.state import Node
+from plexd.runtime.supervisor import Exchangeable, Groups, Service
+from plexd.traversal.candidates import Fallback
+from plexd.traversal.endpoint_report import Discovery, EndpointReport, stated
+from plexd.traversal.host_addresses import HostAddresses
 
 
 class Traversal:

@@ -11,14 +11,14 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from plexd.backoff import Backoff
 from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Transient, Unresolved, WireError
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Answer, Finding, NatType, classify, is_settled, refusal
-from plexd.node import Node
-from plexd.waiting import set_within, unless_set
+from plexd.node.state import Node
+from plexd.runtime.backoff import Backoff
+from plexd.runtime.waiting import set_within, unless_set
 
 log = get_logger("nat")
 

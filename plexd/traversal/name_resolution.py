@@ -11,8 +11,8 @@ from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.desired import Desired
 from plexd.mesh.target import names_to_resolve
-from plexd.node import Node
-from plexd.waiting import set_within
+from plexd.node.state import Node
+from plexd.runtime.waiting import set_within
 
 log = get_logger("mesh")
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from plexd.api.http_server import Request, Response
 from plexd.api.revision import Revision
 from plexd.api.routes import Dispatcher, Right, Route, refuse
 from plexd.api.state import StateRoutes
 from plexd.linux.unix_socket import Credentials
 from plexd.mesh.desired import DataEntry, Desired
-from plexd.reports import Reports
-from plexd.serving import Request, Response
+from plexd.node.reports import Reports
 from plexd.store.files import DataDirectory
 from plexd.store.reports import ReportStore
 

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from plexd.api import rights
+from plexd.api.assembly import Front
 from plexd.config.models import Config
-from plexd.daemon.front import Front
 from plexd.errors import ListenerError
 from plexd.mesh.desired import Desired
 from plexd.store.files import DataDirectory
-from tests.house import READERS, SECRET_READERS, TOKEN, House, Told
+from tests.api_harness import READERS, SECRET_READERS, TOKEN, House, Told
 
 USER, OTHER_GROUP = 47013, 47014
 needs_users = pytest.mark.skipif(

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from plexd import serving
-from plexd.serving import HttpServer, Limits, Request, Response
+from plexd.api import http_server
+from plexd.api.http_server import HttpServer, Limits, Request, Response
 
 LIMITS = Limits()
 MAX_BODY_BYTES, MAX_CONNECTIONS = LIMITS.body_bytes, LIMITS.connections
@@ -73,9 +73,9 @@ Connect = Callable[[], Awaitable[Client]]
 @asynccontextmanager
 async def served(
     path: Path,
-    respond: serving.Respond = echo,
+    respond: http_server.Respond = echo,
     limits: Limits = LIMITS,
-    admit: serving.Admit = serving.admit_everybody,
+    admit: http_server.Admit = http_server.admit_everybody,
 ) -> AsyncIterator[tuple[Connect, asyncio.Task[None]]]:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
@@ -101,7 +101,7 @@ async def served(
 def play(
     path: Path,
     scene: Callable[[Connect], Awaitable[None]],
-    respond: serving.Respond = echo,
+    respond: http_server.Respond = echo,
     limits: Limits = LIMITS,
 ) -> None:
     async def main() -> None:

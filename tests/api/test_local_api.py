@@ -17,11 +17,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.api import rights
+from plexd.api.assembly import local_door
+from plexd.api.http_server import Limits
+from plexd.api.listening_sockets import Door
 from plexd.api.node import node_routes, probe_routes
-from plexd.daemon.front import local_door
 from plexd.errors import ListenerError
-from plexd.services.door import Door
-from plexd.serving import Limits
 
 GROUP, OTHER_GROUP, USER = 47011, 47012, 47013  # nobody on this host has them
 STATUS = b'{"node_id": "n_41c9",  "uptime": "2h16m4s"}'

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 import plexd
 from plexd.api.openapi import OPERATIONS, describe
 from plexd.api.revision import Revision
-from tests.house import House
+from tests.api_harness import House
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 LEAKS = ("Traceback", 'File "', str(Path(plexd.__file__).parent), "/tmp/", "object at 0x", "plexd.api")

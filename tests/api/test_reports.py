@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plexd.reports import MAX_ENTRIES, REMEMBERED_DELETES, Reports
+from plexd.node.reports import MAX_ENTRIES, REMEMBERED_DELETES, Reports
 from plexd.store.files import DataDirectory
 from plexd.store.reports import Operation, ReportStore
 from tests.api.asking import Place, play
@@ -370,7 +370,7 @@ def test_damaged_entry_is_moved_aside_and_nothing_else_suffers(tmp_path: Path) -
 
 
 def test_programs_that_make_up_keys_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plexd.reports.REMEMBERED_DELETES", 20)
+    monkeypatch.setattr("plexd.node.reports.REMEMBERED_DELETES", 20)
     assert REMEMBERED_DELETES == 4096
 
     async def main() -> None:

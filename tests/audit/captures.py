@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from plexd.audit.assembly import Assembler, Event
+from plexd.audit.grouping import Assembler, Event
 from plexd.audit.records import Record, parse_datagram, parse_line
 
 CAPTURED = Path(__file__).parent / "captured"

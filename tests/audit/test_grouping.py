@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plexd.audit import types
-from plexd.audit.assembly import MAX_OPEN_BYTES, MAX_OPEN_EVENTS, WAIT_SECONDS, Assembler, Event
+from plexd.audit.grouping import MAX_OPEN_BYTES, MAX_OPEN_EVENTS, WAIT_SECONDS, Assembler, Event
 from plexd.audit.records import EventId, Record
 from tests.audit.captures import events, logged, multicast
 

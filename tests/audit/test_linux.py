@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plexd.audit import types
-from plexd.audit.assembly import Event
 from plexd.audit.entry import Entry
+from plexd.audit.grouping import Event
 from plexd.audit.linux import is_own, normalise, primary, without
 from plexd.audit.records import EventId, Record
 from tests.audit.captures import events, multicast

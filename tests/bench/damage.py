@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from plexd import log
-from plexd.converge import Converger
-from plexd.health import Health
+from plexd.converge.passes import Converger
+from plexd.converge.repair import Repair
 from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
@@ -29,8 +29,8 @@ from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import Backend, Observed
 from plexd.mesh.target import Settings
-from plexd.node import Node
-from plexd.services.repair import Repair
+from plexd.node.health import Health
+from plexd.node.state import Node
 from plexd.store.identity import Identity
 from tests.bench.figure import Figure, percentile
 

@@ -27,8 +27,9 @@ from nacl.signing import SigningKey
 from pydantic import SecretStr
 
 from plexd import log
-from plexd.converge import Converger
-from plexd.health import Health
+from plexd.converge.passes import Converger
+from plexd.events.effects import Effects
+from plexd.events.listener import Listener
 from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
@@ -39,10 +40,9 @@ from plexd.mesh.fold import fold, replace_state
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import Backend, Observed
 from plexd.mesh.target import Settings
-from plexd.node import Node
-from plexd.services.effects import Effects
-from plexd.services.listener import Listener
-from plexd.services.persist import Persist
+from plexd.node.health import Health
+from plexd.node.persist import Persist
+from plexd.node.state import Node
 from plexd.store.files import DataDirectory
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore

@@ -23,7 +23,7 @@ from plexd.mesh.firewall import Json, Settings
 from plexd.mesh.policy import Local, resolve
 from tests.bench.figure import Figure
 from tests.mesh.rendering import render
-from tests.tunnel.stage import Member, Network, cable, members
+from tests.tunnel.harness import Member, Network, cable, members
 
 NAME = "plexd-bench-fw"
 ROUNDS = 5

@@ -118,7 +118,7 @@ async def _compare(kind: str, peers: list[TargetPeer], scratch: Path) -> list[Fi
     assert mine == reference
     await fall_silent()
     gc.collect()
-    gc.freeze()  # as the daemon does once it has its peers (plexd/services/garbage.py)
+    gc.freeze()  # as the daemon does once it has its peers (plexd/runtime/garbage.py)
     looking = await _alternate(LOOK_ROUNDS, lambda: None, noop, idle_pass, show)
     gc.unfreeze()
     return [

@@ -10,18 +10,18 @@ import gzip
 import time
 from pathlib import Path
 
-from plexd.contact import Contact
 from plexd.mesh.address import parse_endpoint, parse_ip
 from plexd.mesh.desired import Desired, Peer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer, Observed
 from plexd.mesh.target import Target, TargetPeer
-from plexd.node import Node
+from plexd.node.connection_status import Contact
+from plexd.node.state import Node
 from plexd.telemetry.metrics import Agent, Group, Latency, Metrics, System, Tunnel
 from plexd.telemetry.window import Limits
 from tests.bench.figure import Figure
-from tests.services.stage import make_identity, make_node, settings_of
-from tests.telemetry.stage import Plane, Stage
+from tests.node_harness import make_identity, make_node, settings_of
+from tests.telemetry.harness import Plane, Stage
 
 PEERS = 1000
 CYCLES = 10

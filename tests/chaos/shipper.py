@@ -14,23 +14,23 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from plexd import log as logging
-from plexd.audit import assembly as records_to_events
+from plexd.audit import grouping as records_to_events
 from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.control import ControlPlane
-from plexd.health import Health
 from plexd.linux import host, tail
 from plexd.masking import register_secret
 from plexd.mesh.address import parse_ip
 from plexd.mesh.desired import Desired
 from plexd.mesh.observed import Observed
 from plexd.mesh.target import Target
-from plexd.node import Node
+from plexd.node.control_calls import SelfDescription
+from plexd.node.health import Health
+from plexd.node.state import Node
+from plexd.runtime.supervisor import Supervisor
 from plexd.store import cursors
 from plexd.store.identity import Identity
-from plexd.supervisor import Supervisor
 from plexd.telemetry import assembly, files, gaps, pipeline, reaction
-from plexd.uplink import SelfDescription
 
 
 class NoMesh:

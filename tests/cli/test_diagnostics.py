@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from plexd.cli import diagnostics
+from tests.api.test_assembly import with_token
 from tests.api.test_secrets import NSK
-from tests.house import TOKEN, House
-from tests.test_front import with_token
+from tests.api_harness import TOKEN, House
 
 PLEXD = Path(sys.executable).with_name("plexd")
 SECRET = "a-bootstrap-token-that-nobody-sees"

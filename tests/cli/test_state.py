@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import House
-from tests.test_front import free_port
+from tests.api.test_assembly import free_port
+from tests.api_harness import House
 
 PLEXD = Path(sys.executable).with_name("plexd")
 

@@ -10,7 +10,7 @@ from plexd.config.keys import KEYS
 from plexd.config.load import load
 from plexd.config.models import Config
 
-EXAMPLE = Path(__file__).parent.parent / "config.example.yaml"
+EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> set[str]:

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from plexd.config.models import Token, TokenMetadata
 from plexd.control import fetch_token, metadata
-from plexd.enrolment import TokenSearch
 from plexd.errors import RegistrationRefused
+from plexd.identity.enrolment import TokenSearch
 from plexd.store.token import NoToken
 from tests.control.rawserver import Cut, Handler, RawServer, Received, answer
 from tests.virtual_time import run_virtual

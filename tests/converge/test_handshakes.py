@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from plexd.converge import Converger
-from plexd.health import Health
+from plexd.converge.handshakes import Handshakes
+from plexd.converge.passes import Converger
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import Change, PutPeer, RemovePeer, SetDevice
 from plexd.mesh.desired import EndpointSource, Peer
@@ -17,10 +17,10 @@ from plexd.mesh.events import EndpointOffered, PeerAdded
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
-from plexd.services.handshakes import Handshakes
+from plexd.node.health import Health
 from plexd.store.identity import Identity
 from tests.fakes import FakeKernel
-from tests.services.stage import OWN_KEY, Asked, make_node, peer, public_key, settings_of, unix_time
+from tests.node_harness import OWN_KEY, Asked, make_node, peer, public_key, settings_of, unix_time
 from tests.virtual_time import run_virtual
 
 OWN = OWN_KEY.public()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
 from plexd.errors import ForeignLink, KernelError, NotAddressable, NotPermitted
-from plexd.health import Condition, Finding, Health
 from plexd.mesh.observed import Backend
+from plexd.node.health import Condition, Finding, Health
 from tests.fakes import FakeKernel
-from tests.services.stage import make_identity, make_node, peer, settings_of, unix_time
+from tests.node_harness import make_identity, make_node, peer, settings_of, unix_time
 from tests.virtual_time import run_virtual
 
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from plexd.converge import Converger, PassResult
-from plexd.health import Condition, Health
+from plexd.converge.passes import Converger, PassResult
+from plexd.converge.repair import Repair
 from plexd.mesh import firewall
 from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveFirewall, ReplaceFirewall, SetDown, SetUp
 from plexd.mesh.desired import EndpointSource, FullState, Peer, Policy, PolicyRule
@@ -15,10 +15,10 @@ from plexd.mesh.events import EndpointOffered, PeerAdded
 from plexd.mesh.firewall import Opening
 from plexd.mesh.policy import Protocol
 from plexd.mesh.target import Settings
-from plexd.services.repair import Repair
+from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 from tests.fakes import FakeKernel
-from tests.services.stage import enforcing, make_node, middle, peer, public_key, settings_of, state_of, unix_time
+from tests.node_harness import enforcing, make_node, middle, peer, public_key, settings_of, state_of, unix_time
 from tests.virtual_time import run_virtual
 
 REFUSED = "could not replace table inet plexd: no such file or directory"

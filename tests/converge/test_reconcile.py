@@ -18,7 +18,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.control import ControlPlane
-from plexd.converge import Converger, PassResult
+from plexd.converge.drift_reports import DriftReports
+from plexd.converge.passes import Converger, PassResult
+from plexd.converge.reconcile import Reconcile
 from plexd.errors import (
     ControlError,
     Forbidden,
@@ -30,22 +32,20 @@ from plexd.errors import (
     Unauthenticated,
     WireError,
 )
-from plexd.health import Condition, Health
 from plexd.mesh.changes import Change, CreateLink, PutPeer
 from plexd.mesh.desired import Desired, EndpointSource, FullState, SigningKeys
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import EndpointOffered, PeerAdded, PeerRemoved
-from plexd.node import Node
-from plexd.services.clocks import Clocks, Reading
-from plexd.services.drift import DriftReports
-from plexd.services.persist import Persist
-from plexd.services.reconcile import Reconcile
+from plexd.node.control_calls import SelfDescription, Uplink
+from plexd.node.health import Condition, Health
+from plexd.node.persist import Persist
+from plexd.node.state import Node
+from plexd.runtime.clocks import Clocks, Reading
 from plexd.store.files import DataDirectory
 from plexd.store.identity import IdentityStore
 from plexd.store.snapshot import SnapshotStore
-from plexd.uplink import SelfDescription, Uplink
 from tests.fakes import FakeKernel
-from tests.services.stage import (
+from tests.node_harness import (
     EPOCH,
     NEW_KEY,
     NODE_ID,

@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
+from plexd.converge.repair import Repair
 from plexd.errors import KernelError
-from plexd.health import Condition, Health
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import Change, SetUp
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.observed import ROUTE_METRIC, DevicePeer, Route
-from plexd.services.repair import Repair
+from plexd.node.health import Condition, Health
 from tests.fakes import FakeKernel
-from tests.services.stage import make_node, middle, peer, public_key, settings_of, unix_time
+from tests.node_harness import make_node, middle, peer, public_key, settings_of, unix_time
 from tests.virtual_time import run_virtual
 
 OWN = Prefix.parse("10.100.0.1")

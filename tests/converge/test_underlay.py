@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.converge import Converger
-from plexd.health import Condition, Health
+from plexd.converge.passes import Converger
+from plexd.converge.repair import Repair
 from plexd.mesh.address import parse_ip
 from plexd.mesh.changes import PutPeer
 from plexd.mesh.desired import Peer
 from plexd.mesh.events import PeerAdded, PeerRemoved
 from plexd.mesh.target import Settings
-from plexd.services.repair import Repair
+from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 from tests.fakes import FakeKernel
-from tests.services.stage import make_identity, make_node, middle, peer, settings_of, unix_time
+from tests.node_harness import make_identity, make_node, middle, peer, settings_of, unix_time
 from tests.virtual_time import run_virtual
 
 NARROW = parse_ip("198.51.100.7")

@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
 from plexd.errors import ControlError, KernelError, NotFound, Unauthenticated
-from plexd.health import Condition, Health
+from plexd.events.effects import Effects
+from plexd.events.rejections import Refusals
 from plexd.mesh.changes import AddRoute, Change, PutPeer, RemovePeer, RemoveRoute
 from plexd.mesh.desired import Candidates, DataEntry, Desired, EndpointSource, SigningKeys
 from plexd.mesh.keys import PresharedKey
-from plexd.node import Node
-from plexd.services.effects import Effects
-from plexd.services.refusals import Refusals
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
 from plexd.wire.envelope import Envelope
 from plexd.wire.payloads import EVENT_TYPES
 from plexd.wire.times import format_time, parse_nanoseconds
 from tests.fakes import FakeKernel
-from tests.services.stage import (
+from tests.node_harness import (
     EPOCH,
     NEW_KEY,
     OLD_KEY,

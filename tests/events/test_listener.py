@@ -14,13 +14,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.errors import ControlError, Forbidden, NotFound, RateLimited, Transient, Unauthenticated
-from plexd.health import Condition, Health
+from plexd.events.listener import OFF_LOOP_CHARACTERS, Listener
 from plexd.mesh.desired import SigningKeys
 from plexd.mesh.events import SigningKeysRotated
-from plexd.node import Node
-from plexd.services.listener import OFF_LOOP_CHARACTERS, Listener
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
 from plexd.wire.envelope import Envelope, Verdict, Verifier
-from tests.services.stage import (
+from tests.node_harness import (
     FOREVER,
     NEW_KEY,
     OLD_KEY,

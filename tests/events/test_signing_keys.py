@@ -11,18 +11,18 @@ import pytest
 from nacl.signing import SigningKey
 from structlog.testing import capture_logs
 
-from plexd.health import Health
+from plexd.events.effects import Effects
+from plexd.events.listener import Listener
 from plexd.mesh.desired import SigningKeys
-from plexd.node import Node
-from plexd.services.effects import Effects
-from plexd.services.listener import Listener
-from plexd.services.persist import Persist
+from plexd.node.health import Health
+from plexd.node.persist import Persist
+from plexd.node.state import Node
 from plexd.store.files import DataDirectory
 from plexd.store.identity import IdentityStore
 from plexd.store.snapshot import SnapshotStore
 from plexd.wire.envelope import Envelope, Verifier
 from plexd.wire.times import format_time
-from tests.services.stage import (
+from tests.node_harness import (
     EPOCH,
     FOREVER,
     NEW_KEY,

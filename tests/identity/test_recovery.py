@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.errors import RateLimited
-from tests.services.heartbeats import GONE, REFUSED, UNKNOWN, Beats, Hints, beats, gaps
-from tests.services.stage import FOREVER, highest, lowest, make_node, middle
+from tests.node.heartbeats import GONE, REFUSED, UNKNOWN, Beats, Hints, beats, gaps
+from tests.node_harness import FOREVER, highest, lowest, make_node, middle
 from tests.virtual_time import run_virtual
 
 

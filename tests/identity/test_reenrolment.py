@@ -14,24 +14,24 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from plexd.converge import Converger
-from plexd.daemon.renewal import Renewal
+from plexd.converge.passes import Converger
 from plexd.errors import Conflict, ControlError, Rejected, Transient, Unauthenticated, WireError
-from plexd.health import Condition, Health
+from plexd.identity.reenrolment import Renewal
+from plexd.identity.registration import Granted, Registrar
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import DataEntry, Desired, Peer, SigningKeys
 from plexd.mesh.keys import PublicKey
-from plexd.node import Node
-from plexd.services.persist import Persist
-from plexd.services.registration import Granted, Registrar
+from plexd.node.health import Condition, Health
+from plexd.node.persist import Persist
+from plexd.node.state import Node
+from plexd.runtime.supervisor import Supervisor
 from plexd.store.files import DataDirectory
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
 from plexd.store.token import BootstrapToken, NoToken
-from plexd.supervisor import Supervisor
 from plexd.wire.mapping import Registered
 from tests.fakes import FakeKernel
-from tests.services.stage import NEW_KEY, OLD_KEY, make_identity, peer, public, settings_of, unix_time
+from tests.node_harness import NEW_KEY, OLD_KEY, make_identity, peer, public, settings_of, unix_time
 from tests.store.crash import crashes
 from tests.virtual_time import run_virtual
 

@@ -15,18 +15,18 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from plexd import membership
 from plexd.config.load import load
 from plexd.config.models import Config
 from plexd.control import ControlPlane
-from plexd.enrolment import TokenSearch, load_or_register, make_registrar
 from plexd.errors import FatalError, LocalStateError, RegistrationRefused, RegistrationTimedOut
+from plexd.identity import join_and_leave
+from plexd.identity.enrolment import TokenSearch, load_or_register, make_registrar
 from plexd.mesh.keys import PrivateKey
+from plexd.node.control_calls import SelfDescription
 from plexd.store.files import DataDirectory
 from plexd.store.identity import Identity, IdentityStore
 from plexd.store.snapshot import SnapshotStore
-from plexd.uplink import SelfDescription
-from tests.services.stage import OLD_KEY, lowest, middle, public, signing_text, wire_peer
+from tests.node_harness import OLD_KEY, lowest, middle, public, signing_text, wire_peer
 from tests.virtual_time import run_virtual
 
 TOKEN = "token-of-the-stage"
@@ -372,7 +372,7 @@ def test_file_that_cannot_be_read_never_leads_to_a_registration(tmp_path: Path, 
 
 def join_anew(directory: Path) -> None:
     given = {"api": "http://127.0.0.1:9", "data_dir": str(directory / "data"), "hostname": "h"}
-    membership.join(load(given, {}, command="join"), token_text=TOKEN, ask=None, force=True)
+    join_and_leave.join(load(given, {}, command="join"), token_text=TOKEN, ask=None, force=True)
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_joining_anew_does_not_put_the_old_identity_over_one_that_was_granted(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(membership, "make_control_plane", control_plane)
+        patched.setattr(join_and_leave, "make_control_plane", control_plane)
         patched.setattr(IdentityStore, "commit_mark", refuse)
         with pytest.raises(LocalStateError, match="registered as n_2"):
             join_anew(tmp_path)

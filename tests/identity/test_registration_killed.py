@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from plexd import membership
 from plexd.config.load import load
-from plexd.daemon.renewal import Renewal
-from plexd.enrolment import TokenSearch, describe, make_control_plane, make_registrar
-from plexd.health import Health
+from plexd.identity import join_and_leave
+from plexd.identity.enrolment import TokenSearch, describe, make_control_plane, make_registrar
+from plexd.identity.reenrolment import Renewal
 from plexd.mesh.keys import PrivateKey
-from plexd.node import Node
+from plexd.node.health import Health
+from plexd.node.state import Node
 from plexd.store.files import DataDirectory
 from plexd.store.identity import IdentityStore
 from plexd.store.snapshot import SnapshotStore
@@ -46,7 +46,7 @@ def flags(plane: Plane, directory: Path, name: str) -> dict[str, str]:
 
 
 def join(given: dict[str, str]) -> None:
-    membership.join(load(given, {}, command="join"), token_text=None, force=False, ask=None)
+    join_and_leave.join(load(given, {}, command="join"), token_text=None, force=False, ask=None)
 
 
 def unharmed(work: Callable[[dict[str, str]], None], given: dict[str, str]) -> None:

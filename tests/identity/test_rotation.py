@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
 from plexd.errors import Conflict, ControlError, NotFound, Rejected, Unauthenticated, WireError
-from plexd.health import Health
+from plexd.identity.rotation import Rotation
 from plexd.mesh.desired import Peer
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
-from plexd.node import Node
-from plexd.services.rotation import Rotation
+from plexd.node.health import Health
+from plexd.node.state import Node
 from plexd.store.files import DataDirectory
 from plexd.store.identity import PENDING_KEY, PRIVATE_KEY, Identity, IdentityStore
 from tests.fakes import FakeKernel
-from tests.services.stage import EPOCH, OWN_KEY, Asked, make_node, peer, settings_of
+from tests.node_harness import EPOCH, OWN_KEY, Asked, make_node, peer, settings_of
 from tests.virtual_time import run_virtual
 
 PSK = PresharedKey(bytes([0xA1] * 32))

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from plexd.config.models import Token
-from plexd.enrolment import TokenSearch
 from plexd.errors import RegistrationRefused
+from plexd.identity.enrolment import TokenSearch
 from plexd.store.token import BootstrapToken, NoToken
 
 VALUE, FILE, VARIABLE = "the-value", "the-file", "the-variable"

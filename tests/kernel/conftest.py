@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.namespaces import inside
-from tests.tunnel.stage import Network
+from tests.tunnel.harness import Network
 
 IN_GUEST = "plexd.guest" in Path("/proc/cmdline").read_text().split()
 pytest.register_assert_rewrite("tests.kernel.agents", "tests.kernel.mesh")

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from plexd.converge import Converger
-from plexd.health import Condition, Health
+from plexd.converge.passes import Converger
 from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.target import Settings
-from plexd.node import Node
+from plexd.node.health import Condition, Health
+from plexd.node.state import Node
 from plexd.store.identity import Identity
 from tests.kernel.mesh import INTERFACE, PRIVATE_KEY, run
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.tunnel.stage import Member, Network, members, transfer
+from tests.tunnel.harness import Member, Network, members, transfer
 from tests.tunnel.underlays import NARROW, Ends, mesh_over, narrow_link
 
 # emulated, 20 MB take half a minute: the other narrow places have a tenth of it

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
 from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
-from plexd.health import Condition, Health
 from plexd.linux import nftables
 from plexd.linux.firewall import FirewallTable
 from plexd.linux.kernel import Kernel
@@ -24,9 +23,10 @@ from plexd.mesh.changes import ReplaceFirewall
 from plexd.mesh.firewall import Ruleset, Settings, ruleset
 from plexd.mesh.keys import PrivateKey
 from plexd.mesh.target import Settings as MeshSettings
+from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 from tests.linux.tables import nft, play
-from tests.services.stage import enforcing, make_identity, make_node
+from tests.node_harness import enforcing, make_identity, make_node
 
 pytestmark = [
     pytest.mark.namespaces,

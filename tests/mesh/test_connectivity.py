@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plexd.health import MEANINGS, Condition
 from plexd.mesh.address import Endpoint, Prefix, parse_endpoint, parse_ip
 from plexd.mesh.connectivity import PeerView, Sight, describe_peers
 from plexd.mesh.desired import Candidates, Desired, EndpointSource, Peer, Rejection
 from plexd.mesh.keys import PresharedKey
 from plexd.mesh.observed import Observed, Route
 from plexd.mesh.target import Settings, build_target
+from plexd.node.health import MEANINGS, Condition
 from tests.fakes import FakeKernel
 from tests.mesh.worlds import NOW, RESOLVED, bring_up, desireds, kernels, peer, settings_for
 

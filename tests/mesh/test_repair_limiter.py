@@ -24,10 +24,10 @@ from plexd.mesh.changes import (
     SetMtu,
     SetUp,
 )
-from plexd.mesh.contested import Guard, contest_correction
 from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Route
+from plexd.mesh.repair_limiter import Guard, contest_correction
 
 OWN_KEY = PrivateKey(bytes([8] * 32))
 OWN_IP, OWN_IPV6 = parse_ip("10.100.0.1"), parse_ip("fd00:100::1")

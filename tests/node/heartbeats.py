@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pydantic import SecretStr
 
 from plexd.errors import NotFound, Transient, Unauthenticated
-from plexd.health import Condition, Health
-from plexd.node import Node
-from plexd.services.heartbeat import Heartbeat
-from plexd.services.recovery import Recovery
-from tests.services.stage import FOREVER, Asked, make_node, middle
+from plexd.identity.recovery import Recovery
+from plexd.node.health import Condition, Health
+from plexd.node.heartbeat import Heartbeat
+from plexd.node.state import Node
+from tests.node_harness import FOREVER, Asked, make_node, middle
 from tests.virtual_time import run_virtual
 
 REFUSED = Unauthenticated("401", status=401)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plexd.contact import Contact, Stream
+from plexd.node.connection_status import Contact, Stream
 
 
 class Clock:

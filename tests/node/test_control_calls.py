@@ -12,13 +12,12 @@ import httpx
 import pytest
 
 from plexd.control import ControlPlane
-from plexd.converge import MeshStatus
-from plexd.health import Condition, Health
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.nat import Finding, NatType
-from plexd.uplink import SelfDescription, Uplink
+from plexd.node.control_calls import MeshStatus, SelfDescription, Uplink
+from plexd.node.health import Condition, Health
 from plexd.wire.times import parse_time
-from tests.services.stage import NODE_ID, make_node
+from tests.node_harness import NODE_ID, make_node
 
 UP = MeshStatus("plexd0", 2, 51820)
 FOUND = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)

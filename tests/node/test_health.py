@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.health import MEANINGS, Condition, Finding, Health
+from plexd.node.health import MEANINGS, Condition, Finding, Health
 
 
 class Clock:

@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 
 from plexd.errors import NotFound, RateLimited, WireError
 from plexd.mesh.keys import PrivateKey
-from plexd.services.capabilities import Capabilities
-from plexd.services.heartbeat import Heartbeat
-from tests.services.heartbeats import GONE, REFUSED, UNKNOWN, Beats, Hints, beats, gaps
-from tests.services.stage import highest, lowest, make_node
+from plexd.node.capabilities import Capabilities
+from plexd.node.heartbeat import Heartbeat
+from tests.node.heartbeats import GONE, REFUSED, UNKNOWN, Beats, Hints, beats, gaps
+from tests.node_harness import highest, lowest, make_node
 from tests.virtual_time import run_virtual
 
 # --- pace

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from plexd.health import Health
 from plexd.mesh.desired import Desired, SigningKeys
-from plexd.services.persist import Persist
-from tests.services.stage import make_node
+from plexd.node.health import Health
+from plexd.node.persist import Persist
+from tests.node_harness import make_node
 from tests.virtual_time import run_virtual
 
 OLD, NEW = bytes([1] * 32), bytes([2] * 32)

@@ -24,12 +24,12 @@ from plexd.errors import (
     Unauthenticated,
 )
 from plexd.mesh.desired import DataEntry
-from plexd.node import Node
-from plexd.reports import Reports
-from plexd.services.reports import BATCH_BYTES, ReportSync
+from plexd.node.report_sync import BATCH_BYTES, ReportSync
+from plexd.node.reports import Reports
+from plexd.node.state import Node
 from plexd.store.files import DataDirectory
 from plexd.store.reports import Operation, ReportStore
-from tests.services.stage import make_node, middle, unix_time
+from tests.node_harness import make_node, middle, unix_time
 from tests.virtual_time import run_virtual
 
 DEBOUNCE = 5.0

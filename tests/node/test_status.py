@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 
 from plexd.config.models import Config
-from plexd.contact import Contact, Stream
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
 from plexd.errors import KernelError
-from plexd.health import MEANINGS, Condition, Health
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Policy, PolicyRule, Rejection
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
 from plexd.mesh.target import Settings
-from plexd.node import Node
-from plexd.overview import Membership, Overview, Phase
+from plexd.node.connection_status import Contact, Stream
+from plexd.node.control_calls import SelfDescription
+from plexd.node.health import MEANINGS, Condition, Health
+from plexd.node.state import Node
+from plexd.node.status import Membership, Overview, Phase
 from plexd.store.identity import Identity
-from plexd.uplink import SelfDescription
 from tests.fakes import FakeKernel
-from tests.services.stage import enforcing, make_node, peer, settings_of
+from tests.node_harness import enforcing, make_node, peer, settings_of
 
 FINDING = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)
 NOW = 1_800_000_000.0

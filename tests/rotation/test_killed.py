@@ -14,9 +14,9 @@ pytestmark = marks(seconds=300)
 # what happens between the order and the end, each with the moment of death: before it begins or after it is done
 STEPS = [
     ("plexd.store.identity", "IdentityStore.make_pending_key"),
-    ("plexd.uplink", "Uplink.rotate_key"),
+    ("plexd.node.control_calls", "Uplink.rotate_key"),
     ("plexd.store.identity", "IdentityStore.commit_pending_key"),
-    ("plexd.node", "Node.rotate"),
+    ("plexd.node.state", "Node.rotate"),
     ("plexd.linux.kernel", "Kernel.apply"),
     ("plexd.linux.wireguard.userspace", "UserspaceDevice.set_device"),
     ("plexd.linux.wireguard.userspace", "UserspaceDevice.renew_sessions"),
@@ -24,13 +24,13 @@ STEPS = [
 ]
 # and at the other end, which is told of the new key by an event
 STEPS_OF_THE_PEER = [
-    ("plexd.node", "Node.fold"),
+    ("plexd.node.state", "Node.fold"),
     ("plexd.linux.kernel", "Kernel.apply"),
     ("plexd.store.snapshot", "SnapshotStore.save"),
 ]
 AGENT = """
 import importlib, inspect, os, signal, sys
-from plexd.services.effects import Effects
+from plexd.events.effects import Effects
 
 module, name, moment = sys.argv[1:4]
 armed = False

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plexd.backoff import Backoff, FullJitter, Uniform
+from plexd.runtime.backoff import Backoff, FullJitter, Uniform
 
 
 def lowest(low: float, high: float) -> float:

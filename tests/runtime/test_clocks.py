@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from plexd.services.clocks import Clocks, Reading, gap, read_clocks
-from tests.services.stage import Asked
+from plexd.runtime.clocks import Clocks, Reading, gap, read_clocks
+from tests.node_harness import Asked
 from tests.virtual_time import run_virtual
 
 BEFORE = Reading(100.0, 500.0, 1_800_000_000.0)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 
-from plexd.services.garbage import FIRST_SECONDS, LONGEST_SECONDS, Garbage
+from plexd.runtime.garbage import FIRST_SECONDS, LONGEST_SECONDS, Garbage
 from tests.virtual_time import run_virtual
 
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.errors import ConfigError, FatalError, LocalStateError
-from plexd.supervisor import Groups, Supervisor
+from plexd.runtime.supervisor import Groups, Supervisor
 from tests.virtual_time import run_virtual
 
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from plexd.threads import in_mesh_thread
+from plexd.runtime.threads import in_mesh_thread
 
 
 def test_mesh_does_not_queue_up_behind_what_hangs() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from plexd.waiting import to_its_end, unless_set
+from plexd.runtime.waiting import to_its_end, unless_set
 from tests.virtual_time import run_virtual
 
 

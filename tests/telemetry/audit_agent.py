@@ -10,7 +10,7 @@ import sys
 
 from plexd import log
 from plexd.config.load import load
-from plexd.enrolment import describe, make_control_plane
+from plexd.identity.enrolment import describe, make_control_plane
 from plexd.store.files import DataDirectory
 from plexd.store.identity import IdentityStore
 from plexd.telemetry.assembly import Telemetry

@@ -14,7 +14,7 @@ from plexd.telemetry.gaps import Gap
 from plexd.telemetry.pipeline import Feed, Pipeline
 from plexd.telemetry.records import log_marker, shortened
 from plexd.telemetry.window import Limits
-from tests.services.stage import lowest, unix_time
+from tests.node_harness import lowest, unix_time
 
 LIMITS = Limits(batch_entries=10, batch_bytes=1 << 20, batch_seconds=10.0, entries=100, bytes=16 << 20)
 

@@ -20,7 +20,7 @@ from plexd.telemetry.counters import Dropped
 from plexd.telemetry.files import Files
 from plexd.telemetry.metrics import Metrics
 from plexd.telemetry.window import Limits
-from tests.telemetry.stage import Hand, Plane, Stage, body, error, eventually
+from tests.telemetry.harness import Hand, Plane, Stage, body, error, eventually
 from tests.telemetry.test_files import Desk, desk
 from tests.telemetry.test_metrics import Scripted
 from tests.telemetry.test_spooled import Process

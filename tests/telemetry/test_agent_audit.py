@@ -14,10 +14,10 @@ import pytest
 from plexd.mesh.keys import PublicKey
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
+from plexd.telemetry.agent_audit import AuditTrail, leave_for_daemon, own_entry
 from plexd.telemetry.spooled import Spooled
-from plexd.telemetry.trail import AuditTrail, leave_for_daemon, own_entry
-from tests.services.stage import EPOCH
-from tests.telemetry.stage import Plane, Stage
+from tests.node_harness import EPOCH
+from tests.telemetry.harness import Plane, Stage
 from tests.virtual_time import run_virtual
 
 KEY = PublicKey(bytes(range(32)))

@@ -14,14 +14,14 @@ from plexd.audit.kubernetes import Selection
 from plexd.errors import KernelError
 from plexd.linux.audit import AuditStream
 from plexd.store.cursors import Cursors
-from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.audit_encoder import AuditForm
 from plexd.telemetry.auditd import Events, LinuxAudit, LogAudit
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.kubernetes import KubernetesAudit, find_log
 from plexd.telemetry.pipeline import Source
 from plexd.telemetry.window import Limits
-from tests.services.stage import unix_time
-from tests.telemetry.stage import Plane, Stage, error
+from tests.node_harness import unix_time
+from tests.telemetry.harness import Plane, Stage, error
 from tests.virtual_time import run_virtual
 
 LIMITS = Limits(100, 1 << 20, 10.0, 1000, 16 << 20)

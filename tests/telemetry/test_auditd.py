@@ -16,14 +16,14 @@ from plexd.linux.audit import Overrun
 from plexd.masking import register_secret
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
-from plexd.telemetry.audit_form import AuditForm
+from plexd.telemetry.audit_encoder import AuditForm
 from plexd.telemetry.auditd import Events, KernelAudit
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.spooled import Spooled
 from plexd.telemetry.window import Limits
 from tests.audit.captures import CAPTURED, datagram, logged
-from tests.services.stage import unix_time
-from tests.telemetry.stage import Plane, Stage
+from tests.node_harness import unix_time
+from tests.telemetry.harness import Plane, Stage
 from tests.virtual_time import run_virtual
 
 SYSCALL = 'arch=c000003e syscall=257 success=yes exit=3 pid={pid} uid=0 comm="x"'

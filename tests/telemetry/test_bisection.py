@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from plexd.telemetry.trial import DIVISION_REQUESTS, SMALLEST_LIMIT, Fate, Settled, Trial
+from plexd.telemetry.bisection import DIVISION_REQUESTS, SMALLEST_LIMIT, Fate, Settled, Trial
 from plexd.telemetry.window import Entry, batch_size
 
 Judge = Callable[[Sequence[int]], str]

@@ -18,9 +18,9 @@ from plexd.linux import journalctl
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.metrics import Metrics
 from plexd.telemetry.window import Limits
-from tests.services.stage import EPOCH, unix_time
+from tests.node_harness import EPOCH, unix_time
+from tests.telemetry.harness import Plane, Stage, error
 from tests.telemetry.journald import MARKS, Journald
-from tests.telemetry.stage import Plane, Stage, error
 from tests.telemetry.test_files import Desk, desk
 from tests.telemetry.test_journal import Reader, lines, messages, read
 from tests.telemetry.test_metrics import Scripted

@@ -19,8 +19,8 @@ from plexd.telemetry.files import Files
 from plexd.telemetry.records import LogForm
 from plexd.telemetry.severity import Filter
 from plexd.telemetry.window import Limits
-from tests.services.stage import EPOCH
-from tests.telemetry.stage import Plane, Stage, error
+from tests.node_harness import EPOCH
+from tests.telemetry.harness import Plane, Stage, error
 from tests.virtual_time import run_virtual
 
 LIMITS = Limits(1000, 1 << 20, 0.5, 10_000, 16 << 20)

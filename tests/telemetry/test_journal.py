@@ -20,8 +20,8 @@ from plexd.telemetry.journal import Continuity, Journal, Place, message_text, pa
 from plexd.telemetry.records import LogForm
 from plexd.telemetry.severity import Filter
 from plexd.telemetry.window import Limits
+from tests.telemetry.harness import Plane, Stage, error, eventually
 from tests.telemetry.journald import MARKS, Journald
-from tests.telemetry.stage import Plane, Stage, error, eventually
 
 LIMITS = Limits(1000, 1 << 20, 0.1, 10_000, 16 << 20)
 EVERYTHING = Filter(None, [], [], "plexd.service")

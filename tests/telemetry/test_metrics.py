@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.contact import Contact, Stream
 from plexd.errors import NotPermitted
 from plexd.linux import icmp, proc
 from plexd.mesh.address import parse_endpoint
 from plexd.mesh.observed import Device, DevicePeer, Observed
 from plexd.mesh.target import Target, TargetPeer
+from plexd.node.connection_status import Contact, Stream
 from plexd.telemetry.metrics import Agent, Latency, Metrics, Reading, System, Tunnel, in_turn
 from plexd.telemetry.window import Limits
-from tests.services.stage import EPOCH, make_identity, make_node, peer, public_key, settings_of
-from tests.telemetry.stage import Plane, Stage
+from tests.node_harness import EPOCH, make_identity, make_node, peer, public_key, settings_of
+from tests.telemetry.harness import Plane, Stage
 from tests.virtual_time import run_virtual
 
 LIMITS = Limits(500, 1 << 20, 1.0, 20_000, 16 << 20)

@@ -4,7 +4,7 @@ import asyncio
 
 from plexd.telemetry.own_log import RING, OwnLog
 from plexd.telemetry.records import LogForm
-from tests.telemetry.stage import Plane, Stage
+from tests.telemetry.harness import Plane, Stage
 from tests.virtual_time import run_virtual
 
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from plexd.errors import ControlError
 from plexd.telemetry.gaps import Gap, Reason
 from plexd.telemetry.window import Limits
-from tests.telemetry.stage import LIMITS, Hand, Plane, Stage, body, error
+from tests.telemetry.harness import LIMITS, Hand, Plane, Stage, body, error
 from tests.virtual_time import run_virtual
 
 

@@ -11,7 +11,7 @@ from plexd.telemetry.gaps import Gap, Reason
 from plexd.telemetry.lines import Lines
 from plexd.telemetry.records import LogForm, audit_marker, log_marker, metric_point, shortened, truncate
 from plexd.telemetry.severity import NAMES, Filter, parse_severity
-from plexd.telemetry.stamps import parse_stamp, split_priority
+from plexd.telemetry.timestamps import parse_stamp, split_priority
 from plexd.wire.models import AuditEntry, LogEntry, MetricPoint
 from plexd.wire.reading import load, read_value
 

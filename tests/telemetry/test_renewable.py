@@ -12,7 +12,7 @@ from plexd.telemetry.counters import Counters
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.pipeline import Pipeline
 from plexd.telemetry.renewable import Renewable
-from tests.telemetry.stage import Stage, error
+from tests.telemetry.harness import Stage, error
 from tests.virtual_time import run_virtual
 
 

@@ -11,7 +11,7 @@ from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
 from plexd.telemetry.spooled import Spooled
 from plexd.telemetry.window import Limits
-from tests.telemetry.stage import LIMITS, Plane, Stage, body, error
+from tests.telemetry.harness import LIMITS, Plane, Stage, body, error
 from tests.virtual_time import run_virtual
 
 MAX = 4 << 20

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
+from plexd.config.in_force import Configuration
 from plexd.config.load import Loaded
 from plexd.config.models import Config
-from plexd.converge import Converger
-from plexd.daemon import traversal
-from plexd.daemon.reloading import Configuration
-from plexd.daemon.traversal import Traversal
+from plexd.converge.passes import Converger
 from plexd.errors import StunError
-from plexd.health import Health
 from plexd.mesh.address import Endpoint, parse_endpoint
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
-from plexd.supervisor import Groups
+from plexd.node.health import Health
+from plexd.runtime.supervisor import Groups
+from plexd.traversal import assembly
+from plexd.traversal.assembly import Traversal
 from tests.fakes import FakeKernel
-from tests.services.stage import Asked, make_node, settings_of, unix_time
+from tests.node_harness import Asked, make_node, settings_of, unix_time
 from tests.virtual_time import run_virtual
 
 
@@ -69,7 +69,7 @@ class Stage:
                     raise StunError("nobody answers")
                 return FOUND
 
-        monkeypatch.setattr(traversal, "Discovery", Discovery)
+        monkeypatch.setattr(assembly, "Discovery", Discovery)
         node, kernel = make_node(), Host()
         converger = Converger(kernel, node, settings_of, Health(), unix_time)
         converger.up.set()

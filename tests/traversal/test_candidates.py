@@ -8,17 +8,17 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from plexd.converge import Converger
-from plexd.health import Health
+from plexd.converge.passes import Converger
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import AddRoute, PutPeer
 from plexd.mesh.desired import EndpointSource
 from plexd.mesh.events import EndpointOffered, PeerAdded, PeerRemoved
 from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS
-from plexd.services.clocks import Clocks, Reading
-from plexd.services.fallback import Fallback
+from plexd.node.health import Health
+from plexd.runtime.clocks import Clocks, Reading
+from plexd.traversal.candidates import Fallback
 from tests.fakes import FakeKernel
-from tests.services.stage import make_node, peer, public_key, settings_of, state_of, unix_time
+from tests.node_harness import make_node, peer, public_key, settings_of, state_of, unix_time
 from tests.virtual_time import run_virtual
 
 E, R = EndpointSource.EVENT, EndpointSource.REPORT

@@ -17,8 +17,8 @@ from plexd.mesh.address import Endpoint, parse_endpoint, parse_ip
 from plexd.mesh.desired import EndpointSource
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
-from plexd.services.endpoint import Discovery, EndpointReport, stated
-from tests.services.stage import Asked, highest, lowest, make_node, middle, peer
+from plexd.traversal.endpoint_report import Discovery, EndpointReport, stated
+from tests.node_harness import Asked, highest, lowest, make_node, middle, peer
 from tests.virtual_time import run_virtual
 
 R = EndpointSource.REPORT

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from plexd.errors import KernelError
 from plexd.mesh.address import parse_ip
-from plexd.services.addresses import HostAddresses
-from tests.services.stage import Asked
+from plexd.traversal.host_addresses import HostAddresses
+from tests.node_harness import Asked
 from tests.virtual_time import run_virtual
 
 

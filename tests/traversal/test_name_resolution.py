@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from plexd.converge import Converger
+from plexd.converge.passes import Converger
 from plexd.errors import Unresolved
-from plexd.health import Health
 from plexd.linux.lookup import MAX_LOOKUPS
 from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.events import PeerAdded, PeerRemoved
-from plexd.services import resolve
-from plexd.services.resolve import Resolve
+from plexd.node.health import Health
+from plexd.traversal import name_resolution
+from plexd.traversal.name_resolution import Resolve
 from tests.fakes import FakeKernel
-from tests.services.stage import Asked, make_node, peer, settings_of, unix_time
+from tests.node_harness import Asked, make_node, peer, settings_of, unix_time
 from tests.virtual_time import run_virtual
 
 CONTROL_PLANE = "cp.example.org"
@@ -33,8 +33,8 @@ class Names:
         self.addresses: dict[str, str] = {}
         self.threads = self.most_threads = 0
         self.unreachable: set[str] = set()
-        monkeypatch.setattr(resolve, "look_up", self.look_up)
-        monkeypatch.setattr(resolve, "has_route", lambda address: format_ip(address) not in self.unreachable)
+        monkeypatch.setattr(name_resolution, "look_up", self.look_up)
+        monkeypatch.setattr(name_resolution, "has_route", lambda address: format_ip(address) not in self.unreachable)
 
     async def look_up(self, name: str) -> list[bytes]:
         loop = asyncio.get_running_loop()

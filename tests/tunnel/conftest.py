@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.namespaces import why_not
-from tests.tunnel.stage import Network
+from tests.tunnel.harness import Network
 
 _numbers = itertools.count()
 

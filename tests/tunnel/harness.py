@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from pydantic import SecretStr
 
-from plexd.converge import Converger
-from plexd.health import Health
+from plexd.converge.passes import Converger
+from plexd.converge.repair import Repair
 from plexd.lab.namespaces import UAPI_SOCKETS, Namespace, run, stop_processes
 from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
@@ -28,8 +28,8 @@ from plexd.mesh.drift import Correction
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import PresharedKey, PrivateKey
 from plexd.mesh.target import Settings
-from plexd.node import Node
-from plexd.services.repair import Repair
+from plexd.node.health import Health
+from plexd.node.state import Node
 from plexd.store.identity import Identity
 from tests.namespaces import inside
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from plexd.health import Condition
+from plexd.node.health import Condition
 from tests.namespaces import inside
-from tests.tunnel.stage import Living, Member, Network, cable, live, members, until
+from tests.tunnel.harness import Living, Member, Network, cable, live, members, until
 from tests.tunnel.underlays import endpoint, mesh_over
 
 pytestmark = pytest.mark.namespaces

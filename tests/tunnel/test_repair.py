@@ -9,7 +9,7 @@ import re
 import pytest
 
 from plexd.lab.namespaces import LabError
-from tests.tunnel.stage import Living, Member, Network, cable, live, pinging, until
+from tests.tunnel.harness import Living, Member, Network, cable, live, pinging, until
 from tests.tunnel.underlays import endpoint
 
 pytestmark = pytest.mark.namespaces

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.tunnel.stage import Network, members, transfer
+from tests.tunnel.harness import Network, members, transfer
 from tests.tunnel.underlays import NARROW, Ends, mesh_over
 
 pytestmark = pytest.mark.namespaces

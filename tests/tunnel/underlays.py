@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from plexd.lab.namespaces import Namespace
-from tests.tunnel.stage import PORT, Member, Network, cable, route
+from tests.tunnel.harness import PORT, Member, Network, cable, route
 
 Ends = tuple[Namespace, Namespace, int]  # and the number of the second one's network
 

@@ -5,7 +5,7 @@ events, and can be told over a second door (`admin.py` in process, `admin_api.py
 to misbehave, and what it has seen.
 """
 
-from plexd.lab.controlplane.admin import Admin
+from plexd.lab.controlplane.admin_client import Admin
 from plexd.lab.controlplane.arrivals import Arrival
 from plexd.lab.controlplane.command import Options, main
 from plexd.lab.controlplane.faults import Effect, Fault

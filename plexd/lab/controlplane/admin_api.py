@@ -40,7 +40,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from plexd.lab.controlplane.admin import Admin
+from plexd.lab.controlplane.admin_client import Admin
 from plexd.lab.controlplane.arrivals import Arrival
 from plexd.lab.controlplane.faults import Fault
 from plexd.lab.controlplane.fleet import Signer

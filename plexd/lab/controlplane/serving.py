@@ -14,8 +14,8 @@ from typing import Self
 from pydantic import ValidationError
 
 from plexd.errors import ConfigError
-from plexd.lab.controlplane.admin import Admin
 from plexd.lab.controlplane.admin_api import admin_application
+from plexd.lab.controlplane.admin_client import Admin
 from plexd.lab.controlplane.application import Application
 from plexd.lab.controlplane.arrivals import Arrivals
 from plexd.lab.controlplane.faults import FaultPlan

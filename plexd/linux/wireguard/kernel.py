@@ -13,7 +13,7 @@ from plexd.linux.wireguard import messages
 from plexd.mesh.changes import PeerChange
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
-from plexd.threads import in_mesh_thread
+from plexd.runtime.threads import in_mesh_thread
 
 NLCTRL = 0x10  # the one generic netlink family with a fixed number
 GET_FAMILY = 3

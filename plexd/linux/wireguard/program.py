@@ -17,9 +17,9 @@ import struct
 import time
 from pathlib import Path
 
-from plexd.backoff import Backoff
 from plexd.errors import KernelError
 from plexd.log import get_logger
+from plexd.runtime.backoff import Backoff
 
 log = get_logger("mesh")
 

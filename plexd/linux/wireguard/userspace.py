@@ -13,7 +13,7 @@ from plexd.linux.wireguard.program import Program
 from plexd.mesh.changes import PeerChange
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import Device
-from plexd.threads import in_mesh_thread
+from plexd.runtime.threads import in_mesh_thread
 
 TIMEOUT_SECONDS = 5.0
 RECEIVE_BYTES = 1 << 16

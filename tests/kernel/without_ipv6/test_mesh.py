@@ -8,11 +8,11 @@ import socket
 import pytest
 
 from plexd.errors import StunError
-from plexd.health import Condition
 from plexd.linux.stun import StunClient
 from plexd.mesh.address import Endpoint, parse_ip
+from plexd.node.health import Condition
 from tests.namespaces import inside
-from tests.tunnel.stage import Living, Member, Network, cable, live, until
+from tests.tunnel.harness import Living, Member, Network, cable, live, until
 from tests.tunnel.underlays import endpoint
 
 pytestmark = pytest.mark.timeout(400)

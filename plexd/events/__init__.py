@@ -1,0 +1,1 @@
+"""The stream of signed events: receive, verify, and act on each event."""

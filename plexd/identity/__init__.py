@@ -1,0 +1,1 @@
+"""The node's identity: how a node gets, keeps, renews and gives up its identity."""

@@ -1,0 +1,1 @@
+"""The node's live state, and what the node says about itself."""

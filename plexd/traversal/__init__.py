@@ -1,0 +1,1 @@
+"""How peers reach this node through NATs, and which endpoint of a peer this node uses."""
