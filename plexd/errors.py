@@ -21,7 +21,7 @@ PlexdError
 ├── WireError                  a document or event is not what the contract says; nothing of it is used
 ├── Unresolved                 a name has no address now; ask again later
 ├── StunError                  a STUN server gave no usable answer; ask another one
-├── NoOpening                  all service openings are in use; close one
+├── TooManyTemporaryAllows                  all service temporary_allows are in use; close one
 └── KernelError                the kernel, or a program in its place, refused
     ├── BackendUnavailable     neither WireGuard back end works here; `causes` says why, and what to install
     ├── PortInUse              another program holds the listen port
@@ -148,7 +148,7 @@ class StunError(PlexdError):
     pass
 
 
-class NoOpening(PlexdError):
+class TooManyTemporaryAllows(PlexdError):
     pass
 
 

@@ -12,9 +12,9 @@ from typing import Any, Self
 from unittest import mock
 
 from plexd.api import rights
-from plexd.api.assembly import Front, tcp_door
+from plexd.api.assembly import ApiServer, tcp_listening_socket
 from plexd.api.http_server import HttpServer, Limits
-from plexd.api.listening_sockets import Door
+from plexd.api.listening_sockets import ListeningSocket
 from plexd.api.routes import Dispatcher, Right, refuse
 from plexd.config.models import Config
 from plexd.config.reload import Reloaded
@@ -81,7 +81,7 @@ class Upstream:
         pass
 
 
-def port_of(door: Door) -> int | None:
+def port_of(door: ListeningSocket) -> int | None:
     """None for the Unix socket."""
     listening = door._listening
     return int(listening.socket.getsockname()[1]) if isinstance(listening, TcpSocket) else None
@@ -155,11 +155,11 @@ class House:
         host = mock.patch.object(rights, "group_id", self._groups.get)
         host.start()
         try:
-            self.front = front = Front(self._config, directory, self.told, self.told.reload)
+            self.front = front = ApiServer(self._config, directory, self.told, self.told.reload)
             self.doors = [*front.doors()]
             if self._is_open:
                 server = HttpServer(Dispatcher(front.routes(), Guard(*Right)).respond, refuse, Limits())
-                self.doors.append(tcp_door("everything", ("127.0.0.1", 0), "", server))
+                self.doors.append(tcp_listening_socket("everything", ("127.0.0.1", 0), "", server))
             for door in self.doors:
                 door.open()
             self.ports = {door.name: port for door in self.doors if (port := port_of(door))}

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from plexd.api.admin import Reload, admin_routes
 from plexd.api.http_server import HttpServer, Limits
-from plexd.api.listening_sockets import Door
+from plexd.api.listening_sockets import ListeningSocket
 from plexd.api.node import Overview, document_route, node_routes, probe_routes
 from plexd.api.revision import Revision
 from plexd.api.rights import READERS, OpenGate, SocketGate
@@ -41,7 +41,7 @@ PROBE_LIMITS = Limits(
 
 
 class Upstream(Protocol):
-    """The control plane; `uplink.Uplink` is the real one. Both calls try once and raise ControlError."""
+    """The control plane; `uplink.ControlCalls` is the real one. Both calls try once and raise ControlError."""
 
     async def fetch_secret(self, key: str) -> SecretResponse: ...
 
@@ -59,7 +59,7 @@ class _Source:
         return self._node.identity.node_key.get_secret_value()
 
 
-class Front:
+class ApiServer:
     """Serves from before the registration; `join` says that there is a node to serve for."""
 
     def __init__(self, config: Config, directory: DataDirectory, overview: Overview, reload: Reload) -> None:
@@ -83,13 +83,13 @@ class Front:
         """Told of every attempt of an allowed caller to read a secret; for the audit trail."""
         return self._secrets.on_read
 
-    def doors(self) -> Sequence[Door]:
+    def doors(self) -> Sequence[ListeningSocket]:
         """All listeners that are configured. Raises ListenerError when a token is missing."""
-        doors: list[Door] = []
+        doors: list[ListeningSocket] = []
         api, health = self._config.node_api, self._config.health
         if health.enabled:
             server = _server(Dispatcher(probe_routes(self._overview), OpenGate()), PROBE_LIMITS)
-            doors.append(tcp_door("health listener", split_listen(health.listen), "health.listen", server))
+            doors.append(tcp_listening_socket("health listener", split_listen(health.listen), "health.listen", server))
         if not api.enabled:
             return doors
         limits = Limits(stop=api.shutdown_timeout.total_seconds())
@@ -97,7 +97,9 @@ class Front:
             gate = self._token_gate()
             shared = [route for route in self.routes() if route.path.startswith(OVER_TCP)]
             server = _server(Dispatcher(shared, gate), limits)
-            doors.append(tcp_door("api over tcp", split_listen(api.http.listen), "node_api.http.listen", server))
+            doors.append(
+                tcp_listening_socket("api over tcp", split_listen(api.http.listen), "node_api.http.listen", server)
+            )
         return [*doors, local_door(api.socket, self.routes(), self.gate, limits)]
 
     def routes(self) -> tuple[Route, ...]:
@@ -169,7 +171,7 @@ class Front:
         return self._node.desired if self._node is not None else self._cached
 
 
-def local_door(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Limits) -> Door:
+def local_door(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Limits) -> ListeningSocket:
     """The Unix socket, for programs on this host; its group is the one whose members may read."""
 
     def listen() -> SocketFile:
@@ -178,12 +180,12 @@ def local_door(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Li
             log.warning("socket is for root only", path=str(path), reason=f"this host has no group {READERS}")
         return file
 
-    return Door("local api", listen, _server(Dispatcher(routes, gate), limits))
+    return ListeningSocket("local api", listen, _server(Dispatcher(routes, gate), limits))
 
 
-def tcp_door(name: str, address: tuple[str, int], key: str, server: HttpServer) -> Door:
+def tcp_listening_socket(name: str, address: tuple[str, int], key: str, server: HttpServer) -> ListeningSocket:
     """`key` names the address in the configuration."""
-    return Door(name, partial(TcpSocket, address, name, key), server)
+    return ListeningSocket(name, partial(TcpSocket, address, name, key), server)
 
 
 def _server(dispatcher: Dispatcher, limits: Limits) -> HttpServer:

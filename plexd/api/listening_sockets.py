@@ -25,7 +25,7 @@ class Listening(Protocol):
     def close(self) -> None: ...
 
 
-class Door:
+class ListeningSocket:
     """`listen` raises ListenerError when it cannot."""
 
     def __init__(self, name: str, listen: Callable[[], Listening], server: HttpServer) -> None:

@@ -30,7 +30,7 @@ from plexd.errors import ControlError, Misconfigured, Transient, WireError
 from plexd.log import get_logger
 from plexd.masking import MASK
 from plexd.wire import endpoints
-from plexd.wire.endpoints import Answer, Endpoint
+from plexd.wire.endpoints import AnswerBody, Endpoint
 from plexd.wire.reading import load
 
 log = get_logger("control")
@@ -44,10 +44,10 @@ TLS_LOG_SECONDS = 60.0
 OFF_LOOP_BYTES = 64 << 10  # larger bodies are worked on in a thread, so that the event loop does not stall
 
 _ACCEPT = {
-    Answer.NOTHING: "application/json",
-    Answer.JSON: "application/json",
-    Answer.EVENT_STREAM: "text/event-stream",
-    Answer.OCTETS: "application/octet-stream",
+    AnswerBody.NOTHING: "application/json",
+    AnswerBody.JSON: "application/json",
+    AnswerBody.EVENT_STREAM: "text/event-stream",
+    AnswerBody.OCTETS: "application/octet-stream",
 }
 _HEADER_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 MAX_EVENT_ID_BYTES = 512
@@ -119,7 +119,7 @@ class Exchanger:
                 response = await self._send(self.calls, call, headers, content, traffic, None)
                 try:
                     await self._check(call, response)
-                    if call.endpoint.answer is Answer.NOTHING:
+                    if call.endpoint.answer is AnswerBody.NOTHING:
                         traffic.received = await _discard(response)
                         return Document(sent=traffic.sent)
                     body = await _read_body(response, traffic)
@@ -295,7 +295,7 @@ class _Connection:
 
 
 def _headers(call: Call) -> dict[str, bytes]:
-    plain = call.endpoint.answer in {Answer.EVENT_STREAM, Answer.OCTETS}
+    plain = call.endpoint.answer in {AnswerBody.EVENT_STREAM, AnswerBody.OCTETS}
     return {
         "Authorization": b"Bearer " + call.credential.get_secret_value().encode("ascii"),
         "User-Agent": f"plexd/{__version__}".encode(),

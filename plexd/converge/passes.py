@@ -38,13 +38,13 @@ from plexd.mesh.changes import (
 from plexd.mesh.desired import NO_CANDIDATES, Candidates
 from plexd.mesh.drift import Correction, interface_corrections
 from plexd.mesh.fallback import next_endpoints, peers_with_a_choice
-from plexd.mesh.firewall import Hits, Openings, hits, ruleset
+from plexd.mesh.firewall import Hits, TemporaryAllows, hits, ruleset
 from plexd.mesh.handshakes import Awaited, assess, awaited_anew, awaited_new, next_round, plan_again
 from plexd.mesh.keys import PrivateKey
 from plexd.mesh.observed import Backend, Observed, Route, is_fresh
 from plexd.mesh.plan import plan, plan_event, plan_network, withhold
 from plexd.mesh.policy import Resolved
-from plexd.mesh.repair_limiter import Guard, contest_correction, leaves_firewall, shut
+from plexd.mesh.repair_limiter import RepairLimiter, contest_correction, leaves_firewall, shut
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
 from plexd.node.control_calls import MeshStatus
 from plexd.node.health import Condition, Health
@@ -101,7 +101,7 @@ class Converger:
     peer id, `policies_applied_at` when it put the policies in force, None before.
     `contested` is set by every pass that leaves an object for its time; who sees to that clears it.
     `awaiting` is set while peers ought to shake hands, and `try_handshakes_again` is due every little while.
-    `openings` are the services let in for a while; what is put there counts from the next `apply_event` or pass on.
+    `temporary_allows` are services that are let in for a while; they count from the next `apply_event` or pass on.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Converger:
         self.awaiting = asyncio.Event()
         self.since: dict[str, float] = {}
         self.policies_applied_at: float | None = None
-        self.openings = Openings()
+        self.temporary_allows = TemporaryAllows()
         self._kernel = kernel
         self._node = node
         self._settings = settings
@@ -130,7 +130,7 @@ class Converger:
         self._lock = asyncio.Lock()
         self._applied: Target | None = None
         self._applied_candidates: Mapping[str, Candidates] = {}
-        self._guard = Guard()
+        self._guard = RepairLimiter()
         self._built: Built | None = None
         self._admitted: Admitted | None = None
         self._may_be_left = True  # a firewall, although none is wanted (any more)
@@ -447,7 +447,7 @@ class Converger:
 
     async def _admit(self, built: Built) -> Admitted:
         """Many at once in a thread, so that the loop stays free for others."""
-        asked = (built.target, built.sources.desired, self.openings)
+        asked = (built.target, built.sources.desired, self.temporary_allows)
         admitted = amend(self._admitted, *asked)
         if admitted is not None:
             return admitted

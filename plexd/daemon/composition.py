@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
-from plexd.api.assembly import Front
+from plexd.api.assembly import ApiServer
 from plexd.config.in_force import Configuration
 from plexd.control import ControlPlane
 from plexd.converge.drift_reports import DriftReports
@@ -18,10 +18,10 @@ from plexd.converge.repair import Repair
 from plexd.converge.watch import Watch
 from plexd.events.effects import Effects
 from plexd.events.listener import Listener
-from plexd.events.rejections import Refusals
+from plexd.events.rejections import Rejections
 from plexd.identity.enrolment import TokenSearch
 from plexd.identity.recovery import Recovery
-from plexd.identity.reenrolment import Renewal
+from plexd.identity.reenrolment import Reenrolment
 from plexd.identity.registration import Registrar
 from plexd.identity.rotation import Rotation
 from plexd.linux import systemd
@@ -29,7 +29,7 @@ from plexd.linux.kernel import Kernel
 from plexd.mesh.nat import Finding
 from plexd.mesh.target import Settings
 from plexd.node.capabilities import Capabilities
-from plexd.node.control_calls import SelfDescription, Uplink
+from plexd.node.control_calls import ControlCalls, SelfDescription
 from plexd.node.health import Health
 from plexd.node.heartbeat import Heartbeat
 from plexd.node.persist import Persist
@@ -60,7 +60,7 @@ class Ground:
     tokens: TokenSearch
     health: Health
     overview: Overview
-    front: Front
+    front: ApiServer
     groups: Groups
     notifier: systemd.Notifier
     started_at: float
@@ -115,7 +115,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
         traversal.look_again(reason)
 
     converger = Converger(kernel, node, settings, health)
-    uplink = Uplink(control, node, health, upstream.description, converger.status, finding, ground.started_at)
+    uplink = ControlCalls(control, node, health, upstream.description, converger.status, finding, ground.started_at)
     persist = Persist(node, ground.snapshots, ground.identities)
     drift = DriftReports(uplink, node, ground.snapshots)
     reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
@@ -133,7 +133,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     )
     resolve = Resolve(node, converger.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
     rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)
-    refusals = Refusals(uplink, node)
+    refusals = Rejections(uplink, node)
     effects = Effects(
         node,
         uplink.own,
@@ -147,7 +147,7 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     )
     listener = Listener(control, node, Verifier(), effects.handle, reconcile.request, health, interval)
     heartbeat = Heartbeat(uplink.beat, node, beat_interval, reconcile.request, rotation.request)
-    renewal = Renewal(
+    renewal = Reenrolment(
         node,
         ground.identities,
         ground.snapshots,

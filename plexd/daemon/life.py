@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from plexd import log as logging
-from plexd.api.assembly import Front
+from plexd.api.assembly import ApiServer
 from plexd.config.in_force import Configuration
 from plexd.config.load import Loaded
 from plexd.config.models import Config
@@ -68,7 +68,7 @@ class _Life:
         self._signals = Signals(self._configuration.read_again)
         self._health = Health()
         self._overview = Overview(config, self._health)
-        self._front = Front(config, directory, self._overview, self._configuration.read_again)
+        self._front = ApiServer(config, directory, self._overview, self._configuration.read_again)
         self._overview.reports = self._front.reports
         self._configuration.on_read += [self._show_configuration, self._front.read_again]
         self._groups = Groups(self._show_flapping)

@@ -26,7 +26,7 @@ from plexd.mesh.fold import NotHereYet, Unfoldable, fold
 from plexd.node.state import Node
 from plexd.wire.envelope import Envelope
 from plexd.wire.mapping import OwnNode
-from plexd.wire.payloads import Reaction, parse_event, reaction_to_bad
+from plexd.wire.payloads import EventEffect, parse_event, reaction_to_bad
 
 log = get_logger("events")
 
@@ -66,7 +66,7 @@ class Effects:
             event = parse_event(envelope.event_type, envelope.payload, own=self._own(), now=self._now())
         except WireError as exc:
             log.error("event not usable", event_type=envelope.event_type, event_id=envelope.event_id, reason=str(exc))
-            if reaction_to_bad(envelope.event_type) is Reaction.RECONCILE:
+            if reaction_to_bad(envelope.event_type) is EventEffect.RECONCILE:
                 self._request_pull("bad payload")
             return
         match event:

@@ -23,7 +23,7 @@ class ControlPlane(Protocol):
         """Tried as often as the endpoint's policy says. Raises ControlError."""
 
 
-class Refusals:
+class Rejections:
     """Each answer stays queued until it was tried to the end, one of a kind at a time, in the order asked.
 
     An action is to be answered at once, so it does not wait behind a session, which may be tried for minutes.

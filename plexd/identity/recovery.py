@@ -22,7 +22,7 @@ CONFIRM_SECONDS = 5.0
 FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 60.0, 300.0
 
 
-class Renewal(Protocol):
+class Reenrolment(Protocol):
     """Gives the node another identity; when it returns true, the node is settled with it."""
 
     async def adopt(self) -> bool:
@@ -40,7 +40,7 @@ class Recovery:
     def __init__(
         self,
         node: Node,
-        renewal: Renewal,
+        renewal: Reenrolment,
         probe: Callable[[], Awaitable[bool | None]],
         interval: float,
         uniform: Callable[[float, float], float] = random.uniform,

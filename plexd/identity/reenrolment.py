@@ -41,7 +41,7 @@ class Tokens(Protocol):
     def forget(self, token: BootstrapToken) -> None: ...
 
 
-class Renewal:
+class Reenrolment:
     """`paused` keeps the services from running, `writing` everybody else from the data directory.
 
     `converge` brings the kernel in line with the new node before its services start.

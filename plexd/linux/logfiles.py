@@ -29,7 +29,7 @@ class FileId(NamedTuple):
     inode: int
 
 
-class Mark(NamedTuple):
+class FilePosition(NamedTuple):
     """A place between two lines."""
 
     dev: int
@@ -82,8 +82,8 @@ class LogFile:
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self._descriptor, count, offset)
 
-    def mark(self, offset: int) -> Mark:
-        return Mark(*self.id, offset, self.fingerprint)
+    def mark(self, offset: int) -> FilePosition:
+        return FilePosition(*self.id, offset, self.fingerprint)
 
     def renew(self) -> None:
         """What it begins with now is what it is known by."""

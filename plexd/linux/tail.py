@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from plexd.linux.logfiles import FileId, LogFile, Mark, file_id, open_if_there, open_rotated
+from plexd.linux.logfiles import FileId, FilePosition, LogFile, file_id, open_if_there, open_rotated
 
 READ_BYTES = 256 << 10
 TURN_BYTES = 1 << 20  # in one call of `read`: others want their turn
@@ -28,20 +28,20 @@ class Line(NamedTuple):
     """`text` is without its end; `mark` is behind it."""
 
     text: bytes
-    mark: Mark
+    mark: FilePosition
 
 
 class Oversized(NamedTuple):
     """A line longer than allowed was skipped."""
 
-    mark: Mark
+    mark: FilePosition
 
 
 class Hole(NamedTuple):
     """Lines may be missing here."""
 
     reason: Reason
-    mark: Mark
+    mark: FilePosition
 
 
 Item = Line | Oversized | Hole
@@ -54,9 +54,9 @@ class Tail:
     it has.
     """
 
-    def __init__(self, path: Path, mark: Mark | None, max_line: int, *, at_end: bool = False) -> None:
+    def __init__(self, path: Path, mark: FilePosition | None, max_line: int, *, at_end: bool = False) -> None:
         self.is_there = False
-        self.began: Mark | None = None
+        self.began: FilePosition | None = None
         self._path = path
         self._sought = mark
         self._hole: Reason | None = None  # to be shown where reading goes on
@@ -129,7 +129,7 @@ class Tail:
         self._at_end = False  # what comes from now on is new
         return file
 
-    def _seek_out(self, mark: Mark) -> Reason | None:
+    def _seek_out(self, mark: FilePosition) -> Reason | None:
         """Find where reading ended: at the path, or in a rotated file, then those after it come first as well."""
         here = open_if_there(self._path)
         if here is not None:
@@ -144,7 +144,7 @@ class Tail:
         """Files rotated after that one, which may have been more than one since somebody looked."""
         self._queue_from(known, None)
 
-    def _queue_from(self, known: FileId, mark: Mark | None) -> bool:
+    def _queue_from(self, known: FileId, mark: FilePosition | None) -> bool:
         """Those that follow the known file, with `mark` also its own rest; whether it was found."""
         files = open_rotated(self._path)
         ids = [file.id for file in files]
@@ -226,5 +226,5 @@ class Tail:
             self._held, self._skipped = b"", 0
 
 
-def _holds(file: LogFile, mark: Mark) -> bool:
+def _holds(file: LogFile, mark: FilePosition) -> bool:
     return file.matches(mark.fingerprint) and file.size() >= mark.offset

@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Desired, Peer, Policy
-from plexd.mesh.firewall import Openings, Ruleset, ruleset, with_peers
+from plexd.mesh.firewall import Ruleset, TemporaryAllows, ruleset, with_peers
 from plexd.mesh.policy import Local, Resolved, resolve
 from plexd.mesh.sharing import Shared, differing, with_changes
 from plexd.mesh.target import Target, TargetPeer, route_to
@@ -34,25 +34,27 @@ class Admitted:
     everybody: Target
     peers: Mapping[str, Peer]
     policies: tuple[Policy, ...]
-    openings: Openings
+    temporary_allows: TemporaryAllows
     target: Target
     resolved: Resolved = NOTHING
     hidden: frozenset[str] = frozenset()
     visibility: Visibility | None = field(default=None, compare=False, repr=False)
 
 
-def amend(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted | None:
+def amend(
+    before: Admitted | None, everybody: Target, desired: Desired, temporary_allows: TemporaryAllows
+) -> Admitted | None:
     """What `judge` comes to, where that is soon said because little changed since `before`, the last that came out;
     None elsewhere.
 
     It rests on this: what a peer that did not change, and whose routes did not, has of the target stays what it was.
     """
-    if before is not None and _is_same(before, everybody, desired, openings):
+    if before is not None and _is_same(before, everybody, desired, temporary_allows):
         return before
     policy = everybody.settings.policy
     if policy is None:
-        return judge(everybody, desired, openings)
-    now = Admitted(everybody, desired.peers, desired.policies, openings, everybody)
+        return judge(everybody, desired, temporary_allows)
+    now = Admitted(everybody, desired.peers, desired.policies, temporary_allows, everybody)
     if before is None or before.visibility is None or not _judges_alike(before, now):
         return None
     touched = {*differing(before.peers, now.peers), *differing(before.everybody.peers, everybody.peers)}
@@ -86,9 +88,9 @@ def amend(before: Admitted | None, everybody: Target, desired: Desired, openings
     )
 
 
-def judge(everybody: Target, desired: Desired, openings: Openings) -> Admitted:
+def judge(everybody: Target, desired: Desired, temporary_allows: TemporaryAllows) -> Admitted:
     """From nothing."""
-    admitted = Admitted(everybody, desired.peers, desired.policies, openings, everybody)
+    admitted = Admitted(everybody, desired.peers, desired.policies, temporary_allows, everybody)
     settings = everybody.settings
     if settings.policy is None:
         return admitted
@@ -101,24 +103,24 @@ def judge(everybody: Target, desired: Desired, openings: Openings) -> Admitted:
         settings.policy,
         resolved.rules,
         visible=_visible_addresses(visible, admitted.peers),
-        openings=openings,
+        temporary_allows=temporary_allows,
     )
     target = _without(hidden, everybody, firewall)
     return replace(admitted, target=target, resolved=resolved, hidden=hidden, visibility=visibility)
 
 
-def _is_same(before: Admitted, everybody: Target, desired: Desired, openings: Openings) -> bool:
+def _is_same(before: Admitted, everybody: Target, desired: Desired, temporary_allows: TemporaryAllows) -> bool:
     return (
         everybody is before.everybody
         and desired.policies is before.policies
         and desired.peers is before.peers
-        and openings is before.openings
+        and temporary_allows is before.temporary_allows
     )
 
 
 def _judges_alike(before: Admitted, now: Admitted) -> bool:
     """Whether all that peers are judged by is as it was, their own addresses apart."""
-    if (before.policies, before.openings) != (now.policies, now.openings):
+    if (before.policies, before.temporary_allows) != (now.policies, now.temporary_allows):
         return False
     was, settings = before.everybody.settings, now.everybody.settings
     return (was.policy, was.node_id, was.mesh_ip) == (settings.policy, settings.node_id, settings.mesh_ip)

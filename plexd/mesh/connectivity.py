@@ -24,7 +24,7 @@ ROAMED = "roamed"  # no candidate of the control plane: the peer's own packets t
 STATUS = "see what `plexd status` says of this node"
 
 
-class Obstacle(NamedTuple):
+class PeerProblem(NamedTuple):
     """Why a peer is not connected: `code` is stable; `text` says it, `remedy` what somebody can do about it."""
 
     code: str
@@ -50,7 +50,7 @@ class PeerView(NamedTuple):
     rx_bytes: int = 0
     tx_bytes: int = 0
     has_psk: bool = False
-    obstacle: Obstacle | None = None
+    obstacle: PeerProblem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def describe_peers(sight: Sight) -> tuple[PeerView, ...]:
 def _rejected(desired: Desired) -> Iterator[PeerView]:
     for peer_id, reason in desired.rejected:
         text = f"the control plane's record of it cannot be used: {reason}"
-        obstacle = Obstacle("rejected", text, "correct the peer at the control plane")
+        obstacle = PeerProblem("rejected", text, "correct the peer at the control plane")
         yield PeerView(peer_id, None, None, obstacle=obstacle)
 
 
@@ -116,30 +116,32 @@ class _Survey:
                 )
         return view._replace(obstacle=self._obstacle_here or self._obstacle(peer, held, candidates))
 
-    def _obstacle(self, peer: Peer, held: DevicePeer | None, candidates: Candidates) -> Obstacle | None:
+    def _obstacle(self, peer: Peer, held: DevicePeer | None, candidates: Candidates) -> PeerProblem | None:
         sight = self._sight
         target = sight.target
         wanted = target.peers.get(peer.id) if target is not None else None
         if target is not None and wanted is None:
             text = "no policy lets it and this node talk to each other"
-            return Obstacle("no_policy", text, "allow it at the control plane; `plexd policies` shows what is allowed")
+            return PeerProblem(
+                "no_policy", text, "allow it at the control plane; `plexd policies` shows what is allowed"
+            )
         if target is None or wanted is None or held is None:
             text = f"it is not on the interface {sight.interface} yet"
-            return Obstacle("not_applied", text, f"wait for the next pass; {STATUS}")
+            return PeerProblem("not_applied", text, f"wait for the next pass; {STATUS}")
         # a peer without a usable mesh address is reached through what lies behind it
         own = mesh_host if (mesh_host := Prefix.host(peer.mesh_ip)) in peer.allowed_ips else peer.allowed_ips[0]
         if own not in wanted.allowed_ips:
             owner = next((f"peer {p.id}" for p in target.peers.values() if own in p.allowed_ips), "another peer")
             text = f"{owner} claims {own} too and comes first"
-            return Obstacle("prefix_lost", text, "give each peer addresses of its own at the control plane")
+            return PeerProblem("prefix_lost", text, "give each peer addresses of its own at the control plane")
         if own not in held.allowed_ips:
             text = f"{own} is missing from its allowed IPs on {sight.interface}"
-            return Obstacle("not_applied", text, f"wait for the next pass; {STATUS}")
+            return PeerProblem("not_applied", text, f"wait for the next pass; {STATUS}")
         if own not in self._routed:
             if own not in self._routable:
                 text = f"{own} gets no route: the control plane, or an endpoint of a peer, is inside"
-                return Obstacle("no_route", text, "give mesh addresses that nothing else uses")
-            return Obstacle("no_route", f"the route to {own} is missing", f"wait for the next pass; {STATUS}")
+                return PeerProblem("no_route", text, "give mesh addresses that nothing else uses")
+            return PeerProblem("no_route", f"the route to {own} is missing", f"wait for the next pass; {STATUS}")
         if is_fresh(held.last_handshake, sight.now):
             return None
         if sight.is_refused:
@@ -147,7 +149,7 @@ class _Survey:
             remedy = (
                 "ask the control plane about this node; with a new bootstrap token in its place plexd registers anew"
             )
-            return Obstacle("identity_refused", text, remedy)
+            return PeerProblem("identity_refused", text, remedy)
         port = target.settings.listen_port
         if held.endpoint is None:
             return _no_endpoint(candidates, sight.resolved, port)
@@ -155,7 +157,7 @@ class _Survey:
             since = sight.since.get(peer.id)
             how_long = f" for {format_age(sight.now - since)}" if since is not None else ""
             traffic = f"{held.tx_bytes} bytes sent, {held.rx_bytes} received"
-            return Obstacle(
+            return PeerProblem(
                 "no_handshake",
                 f"never a handshake with {held.endpoint}{how_long}: {traffic}",
                 f"check that the peer runs, knows this node, and that UDP passes from port {port} here to its endpoint",
@@ -163,46 +165,46 @@ class _Survey:
         age = sight.now - held.last_handshake
         when = f"{format_age(age)} ago" if age >= 0 else "before the clock was set back"
         if not held.keepalive:
-            return Obstacle(
+            return PeerProblem(
                 "idle",
                 f"last handshake {when}; without keepalives there is one only when packets are sent",
                 "ping it, or set mesh.persistent_keepalive",
             )
-        return Obstacle(
+        return PeerProblem(
             "handshake_old",
             f"last handshake {when}: {held.endpoint} stopped answering",
             "check that the peer runs and that nothing on the way changed",
         )
 
 
-def _obstacle_here(sight: Sight) -> Obstacle | None:
+def _obstacle_here(sight: Sight) -> PeerProblem | None:
     """What keeps this node from all of its peers."""
     observed, name = sight.observed, sight.interface
     if sight.target is None:
-        return Obstacle("no_private_key", "this node lost its private key and agrees on a new one", STATUS)
+        return PeerProblem("no_private_key", "this node lost its private key and agrees on a new one", STATUS)
     if observed is None or observed.link is None:
-        return Obstacle("interface_missing", f"the interface {name} is missing", STATUS)
+        return PeerProblem("interface_missing", f"the interface {name} is missing", STATUS)
     if observed.device is None:
-        return Obstacle("interface_missing", f"no WireGuard answers for the interface {name}", STATUS)
+        return PeerProblem("interface_missing", f"no WireGuard answers for the interface {name}", STATUS)
     if not observed.link.up:
-        return Obstacle("interface_down", f"the interface {name} is down", STATUS)
+        return PeerProblem("interface_down", f"the interface {name} is down", STATUS)
     return None
 
 
-def _no_endpoint(candidates: Candidates, resolved: Mapping[str, Endpoint], port: int) -> Obstacle:
+def _no_endpoint(candidates: Candidates, resolved: Mapping[str, Endpoint], port: int) -> PeerProblem:
     text = candidates.current
     if not text:
-        return Obstacle(
+        return PeerProblem(
             "no_endpoint",
             "no endpoint of it is known: it has to reach this node first",
             f"see that it reports an endpoint, or that UDP port {port} of this node can be reached",
         )
     address = meaning(text, resolved)
     if address is None and _is_name(text):
-        return Obstacle("endpoint_unresolved", f"its endpoint {text} does not resolve", "check the name and the DNS")
+        return PeerProblem("endpoint_unresolved", f"its endpoint {text} does not resolve", "check the name and the DNS")
     if address is None:
-        return Obstacle("endpoint_unusable", f"its endpoint {text!r} is not host:port", "correct it at the peer")
-    return Obstacle("endpoint_unusable", f"its endpoint {text} is not in use yet, or cannot be a peer's", STATUS)
+        return PeerProblem("endpoint_unusable", f"its endpoint {text!r} is not host:port", "correct it at the peer")
+    return PeerProblem("endpoint_unusable", f"its endpoint {text} is not in use yet, or cannot be a peer's", STATUS)
 
 
 class Paths:

@@ -18,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from plexd.errors import NoOpening
+from plexd.errors import TooManyTemporaryAllows
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.elements import Elements, join
 from plexd.mesh.policy import Action, Protocol, Rule
@@ -27,7 +27,7 @@ from plexd.mesh.rulegroups import Group, Line, Match, Shape, group
 FAMILY, TABLE = "inet", "plexd"
 PRIORITY = -10
 MAX_RULES = 32768
-MAX_OPENINGS = 256
+MAX_TEMPORARY_ALLOWS = 256
 FEW = 3  # up to so many rules of one shape are left as rules, to be read as such
 PEERS = "peers"  # the set of the visible peers' addresses
 AMENDED_AT_ONCE = 256  # elements; many more are put into the kernel as soon with the whole table
@@ -51,7 +51,7 @@ class Settings:
     log_denied: bool = True
 
 
-class Opening(NamedTuple):
+class TemporaryAllow(NamedTuple):
     """A service of ours that is let in for a while: TCP or UDP to a port of `dst`, from `src` or (empty) from all."""
 
     name: str
@@ -62,24 +62,24 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Openings:
+class TemporaryAllows:
     """Those in force, each with a name of its own (section 6.8). A start of the agent begins with none."""
 
-    held: tuple[Opening, ...] = ()
+    held: tuple[TemporaryAllow, ...] = ()
 
-    def open(self, opening: Opening) -> Openings:
-        """In place of one of the same name. NoOpening when there are too many."""
+    def open(self, opening: TemporaryAllow) -> TemporaryAllows:
+        """In place of one of the same name. TooManyTemporaryAllows when there are too many."""
         others = self.close(opening.name).held
-        if len(others) >= MAX_OPENINGS:
-            raise NoOpening(f"{MAX_OPENINGS} service openings are in use, close one first")
-        return Openings((*others, opening))
+        if len(others) >= MAX_TEMPORARY_ALLOWS:
+            raise TooManyTemporaryAllows(f"{MAX_TEMPORARY_ALLOWS} service temporary_allows are in use, close one first")
+        return TemporaryAllows((*others, opening))
 
-    def close(self, name: str) -> Openings:
+    def close(self, name: str) -> TemporaryAllows:
         """Closing what is not open is fine."""
-        return Openings(tuple(opening for opening in self.held if opening.name != name))
+        return TemporaryAllows(tuple(opening for opening in self.held if opening.name != name))
 
 
-NO_OPENINGS = Openings()
+NO_OPENINGS = TemporaryAllows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def ruleset(
     rules: Sequence[Rule] = (),
     *,
     visible: Iterable[bytes] = (),
-    openings: Openings = NO_OPENINGS,
+    temporary_allows: TemporaryAllows = NO_OPENINGS,
 ) -> Ruleset:
     """The whole table; without rules it is the baseline. Rules that are too many are its fault.
 
@@ -175,7 +175,7 @@ def ruleset(
     writer.rule("mesh", _in_state("established"), _in_direction("reply"), _COUNTER, _ACCEPT)
     if settings.allow_ping:
         _ping(writer, settings.mesh_ip, visible)
-    _judging(writer, "opening", group(_opening_lines(openings)))
+    _judging(writer, "opening", group(_opening_lines(temporary_allows)))
     _judging(writer, "policy", group(lines))
     writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
     return Ruleset.of(writer.commands(), writer.sets, len(rules))
@@ -286,8 +286,8 @@ def _l4protos(protocol: Protocol, port: int) -> tuple[tuple[int | None, ...], ..
     return {Protocol.TCP: ((_TCP,),), Protocol.UDP: ((_UDP,),), Protocol.ICMP: ((_ICMP, _ICMPV6),)}[protocol]
 
 
-def _opening_lines(openings: Openings) -> Iterator[Line]:
-    for opening in openings.held:
+def _opening_lines(temporary_allows: TemporaryAllows) -> Iterator[Line]:
+    for opening in temporary_allows.held:
         (protocols,) = _l4protos(opening.protocol, opening.port)
         dst = Prefix.host(opening.dst)
         # a source of the other family can never come to `dst`

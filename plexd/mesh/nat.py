@@ -18,7 +18,7 @@ class NatType(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Answer(NamedTuple):
+class StunAnswer(NamedTuple):
     """`server` saw our packets come from `mapped`."""
 
     server: Endpoint
@@ -60,7 +60,7 @@ def scope(packed: bytes) -> Scope:
     return next((found for prefix, found in _SCOPES if prefix.contains(packed)), Scope.GLOBAL)
 
 
-def refusal(answer: Answer) -> str | None:
+def refusal(answer: StunAnswer) -> str | None:
     """Why a server cannot have seen this address, or nobody could use it; None when the answer is credible."""
     server, mapped = answer
     if not mapped.port:
@@ -72,7 +72,7 @@ def refusal(answer: Answer) -> str | None:
     return None
 
 
-def classify(answers: Sequence[Answer], local: frozenset[bytes], listen_port: int) -> Finding:
+def classify(answers: Sequence[StunAnswer], local: frozenset[bytes], listen_port: int) -> Finding:
     """What at least one answer says, in the order they came; `local` are the addresses of this host."""
     first = answers[0]
     second = _second_opinion(answers)
@@ -83,15 +83,15 @@ def classify(answers: Sequence[Answer], local: frozenset[bytes], listen_port: in
     return Finding(first.mapped, NatType.FULL_CONE if second.mapped == first.mapped else NatType.SYMMETRIC)
 
 
-def is_settled(answers: Sequence[Answer], local: frozenset[bytes], listen_port: int) -> bool:
+def is_settled(answers: Sequence[StunAnswer], local: frozenset[bytes], listen_port: int) -> bool:
     """Whether further answers could not change the finding."""
     return bool(answers) and (_is_own(answers[0], local, listen_port) or _second_opinion(answers) is not None)
 
 
-def _second_opinion(answers: Sequence[Answer]) -> Answer | None:
+def _second_opinion(answers: Sequence[StunAnswer]) -> StunAnswer | None:
     """The first answer of a server at another address than the first one's."""
     return next((answer for answer in answers if answer.server.packed != answers[0].server.packed), None)
 
 
-def _is_own(answer: Answer, local: frozenset[bytes], listen_port: int) -> bool:
+def _is_own(answer: StunAnswer, local: frozenset[bytes], listen_port: int) -> bool:
     return answer.mapped.packed in local and answer.mapped.port == listen_port

@@ -56,7 +56,7 @@ class Struggle(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class RepairLimiter:
     struggles: Mapping[str, Struggle] = field(default_factory=dict)
 
     @property
@@ -83,7 +83,7 @@ class Guard:
         ]
         return min(times, default=None)
 
-    def admit(self, interface: str, repairs: Sequence[Change], now: float) -> tuple[Guard, tuple[Change, ...]]:
+    def admit(self, interface: str, repairs: Sequence[Change], now: float) -> tuple[RepairLimiter, tuple[Change, ...]]:
         """What a look found, with those of `repairs` that may be made: not what is left alone nor what leans on it."""
         damaged = {_object(interface, change) for change in repairs}
         struggles = {}
@@ -101,14 +101,14 @@ class Guard:
         for cause in causes:  # which grow: what leans on one may be one itself
             causes += [change for change in left if isinstance(change, _CAUSES) and _leans_on(change, cause)]
             left = tuple(change for change in left if not _leans_on(change, cause))
-        return Guard(struggles), left
+        return RepairLimiter(struggles), left
 
     def _is_over(self, name: str, now: float) -> bool:
         """Whether this damage comes after a minute without any."""
         struggle = self.struggles[name]
         return not struggle.is_open and now - struggle.seen >= MINUTE
 
-    def record(self, interface: str, done: Iterable[Change], now: float) -> Guard:
+    def record(self, interface: str, done: Iterable[Change], now: float) -> RepairLimiter:
         """After these repairs. One that merely followed from another, like the routes of a link set up again, is none
         of its own."""
         done = tuple(done)
@@ -125,7 +125,7 @@ class Guard:
                 repairs = (*(at for at in known.repairs if now - at < MINUTE), now)
                 rest = FIRST_REST_SECONDS if len(repairs) > REPAIRS_A_MINUTE else 0.0
             struggles[name] = Struggle(repairs, now, rest, now + rest, is_open=False)
-        return Guard(struggles)
+        return RepairLimiter(struggles)
 
 
 def shut(due: Sequence[Change], admitted: Sequence[Change], *, is_up: bool) -> tuple[Change, ...]:
@@ -140,7 +140,7 @@ def leaves_firewall(due: Sequence[Change], admitted: Sequence[Change]) -> bool:
     return any(isinstance(change, ReplaceFirewall) and change not in admitted for change in due)
 
 
-def contest_correction(before: Guard, after: Guard) -> tuple[Correction, ...]:
+def contest_correction(before: RepairLimiter, after: RepairLimiter) -> tuple[Correction, ...]:
     """One correction when a fight has begun, however many objects it is about."""
     known = {name for name, struggle in before.struggles.items() if struggle.rest}
     new = [text for text in after.contested if text.rpartition(": ")[0] not in known]

@@ -16,7 +16,7 @@ class Stream(StrEnum):
     STOPPED = "stopped"
 
 
-class Contact:
+class ConnectionStatus:
     """Moments are in Unix seconds, None for never. `reconnects` counts connections after the first one."""
 
     def __init__(self, now: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:

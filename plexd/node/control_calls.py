@@ -87,7 +87,7 @@ class Enrolment:
         return registered
 
 
-class Uplink:
+class ControlCalls:
     """The calls of a registered node. All raise ControlError, those with an answer WireError."""
 
     def __init__(

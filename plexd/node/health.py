@@ -26,7 +26,7 @@ class Condition(StrEnum):
     REPAIR_CONTESTED = "repair_contested"
 
 
-class Meaning(NamedTuple):
+class ConditionProblem(NamedTuple):
     """`severity` is "error" while the node cannot do its work, "warning" while it can; `remedy` is what to do."""
 
     severity: Literal["error", "warning"]
@@ -34,43 +34,43 @@ class Meaning(NamedTuple):
     remedy: str
 
 
-MEANINGS = {
-    Condition.STREAM_DOWN: Meaning(
+CONDITION_PROBLEMS = {
+    Condition.STREAM_DOWN: ConditionProblem(
         "warning",
         "the event stream has been down for five minutes; state is polled instead",
         "check the way to the control plane; the log says what each attempt met",
     ),
-    Condition.STATE_STALE: Meaning(
+    Condition.STATE_STALE: ConditionProblem(
         "warning",
         "no state could be fetched for three reconcile intervals; the last known one is in force",
         "check the way to the control plane; the mesh goes on meanwhile",
     ),
-    Condition.CHANGES_FAILED: Meaning(
+    Condition.CHANGES_FAILED: ConditionProblem(
         "warning",
         "the last pass could not make every change; it is repeated",
         "see the log for what the kernel refused",
     ),
-    Condition.MESH_DOWN: Meaning(
+    Condition.MESH_DOWN: ConditionProblem(
         "error",
         "there is no mesh interface, none that can have the mesh address, or no firewall for it",
         "the detail says what is in the way; it is tried again",
     ),
-    Condition.SUBSYSTEM_STOPPED: Meaning(
+    Condition.SUBSYSTEM_STOPPED: ConditionProblem(
         "error",
         "a service keeps failing",
         "see the log for its error; a restart of plexd tries again",
     ),
-    Condition.IDENTITY_REFUSED: Meaning(
+    Condition.IDENTITY_REFUSED: ConditionProblem(
         "error",
         "the control plane refuses this node's key; the mesh stays up, deliveries wait",
         "ask the control plane about this node; with a new bootstrap token in its place plexd registers anew",
     ),
-    Condition.CLOCK_SKEW: Meaning(
+    Condition.CLOCK_SKEW: ConditionProblem(
         "warning",
         "this clock differs from the control plane's",
         "check time synchronisation here and there",
     ),
-    Condition.REPAIR_CONTESTED: Meaning(
+    Condition.REPAIR_CONTESTED: ConditionProblem(
         "warning",
         "another program keeps undoing repairs",
         "make it leave the mesh interface alone; repairs thin out meanwhile",
@@ -79,7 +79,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RaisedCondition:
     """A condition that holds. `since` is in Unix seconds; `detail` never holds a secret."""
 
     condition: Condition
@@ -92,7 +92,7 @@ class Health:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._findings: dict[Condition, Finding] = {}
+        self._findings: dict[Condition, RaisedCondition] = {}
         self.on_change: list[Callable[[], None]] = []
 
     def set(self, condition: Condition, holds: bool, detail: str = "") -> None:
@@ -104,14 +104,14 @@ class Health:
             del self._findings[condition]
             log.info("condition cleared", condition=condition.value)
         elif known is not None:
-            self._findings[condition] = Finding(condition, detail, known.since)
+            self._findings[condition] = RaisedCondition(condition, detail, known.since)
             return
         else:
-            self._findings[condition] = Finding(condition, detail, self._now())
-            meaning = MEANINGS[condition].text
+            self._findings[condition] = RaisedCondition(condition, detail, self._now())
+            meaning = CONDITION_PROBLEMS[condition].text
             log.error("condition raised", condition=condition.value, detail=detail, meaning=meaning)
         for listener in self.on_change:
             listener()
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[RaisedCondition, ...]:
         return tuple(self._findings.values())

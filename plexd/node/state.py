@@ -18,7 +18,7 @@ from plexd.mesh.desired import Desired, EndpointSource, FullState, SigningKeys
 from plexd.mesh.events import EndpointOffered, Foldable
 from plexd.mesh.fold import expire_signing_key, fold, replace_state
 from plexd.mesh.keys import PublicKey
-from plexd.node.connection_status import Contact
+from plexd.node.connection_status import ConnectionStatus
 from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 
@@ -43,7 +43,7 @@ class Node:
         self.identity = identity
         self.desired = desired
         self.fetched_at = fetched_at
-        self.contact = Contact()
+        self.contact = ConnectionStatus()
         self.generation = 0
         self.unsaved = asyncio.Event()
         self.suspected = asyncio.Event()

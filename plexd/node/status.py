@@ -23,9 +23,9 @@ from plexd.mesh.firewall import Hits
 from plexd.mesh.observed import Observed, is_fresh
 from plexd.mesh.policy import Resolved, Rule, deciding, explain_rules
 from plexd.mesh.target import Target
-from plexd.node.connection_status import Contact
+from plexd.node.connection_status import ConnectionStatus
 from plexd.node.control_calls import SelfDescription
-from plexd.node.health import MEANINGS, Condition, Finding, Health
+from plexd.node.health import CONDITION_PROBLEMS, Condition, Health, RaisedCondition
 from plexd.node.reports import Reports
 from plexd.node.state import Node
 from plexd.wire.durations import format_duration
@@ -109,7 +109,7 @@ class Overview:
     async def status(self) -> bytes:
         description, membership = self.description, self.membership
         identity = membership.node.identity if membership is not None else None
-        contact = membership.node.contact if membership is not None else Contact()
+        contact = membership.node.contact if membership is not None else ConnectionStatus()
         return _encode(
             {
                 "node_id": identity.node_id if identity is not None else None,
@@ -269,7 +269,7 @@ class Overview:
             return "event_delivery_stopped"
         return "subsystem_stopped" if Condition.SUBSYSTEM_STOPPED in findings else None
 
-    def _state(self, contact: Contact) -> str:
+    def _state(self, contact: ConnectionStatus) -> str:
         if self.phase is not Phase.RUNNING:
             return self.phase.value
         if self._health.findings() or contact.last_heartbeat_ok is False:
@@ -313,8 +313,8 @@ class Overview:
         }
 
 
-def _condition(finding: Finding) -> Document:
-    meaning = MEANINGS[finding.condition]
+def _condition(finding: RaisedCondition) -> Document:
+    meaning = CONDITION_PROBLEMS[finding.condition]
     return {
         "code": finding.condition.value,
         "severity": meaning.severity,

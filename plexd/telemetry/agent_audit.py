@@ -17,7 +17,7 @@ from plexd.mesh.address import format_ip
 from plexd.mesh.keys import PublicKey
 from plexd.store.files import DIRECTORY_MODE
 from plexd.store.spool import Spool
-from plexd.telemetry.pipeline import Pipeline, Row
+from plexd.telemetry.pipeline import Pipeline, SourceStatus
 from plexd.telemetry.records import to_json
 from plexd.telemetry.spooled import Spooled
 from plexd.wire.times import format_time
@@ -26,14 +26,14 @@ SOURCE = "plexd"
 AGENT: Mapping[str, Value] = {"agent": "plexd"}  # the subject when it acts on its own
 
 
-class AuditTrail:
+class AgentAudit:
     """Leads nowhere until it is told where; nobody wants to know then."""
 
     def __init__(self, hostname: str, now: Callable[[], float] = time.time) -> None:
         self._hostname = hostname
         self._now = now
         self._spooled: Spooled | None = None
-        self._row: Row | None = None
+        self._row: SourceStatus | None = None
 
     def lead_into(self, pipeline: Pipeline, spooled: Spooled) -> None:
         self._spooled, self._row = spooled, pipeline.row(SOURCE)

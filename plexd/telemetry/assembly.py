@@ -21,9 +21,9 @@ from plexd.node.state import Node
 from plexd.runtime.waiting import unless_set
 from plexd.store.cursors import Cursors
 from plexd.store.quarantine import quarantine
-from plexd.telemetry.agent_audit import AuditTrail
+from plexd.telemetry.agent_audit import AgentAudit
 from plexd.telemetry.audit import Audit
-from plexd.telemetry.audit_encoder import AuditForm
+from plexd.telemetry.audit_encoder import AuditEncoder
 from plexd.telemetry.counters import Counters
 from plexd.telemetry.files import Files
 from plexd.telemetry.gaps import Gap, parse_gaps
@@ -31,8 +31,8 @@ from plexd.telemetry.journal import NAME as JOURNALD
 from plexd.telemetry.journal import Journal
 from plexd.telemetry.metrics import Agent, Group, Latency, Mesh, Metrics, System, Tunnel
 from plexd.telemetry.own_log import OwnLog
-from plexd.telemetry.pipeline import Form, Pipeline, disabled
-from plexd.telemetry.records import OWN_SOURCE, LogForm, log_marker, shortened
+from plexd.telemetry.pipeline import EntryEncoder, Pipeline, disabled
+from plexd.telemetry.records import OWN_SOURCE, LogEncoder, log_marker, shortened
 from plexd.telemetry.renewable import Renewable
 from plexd.telemetry.severity import Filter, parse_severity
 from plexd.telemetry.spooled import Spooled
@@ -77,7 +77,7 @@ class Telemetry:
         self._counters: dict[str, Counters] = {}
         self._own_log: OwnLog | None = None
         self._is_joined = False
-        self.trail = AuditTrail(description.hostname)
+        self.trail = AgentAudit(description.hostname)
         self._audit: Audit | None = None
         self._spooled_before: Spooled | None = None
         self._renewable = {"audit": Renewable("audit", self._build_audit, self._retire_audit)}
@@ -138,7 +138,7 @@ class Telemetry:
         audit = self._config.audit
         if not audit.enabled:
             return None
-        form = AuditForm(self._description.hostname, audit.max_raw_size)
+        form = AuditEncoder(self._description.hostname, audit.max_raw_size)
         pipeline = self._pipeline("audit", audit, endpoints.AUDIT, form)
         self._audit = Audit(audit, self._config.data_dir, pipeline, self._cursors, form, self.trail)
         if self._spooled_before is not None:
@@ -170,7 +170,9 @@ class Telemetry:
         observe = self._config.observe
         if not observe.enabled:
             return None
-        pipeline = self._pipeline("metrics", observe, endpoints.METRICS, _MetricForm(), keeps_when_unprovisioned=False)
+        pipeline = self._pipeline(
+            "metrics", observe, endpoints.METRICS, _MetricEncoder(), keeps_when_unprovisioned=False
+        )
         interval = observe.interval.total_seconds()
         interface = self._config.mesh.interface
         disk = observe.disk_path
@@ -191,14 +193,14 @@ class Telemetry:
         if not self._config.logs.enabled:
             return None
         logs, unit, hostname = self._config.logs, self._config.systemd.unit, self._description.hostname
-        pipeline = self._pipeline("logs", logs, endpoints.LOGS, _LogForms(hostname, unit))
+        pipeline = self._pipeline("logs", logs, endpoints.LOGS, _LogEncoders(hostname, unit))
         least = logs.filter.min_severity
         wanted = Filter(
             parse_severity(least) if least else None, logs.filter.include_units, logs.filter.exclude_units, unit
         )
 
-        def form(source: str) -> LogForm:
-            return LogForm(source, hostname, logs.max_line_size)
+        def form(source: str) -> LogEncoder:
+            return LogEncoder(source, hostname, logs.max_line_size)
 
         if logs.journald.enabled:
             pipeline.sources.append(
@@ -239,7 +241,13 @@ class Telemetry:
         return {name: pipeline.gauges() for name, pipeline in self._pipelines.items()}
 
     def _pipeline(
-        self, name: str, settings: Settings, endpoint: Endpoint, form: Form, *, keeps_when_unprovisioned: bool = True
+        self,
+        name: str,
+        settings: Settings,
+        endpoint: Endpoint,
+        form: EntryEncoder,
+        *,
+        keeps_when_unprovisioned: bool = True,
     ) -> Pipeline:
         async def put_aside(bodies: Sequence[bytes]) -> Path:
             return await asyncio.to_thread(quarantine, self._directory / "quarantine", name, bodies)
@@ -269,7 +277,7 @@ class Telemetry:
         return pipeline
 
 
-class _LogForms:
+class _LogEncoders:
     def __init__(self, hostname: str, unit: str) -> None:
         self._hostname = hostname
         self._unit = unit
@@ -281,7 +289,7 @@ class _LogForms:
         return shortened(body, "message")
 
 
-class _MetricForm:
+class _MetricEncoder:
     """Points that are lost leave no marker, and have no text to cut."""
 
     def marker(self, gap: Gap) -> bytes | None:  # noqa: ARG002

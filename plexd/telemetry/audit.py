@@ -9,8 +9,8 @@ from plexd.audit.types import type_number
 from plexd.config.models import Audit as Settings
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
-from plexd.telemetry.agent_audit import AuditTrail
-from plexd.telemetry.audit_encoder import AuditForm
+from plexd.telemetry.agent_audit import AgentAudit
+from plexd.telemetry.audit_encoder import AuditEncoder
 from plexd.telemetry.auditd import Events, KernelAudit, LinuxAudit, LogAudit
 from plexd.telemetry.kubernetes import KubernetesAudit, find_log
 from plexd.telemetry.pipeline import Pipeline
@@ -26,8 +26,8 @@ class Audit:
         data_dir: Path,
         pipeline: Pipeline,
         cursors: Cursors,
-        form: AuditForm,
-        trail: AuditTrail,
+        form: AuditEncoder,
+        trail: AgentAudit,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline

@@ -10,7 +10,7 @@ from plexd.telemetry.gaps import Gap
 from plexd.telemetry.records import audit_marker, clean, shortened, to_json, truncate
 
 
-class AuditForm:
+class AuditEncoder:
     """Writes entries of this host; `max_raw` is the most that stays of the text of a record, in bytes."""
 
     def __init__(self, hostname: str, max_raw: int, now: Callable[[], float] = time.time) -> None:

@@ -21,14 +21,14 @@ from plexd.audit.records import EventId, Malformed, parse_datagram, parse_line
 from plexd.errors import KernelError
 from plexd.linux.audit import AuditStream, Overrun
 from plexd.linux.audit_log import AuditLog
-from plexd.linux.logfiles import Mark
+from plexd.linux.logfiles import FilePosition
 from plexd.linux.tail import Hole, Item, Line, Oversized, Tail
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
-from plexd.telemetry.audit_encoder import AuditForm
+from plexd.telemetry.audit_encoder import AuditEncoder
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Gap, Reason
-from plexd.telemetry.pipeline import Feed, Pipeline, Row, SourceState
+from plexd.telemetry.pipeline import Pipeline, SourceQueue, SourceState, SourceStatus
 from plexd.telemetry.spooled import Spooled
 
 log = get_logger("telemetry")
@@ -43,7 +43,7 @@ OVERLAP_MILLISECONDS = 10_000  # records older than this before the stream was o
 class Events:
     """Writes events down as entries; `exclude_types` are left out of them."""
 
-    def __init__(self, form: AuditForm, data_dir: Path, exclude_types: Collection[int]) -> None:
+    def __init__(self, form: AuditEncoder, data_dir: Path, exclude_types: Collection[int]) -> None:
         self._form = form
         self._data_dir = str(data_dir)
         self._exclude_types = exclude_types
@@ -229,11 +229,11 @@ class LogAudit:
         self._events = events
         self._path = path
         self._interval = interval
-        self._mark: Mark | None = None
-        self._feed: Feed[Mark] = pipeline.feed(linux.SOURCE, self._settled)
+        self._mark: FilePosition | None = None
+        self._feed: SourceQueue[FilePosition] = pipeline.feed(linux.SOURCE, self._settled)
         stored = cursors.register("auditd_log", lambda: self._mark and self._mark._asdict())
         with contextlib.suppress(TypeError, KeyError, ValueError):
-            self._mark = Mark.parse(stored)
+            self._mark = FilePosition.parse(stored)
 
     def obstacle(self) -> str | None:
         """Why the log cannot be read. Blocks."""
@@ -248,7 +248,7 @@ class LogAudit:
         self._feed.row.position = lambda: "" if self._mark is None else f"{self._mark.inode}:{self._mark.offset}"
         tail = Tail(self._path, self._mark, MAX_LINE, at_end=True)
         assembler = Assembler()
-        place: Mark | None = None  # behind what was read last
+        place: FilePosition | None = None  # behind what was read last
         try:
             while True:
                 items = await asyncio.to_thread(tail.read, self._pipeline.monotonic())
@@ -271,13 +271,13 @@ class LogAudit:
         finally:
             tail.close()  # what is open is read again
 
-    async def _begin(self, place: Mark) -> None:
+    async def _begin(self, place: FilePosition) -> None:
         if self._mark is None:
             self._settled(place)
             if self._cursors.was_corrupt:
                 await self._feed.gap(Reason.CORRUPT_STATE, None, place)
 
-    async def _take(self, item: Item, place: Mark, assembler: Assembler) -> None:
+    async def _take(self, item: Item, place: FilePosition, assembler: Assembler) -> None:
         now = self._pipeline.monotonic()
         match item:
             case Hole(reason, mark):
@@ -294,10 +294,10 @@ class LogAudit:
                     if record is not None:
                         await self._emit(assembler.add(record, now, place), assembler, mark)
 
-    async def _emit(self, events: Sequence[Event], assembler: Assembler, read_to: Mark) -> None:
+    async def _emit(self, events: Sequence[Event], assembler: Assembler, read_to: FilePosition) -> None:
         """The place behind an event is where the next one begins."""
         for event, following in zip_longest(events, events[1:]):
-            place: Mark = following.place if following is not None else assembler.place or read_to
+            place: FilePosition = following.place if following is not None else assembler.place or read_to
             match self._events.write(event):
                 case None:
                     self._feed.skip_filtered(place)
@@ -308,7 +308,7 @@ class LogAudit:
                         self._feed.note_truncated()
                     await self._feed.put(body, place)
 
-    def _settled(self, mark: Mark) -> None:
+    def _settled(self, mark: FilePosition) -> None:
         self._mark = mark
         self._cursors.touch()
 
@@ -323,7 +323,7 @@ class LinuxAudit:
 
     def __init__(
         self,
-        row: Row,
+        row: SourceStatus,
         kernel: KernelAudit | None,
         written: LogAudit | None,
         open_stream: Callable[[], AuditStream] = AuditStream,

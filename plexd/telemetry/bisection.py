@@ -16,7 +16,7 @@ DIVISION_REQUESTS = 32  # for one batch, once an entry of it has been refused
 SMALLEST_LIMIT = 64 << 10
 
 
-class Fate(StrEnum):
+class EntryOutcome(StrEnum):
     """What became of an entry; but for SENT the value is the reason it is counted under."""
 
     SENT = "sent"
@@ -27,10 +27,10 @@ class Fate(StrEnum):
 
 class Settled(NamedTuple):
     entry: Entry
-    fate: Fate
+    fate: EntryOutcome
 
 
-class Trial:
+class Bisection:
     """`shorten` cuts the text of an entry down so that it may pass; whether there was something to cut.
 
     `byte_limit` is what the endpoint is known to take; it goes down when a request is too large.
@@ -42,7 +42,7 @@ class Trial:
         self._alone = len(entries) == 1
         self._shorten = shorten
         self._shortened: Entry | None = None
-        self._undecided: list[tuple[Entry, Fate | None]] = []  # refused before anything was accepted
+        self._undecided: list[tuple[Entry, EntryOutcome | None]] = []  # refused before anything was accepted
         self._accepted = False
         self._requests: int | None = None  # counted from the first refusal on
 
@@ -63,8 +63,8 @@ class Trial:
     def accepted(self) -> list[Settled]:
         """The control plane took what `next` gave."""
         self._count()
-        settled = [Settled(entry, fate or Fate.REJECTED) for entry, fate in self._undecided]
-        settled += [Settled(entry, Fate.SENT) for entry in self._parts.pop()]
+        settled = [Settled(entry, fate or EntryOutcome.REJECTED) for entry, fate in self._undecided]
+        settled += [Settled(entry, EntryOutcome.SENT) for entry in self._parts.pop()]
         self._undecided.clear()
         self._accepted = True
         return settled + self._give_up()
@@ -77,7 +77,7 @@ class Trial:
         if len(part) > 1:
             self._split(part)
             return self._give_up()
-        return self._decide(part[0], Fate.REJECTED if self._alone else None)
+        return self._decide(part[0], EntryOutcome.REJECTED if self._alone else None)
 
     def too_large(self) -> list[Settled]:
         """The control plane takes only smaller requests."""
@@ -89,7 +89,7 @@ class Trial:
             return self._give_up()
         entry = part[0]
         if entry is self._shortened or not self._shorten(entry):
-            return self._decide(entry, Fate.OVERSIZE)
+            return self._decide(entry, EntryOutcome.OVERSIZE)
         self._shortened = entry
         self._parts.append([entry])
         return self._give_up()
@@ -109,10 +109,10 @@ class Trial:
         middle = len(part) // 2
         self._parts += [part[middle:], part[:middle]]
 
-    def _decide(self, entry: Entry, fate: Fate | None) -> list[Settled]:
+    def _decide(self, entry: Entry, fate: EntryOutcome | None) -> list[Settled]:
         """`fate` None: rejected if anything of the batch is accepted, quarantined with the rest if nothing is."""
         if self._accepted:
-            return [Settled(entry, fate or Fate.REJECTED), *self._give_up()]
+            return [Settled(entry, fate or EntryOutcome.REJECTED), *self._give_up()]
         self._undecided.append((entry, fate))
         return self._give_up()
 
@@ -120,8 +120,8 @@ class Trial:
         """The rest, once nothing remains to be tried or the requests are used up."""
         if self._parts and (self._requests or 0) < DIVISION_REQUESTS:
             return []
-        rest = [Settled(entry, fate or Fate.QUARANTINED) for entry, fate in self._undecided]
-        rest += [Settled(entry, Fate.QUARANTINED) for part in reversed(self._parts) for entry in part]
+        rest = [Settled(entry, fate or EntryOutcome.QUARANTINED) for entry, fate in self._undecided]
+        rest += [Settled(entry, EntryOutcome.QUARANTINED) for part in reversed(self._parts) for entry in part]
         self._undecided.clear()
         self._parts.clear()
         return rest

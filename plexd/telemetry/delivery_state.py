@@ -16,7 +16,7 @@ class State(StrEnum):
     DISABLED = "disabled"
 
 
-class Standing:
+class DeliveryState:
     def __init__(self) -> None:
         self.state = State.OK
         self._said_at = float("-inf")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from plexd.linux import logfiles
-from plexd.linux.logfiles import FileId, LogFile, Mark
+from plexd.linux.logfiles import FileId, FilePosition, LogFile
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.lines import Lines
-from plexd.telemetry.pipeline import Feed, Pipeline
-from plexd.telemetry.records import LogForm
+from plexd.telemetry.pipeline import Pipeline, SourceQueue
+from plexd.telemetry.records import LogEncoder
 from plexd.telemetry.severity import INFO, NAMES, Filter
 from plexd.telemetry.timestamps import parse_stamp, split_priority
 
@@ -42,7 +42,7 @@ class _Tail:
         self.rotated_at: float | None = None  # monotonic; since when the path names another file
         self.grown_at = 0.0  # monotonic
 
-    def position(self) -> Mark:
+    def position(self) -> FilePosition:
         return self.file.mark(self.offset)
 
     def rewind(self) -> None:
@@ -54,13 +54,13 @@ class _Tail:
 class _Followed:
     """A path: the file it names, last, and the earlier ones that are not read to their end."""
 
-    def __init__(self, path: Path, feed: Feed[Mark], form: LogForm) -> None:
+    def __init__(self, path: Path, feed: SourceQueue[FilePosition], form: LogEncoder) -> None:
         self.path = path
         self.feed = feed
         self.form = form
         self.tails: deque[_Tail] = deque()
-        self.committed: Mark | None = None
-        self.last: Mark | None = None  # of the newest file that is read to its end
+        self.committed: FilePosition | None = None
+        self.last: FilePosition | None = None  # of the newest file that is read to its end
 
     def learn_fingerprint(self) -> bool:
         """A position in a file that was empty fits any content: name the content, once there is some."""
@@ -91,7 +91,7 @@ class Files:
         self,
         pipeline: Pipeline,
         cursors: Cursors,
-        make_form: Callable[[str], LogForm],
+        make_form: Callable[[str], LogEncoder],
         wanted: Filter,
         *,
         patterns: Sequence[str],
@@ -109,10 +109,10 @@ class Files:
         self._max_line_bytes = max_line_bytes
         self._row = pipeline.row(NAME)
         self._followed: dict[Path, _Followed] = {}
-        self._finished: dict[FileId, Mark] = {}  # rotated files read to their end
+        self._finished: dict[FileId, FilePosition] = {}  # rotated files read to their end
         stored = cursors.register(NAME, self._stored)
         self._is_first = not isinstance(stored, dict)
-        self._known: dict[Path, Mark] = _positions(stored)
+        self._known: dict[Path, FilePosition] = _positions(stored)
 
     def _stored(self) -> Mapping[str, Any]:
         known = dict(self._known)  # not opened yet
@@ -185,7 +185,7 @@ class Files:
         followed = self._followed.get(path)
         if followed is None:
 
-            def settled(position: Mark) -> None:
+            def settled(position: FilePosition) -> None:
                 made.committed = position
                 made.learn_fingerprint()
                 self._cursors.touch()
@@ -208,7 +208,7 @@ class Files:
         else:
             await self._resume(followed, position, identity)
 
-    async def _resume(self, followed: _Followed, position: Mark, identity: FileId | None) -> None:
+    async def _resume(self, followed: _Followed, position: FilePosition, identity: FileId | None) -> None:
         if identity == position.file and await self._add(followed, position):
             return
         current = await self._opened(followed.path) if identity is not None else None
@@ -231,7 +231,7 @@ class Files:
         followed.last = start
         await followed.feed.gap(reason, None, start)
 
-    async def _add(self, followed: _Followed, position: Mark | None) -> _Tail | None:
+    async def _add(self, followed: _Followed, position: FilePosition | None) -> _Tail | None:
         """The file that the path names; None when there is none, or not that of the position."""
         file = await self._opened(followed.path)
         if file is None:
@@ -404,15 +404,15 @@ class Files:
         tail.offset = position.offset
 
 
-def _holds(file: LogFile, position: Mark) -> bool:
+def _holds(file: LogFile, position: FilePosition) -> bool:
     return file.id == position.file and file.matches(position.fingerprint) and file.size() >= position.offset
 
 
-def _positions(stored: Any) -> dict[Path, Mark]:
+def _positions(stored: Any) -> dict[Path, FilePosition]:
     found = {}
     for path, value in stored.items() if isinstance(stored, dict) else ():
         try:
-            found[Path(path)] = Mark.parse(value)
+            found[Path(path)] = FilePosition.parse(value)
         except (TypeError, KeyError, ValueError):
             log.warning("position not usable", path=str(path))
     return found

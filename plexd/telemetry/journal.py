@@ -17,8 +17,8 @@ from plexd.store.cursors import Cursors
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.lines import Lines
-from plexd.telemetry.pipeline import Feed, Pipeline, SourceState
-from plexd.telemetry.records import LogForm
+from plexd.telemetry.pipeline import Pipeline, SourceQueue, SourceState
+from plexd.telemetry.records import LogEncoder
 from plexd.telemetry.severity import INFO, NAMES, Filter
 
 log = get_logger("telemetry")
@@ -36,7 +36,7 @@ class JournalPosition(NamedTuple):
     realtime_usec: int
 
 
-class Place(NamedTuple):
+class SequenceNumber(NamedTuple):
     """Where an entry stands: in which journal and boot, and the how manieth it is there."""
 
     journal: str
@@ -47,9 +47,9 @@ class Place(NamedTuple):
 # parsing
 
 
-def parse_place(cursor: str) -> Place | None:
+def parse_place(cursor: str) -> SequenceNumber | None:
     match = _CURSOR.fullmatch(cursor)
-    return Place(match[1], match[3], int(match[2], 16)) if match is not None else None
+    return SequenceNumber(match[1], match[3], int(match[2], 16)) if match is not None else None
 
 
 def message_text(value: Any) -> str | None:
@@ -78,13 +78,13 @@ def unit_of(record: Mapping[str, Any]) -> str:
 class Continuity:
     """Follows the sequence numbers of each journal within a boot."""
 
-    def __init__(self, last: Place | None) -> None:
+    def __init__(self, last: SequenceNumber | None) -> None:
         self._last: dict[tuple[str, str], int] = {}
         self._skipped = 0
         if last is not None:
             self._last[last.journal, last.boot] = last.number
 
-    def missing_before(self, place: Place) -> int:
+    def missing_before(self, place: SequenceNumber) -> int:
         """How many entries are missing between this one and the last one seen."""
         key = place.journal, place.boot
         last = self._last.get(key)
@@ -115,7 +115,7 @@ class Journal:
         self,
         pipeline: Pipeline,
         cursors: Cursors,
-        form: LogForm,
+        form: LogEncoder,
         wanted: Filter,
         *,
         lookback: float,
@@ -131,7 +131,7 @@ class Journal:
         self._directory = directory
         self._sees_all = sees_all
         self._is_wanted = is_wanted
-        self._feed: Feed[JournalPosition] = pipeline.feed(NAME, self._settled)
+        self._feed: SourceQueue[JournalPosition] = pipeline.feed(NAME, self._settled)
         self._committed = _position(cursors.register(NAME, self._stored))
         self._read: JournalPosition | None = self._committed  # the last one that came into the window
         self._feed.row.position = lambda: self._committed.cursor if self._committed is not None else ""
@@ -168,7 +168,7 @@ class Journal:
                 for line, length in lines.feed(chunk):
                     await self._take(line, length, start.cursor, continuity)
 
-    async def _go_on(self, read: JournalPosition) -> tuple[JournalPosition, Place | None]:
+    async def _go_on(self, read: JournalPosition) -> tuple[JournalPosition, SequenceNumber | None]:
         """Where to begin after what was read, and the place before the first entry to come, where that is known.
 
         Where the entry is gone, the numbers of its journal tell how many went with it; else only the time is left.
@@ -190,7 +190,7 @@ class Journal:
         await self._feed.gap(Reason.CURSOR_LOST, None, position)
         return position, None
 
-    async def _find(self, cursor: str) -> Place | None:
+    async def _find(self, cursor: str) -> SequenceNumber | None:
         """Of the entry, or of the one that comes next if it is gone."""
         try:
             first = json.loads(await journalctl.first_line(cursor, self._directory) or b"{}")
@@ -235,7 +235,7 @@ class Journal:
             self._feed.note_truncated()
 
 
-def _is_later(place: Place, other: Place) -> bool:
+def _is_later(place: SequenceNumber, other: SequenceNumber) -> bool:
     return (place.journal, place.boot) == (other.journal, other.boot) and place.number > other.number
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from plexd.audit import kubernetes
-from plexd.linux.logfiles import Mark
+from plexd.linux.logfiles import FilePosition
 from plexd.linux.tail import Hole, Item, Line, Oversized, Tail
 from plexd.log import get_logger
 from plexd.store.cursors import Cursors
-from plexd.telemetry.audit_encoder import AuditForm
+from plexd.telemetry.audit_encoder import AuditEncoder
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
-from plexd.telemetry.pipeline import Feed, Pipeline, SourceState
+from plexd.telemetry.pipeline import Pipeline, SourceQueue, SourceState
 
 log = get_logger("telemetry")
 
@@ -50,7 +50,7 @@ class KubernetesAudit:
         self,
         pipeline: Pipeline,
         cursors: Cursors,
-        form: AuditForm,
+        form: AuditEncoder,
         selection: kubernetes.Selection,
         locate: Callable[[], Path],
         interval: float,
@@ -66,14 +66,14 @@ class KubernetesAudit:
         self._interval = interval
         self._is_expected = is_expected
         self._path: Path | None = None
-        self._mark: Mark | None = None
+        self._mark: FilePosition | None = None
         stored = cursors.register("k8s_audit", self._position)
-        self._feed: Feed[Mark] = pipeline.feed(self.name, self._settled)
+        self._feed: SourceQueue[FilePosition] = pipeline.feed(self.name, self._settled)
         self._feed.row.state = SourceState.ABSENT
         self._feed.row.position = lambda: "" if self._mark is None else f"{self._mark.inode}:{self._mark.offset}"
         with contextlib.suppress(KeyError, TypeError, ValueError):
             self._path = Path(stored["path"])
-            self._mark = Mark.parse(stored)
+            self._mark = FilePosition.parse(stored)
 
     async def collect(self) -> None:
         path = await asyncio.to_thread(self._locate)
@@ -117,7 +117,7 @@ class KubernetesAudit:
             case Line(text, mark):
                 await self._take_event(text, mark)
 
-    async def _take_event(self, text: bytes, mark: Mark) -> None:
+    async def _take_event(self, text: bytes, mark: FilePosition) -> None:
         try:
             write = partial(self._write, text, self._pipeline.now())
             written = write() if len(text) < OFF_LOOP_BYTES else await asyncio.to_thread(write)
@@ -138,7 +138,7 @@ class KubernetesAudit:
 
     # positions
 
-    def _settled(self, mark: Mark) -> None:
+    def _settled(self, mark: FilePosition) -> None:
         self._mark = mark
         self._cursors.touch()
 

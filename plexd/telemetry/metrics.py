@@ -20,9 +20,9 @@ from plexd.log import get_logger
 from plexd.mesh.connectivity import Paths
 from plexd.mesh.observed import Observed
 from plexd.mesh.target import Target
-from plexd.node.connection_status import Contact, Stream
+from plexd.node.connection_status import ConnectionStatus, Stream
 from plexd.node.state import Node
-from plexd.telemetry.pipeline import Feed, Pipeline, SourceState
+from plexd.telemetry.pipeline import Pipeline, SourceQueue, SourceState
 from plexd.telemetry.records import metric_point
 from plexd.wire.times import format_time
 
@@ -67,7 +67,9 @@ class Metrics:
         self._pipeline = pipeline
         self._groups = groups
         self._interval = interval
-        self._feeds: dict[str, Feed[None]] = {group.name: pipeline.feed(group.name, lambda _: None) for group in groups}
+        self._feeds: dict[str, SourceQueue[None]] = {
+            group.name: pipeline.feed(group.name, lambda _: None) for group in groups
+        }
 
     async def collect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -274,7 +276,7 @@ class Agent:
     name = "agent"
 
     def __init__(
-        self, contact: Contact, tunnel: Tunnel, latency: Latency, pipelines: Callable[[], Mapping[str, Data]]
+        self, contact: ConnectionStatus, tunnel: Tunnel, latency: Latency, pipelines: Callable[[], Mapping[str, Data]]
     ) -> None:
         self._contact = contact
         self._tunnel = tunnel

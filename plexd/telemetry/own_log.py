@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
-from plexd.telemetry.pipeline import Feed, Pipeline
-from plexd.telemetry.records import LogForm
+from plexd.telemetry.pipeline import Pipeline, SourceQueue
+from plexd.telemetry.records import LogEncoder
 from plexd.telemetry.severity import NAMES, OF_LEVELS
 
 RING = 2000  # records not yet in the window
@@ -28,7 +28,7 @@ class OwnLog:
 
     name = "agent"
 
-    def __init__(self, pipeline: Pipeline, form: LogForm, unit: str) -> None:
+    def __init__(self, pipeline: Pipeline, form: LogEncoder, unit: str) -> None:
         self._unit = unit
         self._ring: deque[_Record] = deque()
         self._lost = 0
@@ -36,10 +36,10 @@ class OwnLog:
         self._loop = asyncio.get_running_loop()
         self.move(pipeline, form)
 
-    def move(self, pipeline: Pipeline, form: LogForm) -> None:
+    def move(self, pipeline: Pipeline, form: LogEncoder) -> None:
         """From now on it is a source of this pipeline; another one has ended."""
         self._form = form
-        self._feed: Feed[None] = pipeline.feed(self.name, lambda _: None)
+        self._feed: SourceQueue[None] = pipeline.feed(self.name, lambda _: None)
         self._added.set()
 
     def add(self, level: str, component: str, text: str) -> None:

@@ -19,11 +19,11 @@ from plexd.errors import ControlError
 from plexd.log import get_logger
 from plexd.runtime.backoff import Backoff
 from plexd.runtime.waiting import set_within
-from plexd.telemetry.bisection import Fate, Settled, Trial
+from plexd.telemetry.bisection import Bisection, EntryOutcome, Settled
 from plexd.telemetry.counters import Counters, Dropped
-from plexd.telemetry.delivery_state import Standing, State
+from plexd.telemetry.delivery_state import DeliveryState, State
 from plexd.telemetry.gaps import Gap, Gaps, Reason
-from plexd.telemetry.reaction import Answer, react
+from plexd.telemetry.reaction import NextDelivery, react
 from plexd.telemetry.window import Entry, Limits, Window
 from plexd.wire.times import format_time
 
@@ -49,7 +49,7 @@ class SourceState(StrEnum):
 
 
 @dataclass(slots=True)
-class Row:
+class SourceStatus:
     """What the status says about a source. `position` is asked when somebody wants to know."""
 
     name: str
@@ -81,7 +81,7 @@ class Source(Protocol):
         there is nothing here to read."""
 
 
-class Form(Protocol):
+class EntryEncoder(Protocol):
     """What the entries of a pipeline look like, as far as the engine has to know."""
 
     def marker(self, gap: Gap) -> bytes | None:
@@ -91,14 +91,14 @@ class Form(Protocol):
         """The entry with less text, None when there is no text to take away."""
 
 
-class Feed(Generic[PositionT]):
+class SourceQueue(Generic[PositionT]):
     """A sequence of entries with positions: what goes in comes out in order, and is settled in order."""
 
     def __init__(
         self,
         pipeline: Pipeline,
         name: str,
-        row: Row,
+        row: SourceStatus,
         settled: Callable[[PositionT], None],
         *,
         precounted: bool = False,
@@ -221,7 +221,7 @@ class Pipeline:
         self,
         name: str,
         limits: Limits,
-        form: Form,
+        form: EntryEncoder,
         send: Callable[[bytes], Awaitable[int]],
         accepted: asyncio.Event,
         put_aside: Callable[[Sequence[bytes]], Awaitable[object]],
@@ -237,7 +237,7 @@ class Pipeline:
         self.name = name
         self.window = Window(limits)
         self.counters = counters or Counters()
-        self.rows: list[Row] = []
+        self.rows: list[SourceStatus] = []
         self.sources: list[Source] = []
         self.spooled: Callable[[], tuple[int, int]] = lambda: (0, 0)  # entries and bytes on disk, not yet read
         self.now, self.monotonic = now, monotonic
@@ -250,11 +250,11 @@ class Pipeline:
         self._save = save
         self._uniform = uniform
         self._owed_feed = self._feed_of_owed_gaps()
-        self._feeds: dict[str, Feed[Any]] = {}
-        self._standing = Standing()
+        self._feeds: dict[str, SourceQueue[Any]] = {}
+        self._standing = DeliveryState()
         self._backoff = Backoff(BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, uniform)
         self._byte_limit = UNLIMITED
-        self._trial: Trial | None = None
+        self._trial: Bisection | None = None
         self._decided: list[Settled] = []  # not yet given back: being put aside takes time
         self._due = asyncio.Event()  # the window may hold a batch earlier than was thought
         self._room = asyncio.Event()
@@ -268,21 +268,26 @@ class Pipeline:
 
     # for sources
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> SourceStatus:
         """The line of the status about a source; the same one for the same name."""
         for row in self.rows:
             if row.name == name:
                 return row
-        self.rows.append(Row(name))
+        self.rows.append(SourceStatus(name))
         return self.rows[-1]
 
     def feed(
-        self, name: str, settled: Callable[[PositionT], None], *, row: Row | None = None, precounted: bool = False
-    ) -> Feed[PositionT]:
+        self,
+        name: str,
+        settled: Callable[[PositionT], None],
+        *,
+        row: SourceStatus | None = None,
+        precounted: bool = False,
+    ) -> SourceQueue[PositionT]:
         """The feed of this name, which outlives failures of its source. `settled` is told of positions in order."""
         known = self._feeds.get(name)
         if known is None:
-            known = self._feeds[name] = Feed(self, name, row or self.row(name), settled, precounted=precounted)
+            known = self._feeds[name] = SourceQueue(self, name, row or self.row(name), settled, precounted=precounted)
         return known
 
     def forget_feed(self, name: str) -> None:
@@ -302,7 +307,7 @@ class Pipeline:
             entry.origin.settle(entry.position)
         return len(gone)
 
-    async def wait_for_room(self, row: Row, size: int) -> None:
+    async def wait_for_room(self, row: SourceStatus, size: int) -> None:
         since, said = self.monotonic(), False
         row.state = SourceState.PAUSED
         try:
@@ -355,7 +360,7 @@ class Pipeline:
                 if self._trial is not None and self._trial.is_over:
                     self._trial = None
                 while self._accepted.is_set() and self.window.count:
-                    trial = self._trial = self._trial or Trial(self._cut(), self._byte_limit, self._shorten)
+                    trial = self._trial = self._trial or Bisection(self._cut(), self._byte_limit, self._shorten)
                     if not await self._try_once(trial):
                         break
         except TimeoutError:
@@ -409,18 +414,18 @@ class Pipeline:
                 log.warning("gap in a source", pipeline=self.name, **_described(gap))
                 await self._owed_feed.put(self._form.marker(gap) or b"{}", gap)
 
-    def _feed_of_owed_gaps(self) -> Feed[Gap]:
+    def _feed_of_owed_gaps(self) -> SourceQueue[Gap]:
         def settled(gap: Gap) -> None:
             self._gaps.delivered(gap)
             self._save()
 
-        return Feed(self, "gaps", Row("gaps"), settled)
+        return SourceQueue(self, "gaps", SourceStatus("gaps"), settled)
 
     async def _deliver(self) -> None:
         while True:
             if self._trial is None:
                 await self._wait_for_batch()
-                self._trial = Trial(self._cut(), self._byte_limit, self._shorten)
+                self._trial = Bisection(self._cut(), self._byte_limit, self._shorten)
             await self._carry(self._trial)
 
     async def _wait_for_batch(self) -> None:
@@ -440,7 +445,7 @@ class Pipeline:
         self._first_shift = 0.0
         return self.window.cut(self._byte_limit)
 
-    async def _carry(self, trial: Trial) -> None:
+    async def _carry(self, trial: Bisection) -> None:
         while not trial.is_over:
             if not self._accepted.is_set():
                 self._stand(State.PAUSED, "the control plane refuses this node's key")
@@ -448,37 +453,37 @@ class Pipeline:
             await self._try(trial)
         self._trial = None
 
-    async def _try(self, trial: Trial) -> None:
+    async def _try(self, trial: Bisection) -> None:
         """One request, and the wait that its failure asks for."""
         self._woken.clear()
         try:
             await self._request(trial)
         except ControlError as exc:
             answer, seconds = react(exc)
-            if answer is Answer.DIVIDE or answer is Answer.HALVE:
+            if answer is NextDelivery.DIVIDE or answer is NextDelivery.HALVE:
                 await self._divide(trial, answer)
                 return
-            paused = answer is Answer.PAUSE or answer is Answer.UNPROVISIONED
+            paused = answer is NextDelivery.PAUSE or answer is NextDelivery.UNPROVISIONED
             self._stand(State.PAUSED if paused else State.FAILING, str(exc))
-            if answer is Answer.UNPROVISIONED and not self._keeps_when_unprovisioned:
+            if answer is NextDelivery.UNPROVISIONED and not self._keeps_when_unprovisioned:
                 self._empty(trial)
             if paused:
                 await asyncio.sleep(seconds)
                 return
             delay = self._backoff.next()
             floor = max(seconds * self._uniform(1.0, 1.25), 0.0)
-            if answer is Answer.RETRY and not floor:
+            if answer is NextDelivery.RETRY and not floor:
                 await set_within(self._woken, delay)
             else:
                 await asyncio.sleep(max(delay, floor))
 
-    async def _try_once(self, trial: Trial) -> bool:
+    async def _try_once(self, trial: Bisection) -> bool:
         """One request without a wait; whether another one makes sense."""
         try:
             await self._request(trial)
         except ControlError as exc:
             answer, _ = react(exc)
-            if answer is Answer.DIVIDE or answer is Answer.HALVE:
+            if answer is NextDelivery.DIVIDE or answer is NextDelivery.HALVE:
                 await self._divide(trial, answer)
             else:
                 return False
@@ -486,7 +491,7 @@ class Pipeline:
             self._trial = None
         return True
 
-    async def _request(self, trial: Trial) -> None:
+    async def _request(self, trial: Bisection) -> None:
         """Raises ControlError, counted."""
         part = trial.next()
         try:
@@ -502,20 +507,20 @@ class Pipeline:
         self._stand(State.OK, "")
         await self._settle(trial.accepted())
 
-    async def _divide(self, trial: Trial, answer: Answer) -> None:
-        settled = trial.refused() if answer is Answer.DIVIDE else trial.too_large()
+    async def _divide(self, trial: Bisection, answer: NextDelivery) -> None:
+        settled = trial.refused() if answer is NextDelivery.DIVIDE else trial.too_large()
         self._byte_limit = min(self._byte_limit, trial.byte_limit)
         await self._settle(settled)
 
     async def _settle(self, decided: list[Settled]) -> None:
         """Cancelled, it leaves what was decided to the next call."""
         self._decided += decided
-        aside = [item.entry.body for item in self._decided if item.fate is Fate.QUARANTINED]
+        aside = [item.entry.body for item in self._decided if item.fate is EntryOutcome.QUARANTINED]
         if aside:
             await self._quarantine(aside)
         settled, self._decided = self._decided, []
         for entry, fate in settled:
-            if fate is Fate.SENT:
+            if fate is EntryOutcome.SENT:
                 self.counters.sent += 1
             else:
                 self.counters.dropped[Dropped(fate.value)] += 1
@@ -534,8 +539,8 @@ class Pipeline:
         else:
             log.error("refused entries put aside", pipeline=self.name, count=len(bodies), path=str(path))
 
-    def _say_refused(self, entry: Entry, fate: Fate) -> None:
-        if fate is Fate.QUARANTINED:
+    def _say_refused(self, entry: Entry, fate: EntryOutcome) -> None:
+        if fate is EntryOutcome.QUARANTINED:
             return
         if self.monotonic() - self._refused_said_at < 60.0:
             return
@@ -544,7 +549,7 @@ class Pipeline:
         start = entry.body[:REFUSED_SHOWN_BYTES].decode("utf-8", "replace")
         log.debug("dropped entry", pipeline=self.name, start=start)
 
-    def _empty(self, trial: Trial) -> None:
+    def _empty(self, trial: Bisection) -> None:
         """The control plane lacks the endpoint, and what is here is worth nothing later."""
         gone = trial.abandon()
         self.window.settle(gone)

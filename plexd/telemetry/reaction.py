@@ -13,7 +13,7 @@ REFUSED_SECONDS = 10.0  # a heartbeat finds out meanwhile whether the identity i
 UNSUPPORTED_MEDIA = 415  # the uncompressed repetition was refused too
 
 
-class Answer(Enum):
+class NextDelivery(Enum):
     """What the batch needs next."""
 
     DIVIDE = auto()
@@ -27,25 +27,25 @@ class Answer(Enum):
 class Reaction(NamedTuple):
     """`seconds` to wait at least; for RETRY and IDENTITY never less than the backoff."""
 
-    answer: Answer
+    answer: NextDelivery
     seconds: float = 0.0
 
 
 def react(error: ControlError) -> Reaction:
     match error:
         case Unauthenticated():
-            return Reaction(Answer.IDENTITY, REFUSED_SECONDS)
+            return Reaction(NextDelivery.IDENTITY, REFUSED_SECONDS)
         case Forbidden():
-            return Reaction(Answer.PAUSE, FORBIDDEN_SECONDS)
+            return Reaction(NextDelivery.PAUSE, FORBIDDEN_SECONDS)
         case NotFound():
             if error.status in {405, 501}:
-                return Reaction(Answer.UNPROVISIONED, UNPROVISIONED_SECONDS)
-            return Reaction(Answer.PAUSE, FORBIDDEN_SECONDS)
+                return Reaction(NextDelivery.UNPROVISIONED, UNPROVISIONED_SECONDS)
+            return Reaction(NextDelivery.PAUSE, FORBIDDEN_SECONDS)
         case TooLarge():
-            return Reaction(Answer.HALVE)
+            return Reaction(NextDelivery.HALVE)
         case Rejected() if error.status == UNSUPPORTED_MEDIA:
-            return Reaction(Answer.RETRY)
+            return Reaction(NextDelivery.RETRY)
         case Rejected() | Conflict():
-            return Reaction(Answer.DIVIDE)
+            return Reaction(NextDelivery.DIVIDE)
         case _:
-            return Reaction(Answer.RETRY, error.retry_after or 0.0)
+            return Reaction(NextDelivery.RETRY, error.retry_after or 0.0)

@@ -65,7 +65,7 @@ class Stamps:
         return f"{self._text}.{fraction:06d}".rstrip("0") + "Z"
 
 
-class LogForm:
+class LogEncoder:
     """Writes log entries of one source and host."""
 
     def __init__(self, source: str, hostname: str, max_bytes: int) -> None:
@@ -130,7 +130,7 @@ def log_marker(gap: Gap, now: float, hostname: str, unit: str) -> bytes:
     """`now` is in Unix seconds."""
     lost = "unknown" if gap.lost is None else gap.lost
     message = f"telemetry gap: source={gap.source} reason={gap.reason.value} lost={lost}"
-    entry, _ = LogForm(OWN_SOURCE, hostname, 1 << 16).write(int(now * 1_000_000), unit, message, "warning")
+    entry, _ = LogEncoder(OWN_SOURCE, hostname, 1 << 16).write(int(now * 1_000_000), unit, message, "warning")
     return entry
 
 

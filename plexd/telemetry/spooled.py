@@ -17,7 +17,7 @@ from plexd.store.cursors import Cursors
 from plexd.store.spool import Line, Spool, SpoolPosition
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.gaps import Reason
-from plexd.telemetry.pipeline import Feed, Pipeline
+from plexd.telemetry.pipeline import Pipeline, SourceQueue
 
 log = get_logger("telemetry")
 
@@ -51,7 +51,7 @@ class Spooled:
         self._handed = asyncio.Event()  # for those who wait for the reader
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_writing = False
-        self._feed: Feed[SpoolPosition | None] = pipeline.feed(name, self._settled, precounted=True)
+        self._feed: SourceQueue[SpoolPosition | None] = pipeline.feed(name, self._settled, precounted=True)
         self._delivered = _position(cursors.register(section, self._stored, self._saved))
         self._feed.row.position = lambda: "" if self._delivered is None else "{}:{}".format(*self._delivered)
         pipeline.spooled = lambda: (spool.unread + len(self._in_hand) + len(self._pending), spool.bytes)

@@ -11,7 +11,7 @@ from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import look_up
 from plexd.linux.stun import StunClient
 from plexd.mesh.nat import Finding
-from plexd.node.control_calls import Uplink
+from plexd.node.control_calls import ControlCalls
 from plexd.node.state import Node
 from plexd.runtime.supervisor import Exchangeable, Groups, Service
 from plexd.traversal.candidates import Fallback
@@ -28,7 +28,7 @@ class Traversal:
         groups: Groups,
         node: Node,
         kernel: Kernel,
-        uplink: Uplink,
+        uplink: ControlCalls,
         converger: Converger,
         request_pass: Callable[[str], None],
         on_readdressed: Callable[[str], None],

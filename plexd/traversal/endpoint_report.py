@@ -15,7 +15,7 @@ from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Tra
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.events import EndpointOffered
-from plexd.mesh.nat import Answer, Finding, NatType, classify, is_settled, refusal
+from plexd.mesh.nat import Finding, NatType, StunAnswer, classify, is_settled, refusal
 from plexd.node.state import Node
 from plexd.runtime.backoff import Backoff
 from plexd.runtime.waiting import set_within, unless_set
@@ -66,7 +66,7 @@ class Discovery:
         known: dict[str, tuple[Endpoint, ...]] = {}
         failures: list[str] = []
         for address_size in (4, 16):
-            answers: list[Answer] = []
+            answers: list[StunAnswer] = []
             for server in self._servers:
                 if server not in known:
                     known[server] = await self._addresses(server, failures)
@@ -93,10 +93,10 @@ class Discovery:
         first = {len(packed): Endpoint(packed, parsed.port) for packed in reversed(found)}
         return tuple(first.values())
 
-    async def _ask(self, server: str, address: Endpoint, failures: list[str]) -> tuple[Answer, ...]:
+    async def _ask(self, server: str, address: Endpoint, failures: list[str]) -> tuple[StunAnswer, ...]:
         """One answer or none."""
         try:
-            answer = Answer(address, await self._stun.ask(address, self._timeout))
+            answer = StunAnswer(address, await self._stun.ask(address, self._timeout))
             reason = refusal(answer)
         except StunError as exc:
             reason = str(exc)

@@ -14,7 +14,7 @@ from plexd.wire.models import Model
 from plexd.wire.values import path_segment
 
 
-class Answer(StrEnum):
+class AnswerBody(StrEnum):
     """What the body of a 2xx answer is."""
 
     NOTHING = "nothing"  # whatever it holds is ignored
@@ -58,7 +58,7 @@ class Endpoint:
     template: str
     request: type[Model] | None = None
     response: type[Model] | None = None
-    answer: Answer = Answer.NOTHING
+    answer: AnswerBody = AnswerBody.NOTHING
     body_required: bool = False
     batch: bool = False
     limit: float | None = 30.0
@@ -81,28 +81,30 @@ class Endpoint:
 _NODE = "/v1/nodes/{node_id}"
 
 REGISTER = Endpoint(
-    "register", "POST", "/v1/register", models.RegisterRequest, models.RegisterResponse, Answer.JSON,
+    "register", "POST", "/v1/register", models.RegisterRequest, models.RegisterResponse, AnswerBody.JSON,
     body_required=True, credential=Credential.BOOTSTRAP_TOKEN, retry=Retry.REGISTRATION,
 )  # fmt: skip
-EVENTS = Endpoint("events", "GET", f"{_NODE}/events", answer=Answer.EVENT_STREAM, limit=None, retry=Retry.STREAM)
+EVENTS = Endpoint("events", "GET", f"{_NODE}/events", answer=AnswerBody.EVENT_STREAM, limit=None, retry=Retry.STREAM)
 HEARTBEAT = Endpoint(
-    "heartbeat", "POST", f"{_NODE}/heartbeat", models.HeartbeatRequest, models.HeartbeatResponse, Answer.JSON
+    "heartbeat", "POST", f"{_NODE}/heartbeat", models.HeartbeatRequest, models.HeartbeatResponse, AnswerBody.JSON
 )
 DEREGISTER = Endpoint("deregister", "POST", f"{_NODE}/deregister", limit=10.0, retry=Retry.DEREGISTRATION)
 ROTATE_KEYS = Endpoint(
-    "keys/rotate", "POST", "/v1/keys/rotate", models.KeyRotateRequest, models.KeyRotateResponse, Answer.JSON,
+    "keys/rotate", "POST", "/v1/keys/rotate", models.KeyRotateRequest, models.KeyRotateResponse, AnswerBody.JSON,
     body_required=True, retry=Retry.ENDLESS,
 )  # fmt: skip
 CAPABILITIES = Endpoint(
     "capabilities", "PUT", f"{_NODE}/capabilities", models.CapabilitiesPayload, retry=Retry.ENDLESS_SLOW
 )
-ENDPOINT = Endpoint("endpoint", "PUT", f"{_NODE}/endpoint", models.EndpointReport, models.EndpointResponse, Answer.JSON)
+ENDPOINT = Endpoint(
+    "endpoint", "PUT", f"{_NODE}/endpoint", models.EndpointReport, models.EndpointResponse, AnswerBody.JSON
+)
 STATE = Endpoint(
-    "state", "GET", f"{_NODE}/state", response=models.StateResponse, answer=Answer.JSON, body_required=True
+    "state", "GET", f"{_NODE}/state", response=models.StateResponse, answer=AnswerBody.JSON, body_required=True
 )
 DRIFT = Endpoint("drift", "POST", f"{_NODE}/drift", models.DriftReport)
 SECRET = Endpoint(
-    "secrets", "GET", f"{_NODE}/secrets/{{key}}", response=models.SecretResponse, answer=Answer.JSON,
+    "secrets", "GET", f"{_NODE}/secrets/{{key}}", response=models.SecretResponse, answer=AnswerBody.JSON,
     body_required=True, limit=10.0,
 )  # fmt: skip
 REPORT = Endpoint("report", "POST", f"{_NODE}/report", models.ReportSyncRequest, retry=Retry.REPORT)
@@ -118,7 +120,7 @@ METRICS = Endpoint(
 LOGS = Endpoint("logs", "POST", f"{_NODE}/logs", models.LogEntry, batch=True, always_gzip=True, retry=Retry.BATCH)
 AUDIT = Endpoint("audit", "POST", f"{_NODE}/audit", models.AuditEntry, batch=True, always_gzip=True, retry=Retry.BATCH)
 ARTIFACT = Endpoint(
-    "artifacts", "GET", "/v1/artifacts/plexd/{version}/{os}/{arch}", answer=Answer.OCTETS, limit=600.0,
+    "artifacts", "GET", "/v1/artifacts/plexd/{version}/{os}/{arch}", answer=AnswerBody.OCTETS, limit=600.0,
     retry=Retry.ARTIFACT,
 )  # fmt: skip
 

@@ -48,7 +48,7 @@ _MAX_ACTION_LENGTH = 128
 _DEFAULT_TRANSITION = 24 * 3600.0
 
 
-class Reaction(StrEnum):
+class EventEffect(StrEnum):
     """What a payload that cannot be used leads to; nothing changes in either case."""
 
     RECONCILE = "reconcile"
@@ -113,10 +113,10 @@ def parse_event(event_type: str, payload: str, *, own: OwnNode, now: float) -> N
     return UnknownEvent() if kind is None else kind.parse(payload, own, now)
 
 
-def reaction_to_bad(event_type: str) -> Reaction:
+def reaction_to_bad(event_type: str) -> EventEffect:
     """What to do after `parse_event` raised for this type."""
     kind = _KINDS.get(event_type)
-    return Reaction.DROP if kind is None else kind.reaction_to_bad
+    return EventEffect.DROP if kind is None else kind.reaction_to_bad
 
 
 def _read(model: type[ModelT], payload: str) -> ModelT:
@@ -303,34 +303,34 @@ def _bridge(_payload: str, _own: OwnNode, _now: float) -> NodeEvent:
 
 class _Kind(NamedTuple):
     parse: Callable[[str, OwnNode, float], NodeEvent]
-    reaction_to_bad: Reaction
+    reaction_to_bad: EventEffect
 
 
 _KINDS = {
-    "peer_added": _Kind(_peer_added, Reaction.RECONCILE),
-    "peer_removed": _Kind(_peer_removed, Reaction.RECONCILE),
-    "peer_key_rotated": _Kind(_peer_key_rotated, Reaction.RECONCILE),
-    "peer_endpoint_changed": _Kind(_peer_endpoint_changed, Reaction.RECONCILE),
-    "policy_updated": _Kind(_reconcile, Reaction.DROP),
-    "action_request": _Kind(_action_request, Reaction.DROP),
-    "session_revoked": _Kind(_session_revoked, Reaction.DROP),
-    "ssh_session_setup": _Kind(_ssh_session_setup, Reaction.DROP),
-    "rotate_keys": _Kind(_rotate_keys, Reaction.DROP),
-    "signing_key_rotated": _Kind(_signing_key_rotated, Reaction.RECONCILE),
-    "node_state_updated": _Kind(_node_state_updated, Reaction.RECONCILE),
-    "node_secrets_updated": _Kind(_node_secrets_updated, Reaction.RECONCILE),
-    "bridge_config_updated": _Kind(_bridge, Reaction.DROP),
-    "relay_session_assigned": _Kind(_bridge, Reaction.RECONCILE),
-    "relay_session_revoked": _Kind(_bridge, Reaction.RECONCILE),
-    "user_access_config_updated": _Kind(_bridge, Reaction.DROP),
-    "user_access_peer_assigned": _Kind(_bridge, Reaction.RECONCILE),
-    "user_access_peer_revoked": _Kind(_bridge, Reaction.RECONCILE),
-    "ingress_config_updated": _Kind(_bridge, Reaction.DROP),
-    "ingress_rule_assigned": _Kind(_bridge, Reaction.RECONCILE),
-    "ingress_rule_revoked": _Kind(_bridge, Reaction.RECONCILE),
-    "site_to_site_config_updated": _Kind(_bridge, Reaction.DROP),
-    "site_to_site_tunnel_assigned": _Kind(_bridge, Reaction.RECONCILE),
-    "site_to_site_tunnel_revoked": _Kind(_bridge, Reaction.RECONCILE),
+    "peer_added": _Kind(_peer_added, EventEffect.RECONCILE),
+    "peer_removed": _Kind(_peer_removed, EventEffect.RECONCILE),
+    "peer_key_rotated": _Kind(_peer_key_rotated, EventEffect.RECONCILE),
+    "peer_endpoint_changed": _Kind(_peer_endpoint_changed, EventEffect.RECONCILE),
+    "policy_updated": _Kind(_reconcile, EventEffect.DROP),
+    "action_request": _Kind(_action_request, EventEffect.DROP),
+    "session_revoked": _Kind(_session_revoked, EventEffect.DROP),
+    "ssh_session_setup": _Kind(_ssh_session_setup, EventEffect.DROP),
+    "rotate_keys": _Kind(_rotate_keys, EventEffect.DROP),
+    "signing_key_rotated": _Kind(_signing_key_rotated, EventEffect.RECONCILE),
+    "node_state_updated": _Kind(_node_state_updated, EventEffect.RECONCILE),
+    "node_secrets_updated": _Kind(_node_secrets_updated, EventEffect.RECONCILE),
+    "bridge_config_updated": _Kind(_bridge, EventEffect.DROP),
+    "relay_session_assigned": _Kind(_bridge, EventEffect.RECONCILE),
+    "relay_session_revoked": _Kind(_bridge, EventEffect.RECONCILE),
+    "user_access_config_updated": _Kind(_bridge, EventEffect.DROP),
+    "user_access_peer_assigned": _Kind(_bridge, EventEffect.RECONCILE),
+    "user_access_peer_revoked": _Kind(_bridge, EventEffect.RECONCILE),
+    "ingress_config_updated": _Kind(_bridge, EventEffect.DROP),
+    "ingress_rule_assigned": _Kind(_bridge, EventEffect.RECONCILE),
+    "ingress_rule_revoked": _Kind(_bridge, EventEffect.RECONCILE),
+    "site_to_site_config_updated": _Kind(_bridge, EventEffect.DROP),
+    "site_to_site_tunnel_assigned": _Kind(_bridge, EventEffect.RECONCILE),
+    "site_to_site_tunnel_revoked": _Kind(_bridge, EventEffect.RECONCILE),
 }
 
 EVENT_TYPES = tuple(_KINDS)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from plexd.api import rights
-from plexd.api.assembly import Front
+from plexd.api.assembly import ApiServer
 from plexd.config.models import Config
 from plexd.errors import ListenerError
 from plexd.mesh.desired import Desired
@@ -155,14 +155,14 @@ def test_user_database_that_hangs_holds_up_nothing_but_the_reload(
 ) -> None:
     loop_went_on = threading.Event()
 
-    async def main(front: Front) -> None:
+    async def main(front: ApiServer) -> None:
         monkeypatch.setattr(rights, "group_id", lambda _: READERS if loop_went_on.wait(10) else None)
         asyncio.get_running_loop().call_soon(loop_went_on.set)
         await front.read_again()
         assert front.gate.readers == READERS
 
     directory, told = DataDirectory(tmp_path / "data"), Told()
-    asyncio.run(main(Front(Config(), directory, told, told.reload)))
+    asyncio.run(main(ApiServer(Config(), directory, told, told.reload)))
     directory.close()
 
 

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from plexd.api import rights
 from plexd.api.assembly import local_door
 from plexd.api.http_server import Limits
-from plexd.api.listening_sockets import Door
+from plexd.api.listening_sockets import ListeningSocket
 from plexd.api.node import node_routes, probe_routes
 from plexd.errors import ListenerError
 
@@ -82,7 +82,7 @@ def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rights, "group_id", lambda name: None)
 
 
-def make_api(path: Path, told: Told) -> Door:
+def make_api(path: Path, told: Told) -> ListeningSocket:
     return local_door(path, (*node_routes(told), *probe_routes(told)), rights.SocketGate(), Limits())
 
 

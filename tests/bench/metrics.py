@@ -15,7 +15,7 @@ from plexd.mesh.desired import Desired, Peer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
 from plexd.mesh.observed import Device, DevicePeer, Observed
 from plexd.mesh.target import Target, TargetPeer
-from plexd.node.connection_status import Contact
+from plexd.node.connection_status import ConnectionStatus
 from plexd.node.state import Node
 from plexd.telemetry.metrics import Agent, Group, Latency, Metrics, System, Tunnel
 from plexd.telemetry.window import Limits
@@ -67,7 +67,7 @@ async def _cost() -> Figure:
     node = _node()
     latency = Latency(node, "lo", 3, 64, INTERVAL_SECONDS / 2)
     tunnel = Tunnel(Mesh(), latency.packet_loss_percent, 300.0)
-    groups: list[Group] = [System(Path("/"), [], []), tunnel, latency, Agent(Contact(), tunnel, latency, dict)]
+    groups: list[Group] = [System(Path("/"), [], []), tunnel, latency, Agent(ConnectionStatus(), tunnel, latency, dict)]
     metrics = Metrics(stage.pipeline, groups, 1.0)  # the cycles one after the other
     stage.pipeline.sources[:] = [metrics]
     async with stage:

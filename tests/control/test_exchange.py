@@ -16,7 +16,7 @@ from plexd import __version__, errors
 from plexd.control import exchange
 from plexd.control.body import MAX_ANSWER_BYTES
 from plexd.wire import endpoints, models
-from plexd.wire.endpoints import EXTENSIONS, Answer, Endpoint
+from plexd.wire.endpoints import EXTENSIONS, AnswerBody, Endpoint
 from plexd.wire.writing import dump
 from tests.control.rawserver import NODE_KEY, Client, Cut, RawServer, Received, answer, client_of, run_against
 
@@ -52,7 +52,11 @@ def parameters_of(endpoint: Endpoint) -> dict[str, str]:
 @pytest.mark.parametrize(
     "endpoint",
     [
-        *(e for e in endpoints.ENDPOINTS if e.answer in {Answer.NOTHING, Answer.JSON} and e is not endpoints.REGISTER),
+        *(
+            e
+            for e in endpoints.ENDPOINTS
+            if e.answer in {AnswerBody.NOTHING, AnswerBody.JSON} and e is not endpoints.REGISTER
+        ),
         *EXTENSIONS,
     ],
     ids=lambda endpoint: endpoint.name,

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from plexd.converge.passes import Converger
 from plexd.errors import ForeignLink, KernelError, NotAddressable, NotPermitted
 from plexd.mesh.observed import Backend
-from plexd.node.health import Condition, Finding, Health
+from plexd.node.health import Condition, Health, RaisedCondition
 from tests.fakes import FakeKernel
 from tests.node_harness import make_identity, make_node, peer, settings_of, unix_time
 from tests.virtual_time import run_virtual
@@ -77,7 +77,7 @@ def test_look_that_fails_says_nothing_against_a_mesh_that_stands() -> None:
             assert (await again()).failed == 1
             assert converger.up.is_set()
             assert not converger.clean.is_set()
-            assert health.findings() == (Finding(Condition.CHANGES_FAILED, str(kernel.failure), 1000.0),)
+            assert health.findings() == (RaisedCondition(Condition.CHANGES_FAILED, str(kernel.failure), 1000.0),)
         kernel.failure = None
         assert (await converger.converge()).failed == 0
         assert health.findings() == ()

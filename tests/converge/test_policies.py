@@ -12,7 +12,7 @@ from plexd.mesh import firewall
 from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveFirewall, ReplaceFirewall, SetDown, SetUp
 from plexd.mesh.desired import EndpointSource, FullState, Peer, Policy, PolicyRule
 from plexd.mesh.events import EndpointOffered, PeerAdded
-from plexd.mesh.firewall import Opening
+from plexd.mesh.firewall import TemporaryAllow
 from plexd.mesh.policy import Protocol
 from plexd.mesh.target import Settings
 from plexd.node.health import Condition, Health
@@ -412,10 +412,12 @@ def test_opening_is_let_in_and_closed_again_without_a_look() -> None:
         await world.converger.converge()
         closed, looks = world.kernel.firewall, world.kernel.looks
         own = world.node.identity.mesh_ip
-        world.converger.openings = world.converger.openings.open(Opening("session", Protocol.TCP, 42000, own))
+        world.converger.temporary_allows = world.converger.temporary_allows.open(
+            TemporaryAllow("session", Protocol.TCP, 42000, own)
+        )
         assert await world.converger.apply_event()
         assert world.kernel.firewall != closed
-        world.converger.openings = world.converger.openings.close("session")
+        world.converger.temporary_allows = world.converger.temporary_allows.close("session")
         assert await world.converger.apply_event()
         assert world.kernel.firewall == closed
         assert world.kernel.looks == looks

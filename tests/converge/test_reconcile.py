@@ -36,7 +36,7 @@ from plexd.mesh.changes import Change, CreateLink, PutPeer
 from plexd.mesh.desired import Desired, EndpointSource, FullState, SigningKeys
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import EndpointOffered, PeerAdded, PeerRemoved
-from plexd.node.control_calls import SelfDescription, Uplink
+from plexd.node.control_calls import ControlCalls, SelfDescription
 from plexd.node.health import Condition, Health
 from plexd.node.persist import Persist
 from plexd.node.state import Node
@@ -752,7 +752,7 @@ USELESS = {
 }
 
 
-def uplink_answering(body: bytes, node: Node, health: Health, headers: dict[str, str]) -> Uplink:
+def uplink_answering(body: bytes, node: Node, health: Health, headers: dict[str, str]) -> ControlCalls:
     """The real client; only the wire is missing."""
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body, headers=headers))
     control = ControlPlane("http://127.0.0.1:1", ssl.create_default_context(), transport=transport)
@@ -761,7 +761,7 @@ def uplink_answering(body: bytes, node: Node, health: Health, headers: dict[str,
     async def no_status() -> None:
         return None
 
-    return Uplink(control, node, health, SelfDescription("stage", {}, "0", ""), no_status, lambda: None, 0.0)
+    return ControlCalls(control, node, health, SelfDescription("stage", {}, "0", ""), no_status, lambda: None, 0.0)
 
 
 def pull_once(directory: Path, body: bytes, headers: dict[str, str] | None = None) -> Loop:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from plexd.converge.passes import Converger
 from plexd.errors import ControlError, KernelError, NotFound, Unauthenticated
 from plexd.events.effects import Effects
-from plexd.events.rejections import Refusals
+from plexd.events.rejections import Rejections
 from plexd.mesh.changes import AddRoute, Change, PutPeer, RemovePeer, RemoveRoute
 from plexd.mesh.desired import Candidates, DataEntry, Desired, EndpointSource, SigningKeys
 from plexd.mesh.keys import PresharedKey
@@ -432,7 +432,7 @@ class Answers:
 def test_actions_and_sessions_are_refused_with_their_reasons() -> None:
     async def main() -> None:
         answers = Answers()
-        refusals = Refusals(answers, make_node())
+        refusals = Rejections(answers, make_node())
         refusals.refuse_action("x-1")
         refusals.refuse_session("s-1")
         task = asyncio.create_task(refusals.run())
@@ -448,7 +448,7 @@ def test_refusals_wait_while_the_identity_is_refused() -> None:
     async def main() -> None:
         answers, node = Answers(), make_node()
         node.refuse()
-        refusals = Refusals(answers, node)
+        refusals = Rejections(answers, node)
         refusals.refuse_action("x-1")
         task = asyncio.create_task(refusals.run())
         await asyncio.sleep(1000)
@@ -464,7 +464,7 @@ def test_refusals_wait_while_the_identity_is_refused() -> None:
 def test_refusal_that_met_a_401_is_delivered_later() -> None:
     async def main() -> None:
         answers = Answers(Unauthenticated("401", status=401))
-        refusals = Refusals(answers, make_node())
+        refusals = Rejections(answers, make_node())
         refusals.refuse_action("x-1")
         refusals.refuse_action("x-2")
         task = asyncio.create_task(refusals.run())
@@ -478,7 +478,7 @@ def test_refusal_that_met_a_401_is_delivered_later() -> None:
 def test_refusal_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
     async def main() -> None:
         answers = Answers(NotFound("404", status=404))
-        refusals = Refusals(answers, make_node())
+        refusals = Rejections(answers, make_node())
         refusals.refuse_action("x-1")
         refusals.refuse_action("x-2")
         task = asyncio.create_task(refusals.run())
@@ -511,7 +511,7 @@ def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them() -> No
 def test_what_the_old_node_was_asked_for_is_no_business_of_the_new() -> None:
     async def main() -> None:
         answers, node = Answers(), make_node()
-        refusals = Refusals(answers, node)
+        refusals = Rejections(answers, node)
         refusals.refuse_action("x-1")
         node.renew(node.identity, node.desired, 0.0)
         refusals.refuse_action("x-2")
@@ -530,7 +530,7 @@ def test_action_is_answered_while_sessions_wait_for_the_control_plane() -> None:
 
     async def main() -> None:
         answers = Slow()
-        refusals = Refusals(answers, make_node())
+        refusals = Rejections(answers, make_node())
         refusals.refuse_session("s-1")
         refusals.refuse_action("x-1")
         task = asyncio.create_task(refusals.run())

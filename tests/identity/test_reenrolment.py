@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from plexd.converge.passes import Converger
 from plexd.errors import Conflict, ControlError, Rejected, Transient, Unauthenticated, WireError
-from plexd.identity.reenrolment import Renewal
+from plexd.identity.reenrolment import Reenrolment
 from plexd.identity.registration import Granted, Registrar
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import DataEntry, Desired, Peer, SigningKeys
@@ -130,7 +130,7 @@ class Stage:
         self.work = Work(self.node)
         self.supervisor = Supervisor(lambda _: None)
         self.registrar = Registrar(registry, self.identities, self.snapshots)
-        self.renewal = Renewal(
+        self.renewal = Reenrolment(
             self.node,
             self.identities,
             self.snapshots,

@@ -18,7 +18,7 @@ import pytest
 from plexd.config.load import load
 from plexd.identity import join_and_leave
 from plexd.identity.enrolment import TokenSearch, describe, make_control_plane, make_registrar
-from plexd.identity.reenrolment import Renewal
+from plexd.identity.reenrolment import Reenrolment
 from plexd.mesh.keys import PrivateKey
 from plexd.node.health import Health
 from plexd.node.state import Node
@@ -76,7 +76,7 @@ def renew(given: dict[str, str]) -> None:
         control = make_control_plane(config)
         tokens = TokenSearch(lambda: config.token, {})
         registrar = make_registrar(lambda: config, control, describe(config), identities, snapshots)
-        renewal = Renewal(node, identities, snapshots, registrar, tokens, paused, asyncio.Lock(), converge)
+        renewal = Reenrolment(node, identities, snapshots, registrar, tokens, paused, asyncio.Lock(), converge)
         try:
             assert await renewal.register()
         finally:

@@ -25,7 +25,7 @@ from plexd.lab.controlplane.faults import RESPONSE_LIMIT
 from plexd.mesh.desired import SigningKeys
 from plexd.mesh.keys import PrivateKey
 from plexd.wire import endpoints, sse
-from plexd.wire.endpoints import Answer, Endpoint
+from plexd.wire.endpoints import AnswerBody, Endpoint
 from plexd.wire.envelope import Outcome, Verifier
 
 NOW = "2026-03-01T09:15:00.25Z"
@@ -41,8 +41,8 @@ def run(test: Callable[[LabControlPlane], Awaitable[None]], **options: Any) -> N
 
 
 def headers_for(endpoint: Endpoint, credential: str) -> dict[str, str]:
-    unpacked = endpoint.answer in {Answer.EVENT_STREAM, Answer.OCTETS}
-    accept = {Answer.EVENT_STREAM: "text/event-stream", Answer.OCTETS: "application/octet-stream"}
+    unpacked = endpoint.answer in {AnswerBody.EVENT_STREAM, AnswerBody.OCTETS}
+    accept = {AnswerBody.EVENT_STREAM: "text/event-stream", AnswerBody.OCTETS: "application/octet-stream"}
     headers = {
         "authorization": f"Bearer {credential}",
         "user-agent": "plexd/0.1.0",
@@ -51,7 +51,7 @@ def headers_for(endpoint: Endpoint, credential: str) -> dict[str, str]:
     }
     if endpoint.request is not None:
         headers["content-type"] = "application/json"
-    if endpoint.answer is Answer.EVENT_STREAM:
+    if endpoint.answer is AnswerBody.EVENT_STREAM:
         headers["cache-control"] = "no-cache"
     return headers
 

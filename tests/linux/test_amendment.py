@@ -17,7 +17,16 @@ from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Policy
-from plexd.mesh.firewall import NO_OPENINGS, Opening, Openings, Ruleset, SetChange, Settings, fingerprint, ruleset
+from plexd.mesh.firewall import (
+    NO_OPENINGS,
+    Ruleset,
+    SetChange,
+    Settings,
+    TemporaryAllow,
+    TemporaryAllows,
+    fingerprint,
+    ruleset,
+)
 from plexd.mesh.policy import Action, Local, Protocol, Rule, Side, resolve
 from plexd.mesh.visibility import Visibility
 from tests.linux.tables import nft, play
@@ -76,7 +85,7 @@ def handle() -> int:
 # the property
 
 openings_ = st.lists(st.integers(2000, 2006), max_size=6, unique=True).map(
-    lambda numbers: Openings(tuple(Opening(f"o{n}", Protocol.TCP, n, LOCAL.mesh_ip) for n in numbers))
+    lambda numbers: TemporaryAllows(tuple(TemporaryAllow(f"o{n}", Protocol.TCP, n, LOCAL.mesh_ip) for n in numbers))
 )
 worlds = st.tuples(
     st.frozensets(st.sampled_from(sorted(PEERS)), min_size=2), st.one_of(st.just(NO_OPENINGS), openings_), st.booleans()
@@ -95,16 +104,18 @@ def test_table_amended_is_the_table_loaded_anew(
     one: tuple[Policy, ...],
     other: tuple[Policy, ...],
     local: Local,
-    steps: list[tuple[frozenset[str], Openings, bool]],
+    steps: list[tuple[frozenset[str], TemporaryAllows, bool]],
     few: int,
 ) -> None:
-    def wanted(here: frozenset[str], openings: Openings, first: bool) -> Ruleset:
+    def wanted(here: frozenset[str], temporary_allows: TemporaryAllows, first: bool) -> Ruleset:
         known = {peer_id: PEERS[peer_id] for peer_id in sorted(here)}
         rules = resolve(one if first else other, local, known).rules
         visibility = Visibility(rules, local, Action.ALLOW)
         visible = visibility.among({each.id: each.allowed_ips for each in known.values()})
         settings_ = Settings(local.mesh_ip, ("plexd0",), Action.ALLOW)
-        return ruleset(settings_, rules, visible=(PEERS[each].mesh_ip for each in visible), openings=openings)
+        return ruleset(
+            settings_, rules, visible=(PEERS[each].mesh_ip for each in visible), temporary_allows=temporary_allows
+        )
 
     async def main() -> None:
         table = FirewallTable()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import Json, Opening, Openings
+from plexd.mesh.firewall import Json, TemporaryAllow, TemporaryAllows
 from plexd.mesh.policy import Protocol, resolve
 from tests.linux.crossings import cross
 from tests.linux.wires import MESH, Wires, run
@@ -62,9 +62,9 @@ def test_text_from_outside_stands_in_comments_and_changes_nothing_else(
     def document(policy_id: str, name: str, text: str, node_id: str, action: str) -> Json:
         peers = {node_id: PEERS["n_b"]}
         rules = resolve(hostile_rules(policy_id, text, node_id, action), LOCAL, peers).rules
-        openings = Openings().open(Opening(name, Protocol.UDP, 53, LOCAL.mesh_ip))
+        temporary_allows = TemporaryAllows().open(TemporaryAllow(name, Protocol.UDP, 53, LOCAL.mesh_ip))
         settings_ = firewall.Settings(LOCAL.mesh_ip, (MESH,))
-        return render(settings_, rules, visible=[PEERS["n_b"].mesh_ip], openings=openings)
+        return render(settings_, rules, visible=[PEERS["n_b"].mesh_ip], temporary_allows=temporary_allows)
 
     async def listed(document: Json) -> str:
         door = Nftables()

@@ -14,7 +14,7 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import NO_OPENINGS, Json, Opening, Openings, Settings
+from plexd.mesh.firewall import NO_OPENINGS, Json, Settings, TemporaryAllow, TemporaryAllows
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.policy import Local, Protocol, resolve
 from tests.linux.homes import CONTAINER, MESH, NODE, PEER, Homes, wait_until
@@ -45,7 +45,7 @@ class Firewall:
         peer_ip = parse_ip(PEER[version])
         self._peers = {"n_b": Peer("n_b", PublicKey(bytes(32)), peer_ip, "", (Prefix.host(peer_ip),), NO_PRESHARED_KEY)}
 
-    def document(self, *lines: str, ping: bool = False, openings: Openings = NO_OPENINGS) -> Json:
+    def document(self, *lines: str, ping: bool = False, temporary_allows: TemporaryAllows = NO_OPENINGS) -> Json:
         """`lines` are rules as text: action, source, destination, and then port and protocol if any."""
         rules = []
         for line in lines:
@@ -56,10 +56,10 @@ class Firewall:
         assert (resolved.faults, resolved.idle) == ((), ())
         visible = [peer.mesh_ip for peer in self._peers.values()]
         settings = Settings(self._own, (MESH,), allow_ping=ping)
-        return render(settings, resolved.rules, visible=visible, openings=openings)
+        return render(settings, resolved.rules, visible=visible, temporary_allows=temporary_allows)
 
-    def enforce(self, *lines: str, ping: bool = False, openings: Openings = NO_OPENINGS) -> None:
-        self.apply(self.document(*lines, ping=ping, openings=openings))
+    def enforce(self, *lines: str, ping: bool = False, temporary_allows: TemporaryAllows = NO_OPENINGS) -> None:
+        self.apply(self.document(*lines, ping=ping, temporary_allows=temporary_allows))
 
     def apply(self, *documents: Json) -> None:
         async def each() -> None:
@@ -168,12 +168,14 @@ def test_visible_peers_may_ping(homes: Homes, firewall: Firewall, version: int) 
 
 
 def test_opening_lets_in_without_a_policy_and_closes_again(homes: Homes, firewall: Firewall, version: int) -> None:
-    opened = Openings().open(Opening("ssh", Protocol.TCP, 7000, parse_ip(NODE[version]), (parse_ip(PEER[version]),)))
-    firewall.enforce(openings=opened)
+    opened = TemporaryAllows().open(
+        TemporaryAllow("ssh", Protocol.TCP, 7000, parse_ip(NODE[version]), (parse_ip(PEER[version]),))
+    )
+    firewall.enforce(temporary_allows=opened)
     with closing(homes.listen(homes.node, NODE[version], 7000)) as server:
         homes.connect(homes.peer, NODE[version], 7000).close()
         server.accept()[0].close()
-        firewall.enforce(openings=opened.close("ssh"))
+        firewall.enforce(temporary_allows=opened.close("ssh"))
         with closing(homes.try_to_connect(homes.peer, NODE[version], 7000)):
             wait_until(lambda: homes.denied() > 0)
             server.setblocking(False)

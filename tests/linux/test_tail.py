@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plexd.linux import logfiles, tail
-from plexd.linux.logfiles import LogFile, Mark
+from plexd.linux.logfiles import FilePosition, LogFile
 from plexd.linux.tail import AFTERGLOW_SECONDS, HELD_SECONDS, Hole, Item, Line, Oversized, Tail
 
 MAX_LINE = 1 << 20
@@ -28,7 +28,7 @@ class Reader:
     def __init__(self, path: Path, *, at_end: bool = False) -> None:
         self.path = path
         self.now = 0.0
-        self.mark: Mark | None = None
+        self.mark: FilePosition | None = None
         self.tail = Tail(path, None, MAX_LINE, at_end=at_end)
 
     def read(self, seconds: float = 0.0) -> list[str]:
@@ -41,7 +41,7 @@ class Reader:
     def restart(self) -> None:
         self.tail.close()
         stored = json.loads(json.dumps(self.mark._asdict())) if self.mark is not None else None
-        self.tail = Tail(self.path, Mark.parse(stored) if stored else None, MAX_LINE, at_end=stored is not None)
+        self.tail = Tail(self.path, FilePosition.parse(stored) if stored else None, MAX_LINE, at_end=stored is not None)
 
 
 def told(item: Item) -> str:

@@ -136,12 +136,12 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Filter:
-    """The switches of section 6.5, and the openings of 6.8: protocol number, port, destination, sources (None: all)."""
+    """The switches of section 6.5, and the temporary allows of 6.8: protocol, port, destination, sources (None: all)"""
 
     managed: tuple[str, ...]
     allow_ping: bool = True
     guard_mesh_ip: bool = True
-    openings: tuple[tuple[int, int, Address, frozenset[Address] | None], ...] = ()
+    temporary_allows: tuple[tuple[int, int, Address, frozenset[Address] | None], ...] = ()
 
     def decide(self, world: World, packet: Packet) -> str:
         """`accept` or `drop`."""
@@ -171,7 +171,7 @@ class Filter:
         return any(
             (packet.l4proto, packet.port, packet.dst) == (protocol, port, dst)
             and (sources is None or packet.src in sources)
-            for protocol, port, dst, sources in self.openings
+            for protocol, port, dst, sources in self.temporary_allows
         )
 
     def _is_ping(self, world: World, packet: Packet) -> bool:

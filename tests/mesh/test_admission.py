@@ -14,7 +14,7 @@ from plexd.mesh.admission import Admitted, amend, judge
 from plexd.mesh.amend import rebuild
 from plexd.mesh.desired import Desired, EndpointSource, Peer, Policy, PolicyRule
 from plexd.mesh.events import EndpointOffered
-from plexd.mesh.firewall import Opening, Openings
+from plexd.mesh.firewall import TemporaryAllow, TemporaryAllows
 from plexd.mesh.fold import fold
 from plexd.mesh.policy import Action, Protocol
 from plexd.mesh.target import Settings, Sources, Target, build_target
@@ -40,13 +40,13 @@ def everybody(desired: Desired, settings: Settings) -> Target:
     return build_target(desired, settings, RESOLVED)
 
 
-def admit(before: Admitted | None, everybody: Target, desired: Desired, openings: Openings) -> Admitted:
-    amended = amend(before, everybody, desired, openings)
-    return amended if amended is not None else judge(everybody, desired, openings)
+def admit(before: Admitted | None, everybody: Target, desired: Desired, temporary_allows: TemporaryAllows) -> Admitted:
+    amended = amend(before, everybody, desired, temporary_allows)
+    return amended if amended is not None else judge(everybody, desired, temporary_allows)
 
 
 def laid_over(desired: Desired, settings: Settings, before: Admitted | None = None) -> Admitted:
-    return admit(before, everybody(desired, settings), desired, Openings())
+    return admit(before, everybody(desired, settings), desired, TemporaryAllows())
 
 
 def test_without_policies_nobody_is_visible_and_the_baseline_is_wanted() -> None:
@@ -83,9 +83,9 @@ def test_rules_that_are_too_many_are_the_fault_of_the_ruleset() -> None:
 
 def test_opening_is_part_of_the_firewall_and_makes_nobody_visible() -> None:
     desired, settings = world()
-    openings = Openings().open(Opening("session", Protocol.TCP, 42000, OWN_IP))
+    temporary_allows = TemporaryAllows().open(TemporaryAllow("session", Protocol.TCP, 42000, OWN_IP))
     before = laid_over(desired, settings)
-    after = admit(before, before.everybody, desired, openings)
+    after = admit(before, before.everybody, desired, temporary_allows)
     assert before.target.firewall is not None
     assert after.target.firewall is not None
     assert after.target.firewall.digest != before.target.firewall.digest
@@ -104,7 +104,7 @@ def test_route_of_an_untouched_peer_goes_and_comes_with_an_endpoint_in_its_prefi
     for endpoint, is_routed in (("192.0.2.77:51820", False), ("198.51.100.1:51820", True)):
         desired = fold(desired, EndpointOffered("n_3", endpoint, EndpointSource.EVENT))
         built = rebuild(built, Sources(desired, own, RESOLVED, {}))
-        admitted = admit(admitted, built.target, desired, admitted.openings)
+        admitted = admit(admitted, built.target, desired, admitted.temporary_allows)
         assert ("192.0.2.0/24" in {str(route.prefix) for route in admitted.target.routes}) is is_routed
         assert set(admitted.target.peers) == {"n_2", "n_3"}
 
@@ -112,7 +112,7 @@ def test_route_of_an_untouched_peer_goes_and_comes_with_an_endpoint_in_its_prefi
 def test_what_did_not_change_is_the_very_same() -> None:
     desired, settings = world(rule("*", "*"))
     first = laid_over(desired, settings)
-    assert admit(first, first.everybody, desired, first.openings) is first
+    assert admit(first, first.everybody, desired, first.temporary_allows) is first
 
 
 sides = st.sampled_from(("*", "n_self", "n_2", "n_3", "n_9", "10.100.0.0/16", "172.16.0.0/16", "10.100.0.4", "bad/"))

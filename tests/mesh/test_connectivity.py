@@ -14,7 +14,7 @@ from plexd.mesh.desired import Candidates, Desired, EndpointSource, Peer, Reject
 from plexd.mesh.keys import PresharedKey
 from plexd.mesh.observed import Observed, Route
 from plexd.mesh.target import Settings, build_target
-from plexd.node.health import MEANINGS, Condition
+from plexd.node.health import CONDITION_PROBLEMS, Condition
 from tests.fakes import FakeKernel
 from tests.mesh.worlds import NOW, RESOLVED, bring_up, desireds, kernels, peer, settings_for
 
@@ -301,7 +301,7 @@ def test_refused_identity_has_the_remedy_that_health_names() -> None:
     mesh.is_refused = True
     (view,) = mesh.views()
     assert view.obstacle is not None
-    assert view.obstacle.remedy == MEANINGS[Condition.IDENTITY_REFUSED].remedy
+    assert view.obstacle.remedy == CONDITION_PROBLEMS[Condition.IDENTITY_REFUSED].remedy
 
 
 @given(desireds(), kernels(), st.booleans())

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plexd.errors import NoOpening
+from plexd.errors import TooManyTemporaryAllows
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import Hits, Opening, Openings, fingerprint, hits, ruleset
+from plexd.mesh.firewall import Hits, TemporaryAllow, TemporaryAllows, fingerprint, hits, ruleset
 from plexd.mesh.policy import ANYWHERE, Action, Local, Protocol, Rule, Side, resolve
 from plexd.mesh.rulegroups import Line, Match, group
 from plexd.mesh.visibility import Visibility
@@ -82,14 +82,19 @@ def test_table_decides_as_the_reference_does(
     ping, guard, log = switches
     resolved = resolve(policies, local, PEERS)
     visible = Visibility(resolved.rules, local, Action(default)).among({p.id: p.allowed_ips for p in PEERS.values()})
-    openings = Openings()
+    temporary_allows = TemporaryAllows()
     for name, (protocol, port, sources) in opened.items():
-        openings = openings.open(Opening(name, protocol, port, local.mesh_ip, tuple(map(parse_ip, sources))))
+        temporary_allows = temporary_allows.open(
+            TemporaryAllow(name, protocol, port, local.mesh_ip, tuple(map(parse_ip, sources)))
+        )
     settings_ = firewall.Settings(local.mesh_ip, MANAGED, Action(default), ping, guard, log)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(firewall, "FEW", few)  # 1: whatever can becomes elements
         document = render(
-            settings_, resolved.rules, visible=(PEERS[each].mesh_ip for each in visible), openings=openings
+            settings_,
+            resolved.rules,
+            visible=(PEERS[each].mesh_ip for each in visible),
+            temporary_allows=temporary_allows,
         )
     assert all(ports_are_guarded(document))
     table = Table(document)
@@ -352,24 +357,26 @@ def test_too_many_rules_are_refused() -> None:
     assert "32770" in ruleset(SETTINGS, [each._replace(protocol=Protocol.ANY) for each in rules[:16385]]).fault
 
 
-# openings
+# temporary_allows
 
 
 def test_openings_are_kept_by_name() -> None:
-    ssh = Opening("ssh", Protocol.TCP, 22, LOCAL.mesh_ip)
-    openings = Openings().open(ssh).open(ssh._replace(port=2222))
-    assert [opening.port for opening in openings.held] == [2222]
-    assert openings.close("ssh").close("ssh") == Openings()
+    ssh = TemporaryAllow("ssh", Protocol.TCP, 22, LOCAL.mesh_ip)
+    temporary_allows = TemporaryAllows().open(ssh).open(ssh._replace(port=2222))
+    assert [opening.port for opening in temporary_allows.held] == [2222]
+    assert temporary_allows.close("ssh").close("ssh") == TemporaryAllows()
 
 
 def test_openings_run_out() -> None:
-    openings = Openings()
+    temporary_allows = TemporaryAllows()
     for number in range(256):
-        openings = openings.open(Opening(str(number), Protocol.TCP, 1024 + number, LOCAL.mesh_ip))
-    openings.open(Opening("0", Protocol.UDP, 1, LOCAL.mesh_ip))
-    with pytest.raises(NoOpening):
-        openings.open(Opening("more", Protocol.TCP, 22, LOCAL.mesh_ip))
-    assert len(render(SETTINGS, openings=openings)["nftables"]) < 30  # one look-up, not 256 rules
+        temporary_allows = temporary_allows.open(
+            TemporaryAllow(str(number), Protocol.TCP, 1024 + number, LOCAL.mesh_ip)
+        )
+    temporary_allows.open(TemporaryAllow("0", Protocol.UDP, 1, LOCAL.mesh_ip))
+    with pytest.raises(TooManyTemporaryAllows):
+        temporary_allows.open(TemporaryAllow("more", Protocol.TCP, 22, LOCAL.mesh_ip))
+    assert len(render(SETTINGS, temporary_allows=temporary_allows)["nftables"]) < 30  # one look-up, not 256 rules
 
 
 # read-backs: a made-up one here, the kernel's in tests/linux

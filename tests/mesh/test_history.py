@@ -14,7 +14,7 @@ from plexd.mesh.admission import amend, judge
 from plexd.mesh.amend import rebuild
 from plexd.mesh.desired import Desired, EndpointSource, Peer
 from plexd.mesh.events import EndpointOffered, Foldable, PeerAdded, PeerRemoved
-from plexd.mesh.firewall import Openings
+from plexd.mesh.firewall import TemporaryAllows
 from plexd.mesh.fold import Unfoldable, fold
 from plexd.mesh.plan import plan_event
 from plexd.mesh.target import Sources, Target, build
@@ -22,7 +22,7 @@ from tests.mesh.test_admission import policies, rule
 from tests.mesh.worlds import OWN_IP, desired_of, peer, settings_for
 
 OWN = replace(settings_for(), policy=firewall.Settings(OWN_IP, ("plexd0",)))
-OPENINGS = Openings()
+OPENINGS = TemporaryAllows()
 ids = st.integers(2, 6).map("n_{}".format)
 endpoints = st.sampled_from(("", "192.0.2.1:51820", "198.51.100.1:1", "172.16.0.9:1"))
 peers = st.builds(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plexd.mesh.address import Endpoint, parse_endpoint, parse_ip
-from plexd.mesh.nat import Answer, Finding, NatType, Scope, classify, is_settled, refusal, scope
+from plexd.mesh.nat import Finding, NatType, Scope, StunAnswer, classify, is_settled, refusal, scope
 
 PORT = 51820
 LOCAL = frozenset(map(parse_ip, ("127.0.0.1", "192.168.1.2", "198.51.100.7", "2001:db8::7")))
@@ -19,8 +19,8 @@ def endpoint(text: str) -> Endpoint:
     return parsed
 
 
-def answer(server: str, mapped: str) -> Answer:
-    return Answer(endpoint(server), endpoint(mapped))
+def answer(server: str, mapped: str) -> StunAnswer:
+    return StunAnswer(endpoint(server), endpoint(mapped))
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_address_that_the_server_cannot_have_seen_is_refused(server: str, mapped
 
 
 def test_port_0_is_refused() -> None:
-    assert refusal(Answer(endpoint("127.0.0.1:3478"), Endpoint(parse_ip("127.0.0.1"), 0)))
+    assert refusal(StunAnswer(endpoint("127.0.0.1:3478"), Endpoint(parse_ip("127.0.0.1"), 0)))
 
 
 endpoints = st.builds(Endpoint, st.binary(min_size=4, max_size=4), st.integers(1, 65535))
 
 
-@given(st.lists(st.builds(Answer, endpoints, endpoints), min_size=1, max_size=4), st.lists(endpoints))
-def test_settled_finding_is_not_changed_by_more_answers(answers: list[Answer], more: list[Endpoint]) -> None:
+@given(st.lists(st.builds(StunAnswer, endpoints, endpoints), min_size=1, max_size=4), st.lists(endpoints))
+def test_settled_finding_is_not_changed_by_more_answers(answers: list[StunAnswer], more: list[Endpoint]) -> None:
     if is_settled(answers, LOCAL, PORT):
-        later = [Answer(server, answers[0].mapped) for server in more]
+        later = [StunAnswer(server, answers[0].mapped) for server in more]
         assert classify([*answers, *later], LOCAL, PORT) == classify(answers, LOCAL, PORT)

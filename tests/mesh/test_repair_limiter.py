@@ -27,7 +27,7 @@ from plexd.mesh.changes import (
 from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, Route
-from plexd.mesh.repair_limiter import Guard, contest_correction
+from plexd.mesh.repair_limiter import RepairLimiter, contest_correction
 
 OWN_KEY = PrivateKey(bytes([8] * 32))
 OWN_IP, OWN_IPV6 = parse_ip("10.100.0.1"), parse_ip("fd00:100::1")
@@ -41,15 +41,15 @@ KEY = PublicKey(bytes([3] * 32))
 PEER = PutPeer("n_3", KEY, True, None, None, 25, (), ("added",))
 
 
-def one_pass(guard: Guard, now: float, *damage: Change) -> tuple[Guard, Sequence[Change]]:
+def one_pass(guard: RepairLimiter, now: float, *damage: Change) -> tuple[RepairLimiter, Sequence[Change]]:
     """A look that finds this damage, and every repair that is admitted succeeds."""
     guard, admitted = guard.admit("plexd0", damage, now)
     return guard.record("plexd0", admitted, now), admitted
 
 
-def fight(seconds: float, step: float, *damage: Change) -> tuple[Guard, list[float]]:
+def fight(seconds: float, step: float, *damage: Change) -> tuple[RepairLimiter, list[float]]:
     """The damage is there at every look, and there is one each `step`; when it was repaired."""
-    guard, repairs = Guard(), []
+    guard, repairs = RepairLimiter(), []
     for number in range(int(seconds / step)):
         guard, admitted = one_pass(guard, number * step, *damage)
         if admitted:
@@ -89,7 +89,7 @@ def test_minute_without_damage_ends_it() -> None:
     at = guard.struggles["route 10.100.3.0/24"].seen
     assert one_pass(guard, at + 59.9)[0].contested
     guard, _ = one_pass(guard, at + 60)
-    assert guard == Guard()
+    assert guard == RepairLimiter()
     guard, admitted = one_pass(guard, at + 61, ROUTE)
     assert admitted == (ROUTE,)
     assert guard.contested == ()
@@ -119,7 +119,7 @@ def test_the_others_are_repaired_as_ever() -> None:
 
 
 def test_adding_and_removing_is_one_object() -> None:
-    guard = Guard()
+    guard = RepairLimiter()
     for number in range(11):
         change = ROUTE if number % 2 else RemoveRoute(Route(PREFIX, None, ROUTE_METRIC))
         guard, _ = one_pass(guard, number, change)
@@ -146,7 +146,7 @@ def test_what_follows_from_other_damage_is_no_fight_of_its_own(
     damage: tuple[Change, ...], name: str, left: tuple[Change, ...]
 ) -> None:
     """Nor is it tried while the cause is left alone: it would fail."""
-    guard = Guard()
+    guard = RepairLimiter()
     for number in range(11):
         guard, _ = one_pass(guard, number * 0.1, *(change for change in damage if change not in left))
     assert guard.contested == (f"{name}: 11 repairs in 60 s",)
@@ -182,7 +182,7 @@ def test_begin_of_a_fight_is_one_correction() -> None:
 @given(st.lists(st.tuples(st.floats(0.01, 30), st.booleans()), max_size=80))
 def test_never_more_than_the_contract_allows(steps: list[tuple[float, bool]]) -> None:
     """Whatever the rhythm: at most 11 repairs in a minute before the first rest, and rests are kept."""
-    guard, now = Guard(), 0.0
+    guard, now = RepairLimiter(), 0.0
     last: tuple[float, float] | None = None
     for pause, is_damaged in steps:
         now += pause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plexd.node.connection_status import Contact, Stream
+from plexd.node.connection_status import ConnectionStatus, Stream
 
 
 class Clock:
@@ -26,17 +26,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def contact(clock: Clock) -> Contact:
-    return Contact(clock.unix, clock.monotonic)
+def contact(clock: Clock) -> ConnectionStatus:
+    return ConnectionStatus(clock.unix, clock.monotonic)
 
 
-def test_nothing_has_happened_at_the_start(contact: Contact) -> None:
+def test_nothing_has_happened_at_the_start(contact: ConnectionStatus) -> None:
     assert (contact.stream, contact.reconnects) == (Stream.STOPPED, 0)
     assert (contact.last_event_at, contact.last_heartbeat_at, contact.last_heartbeat_ok) == (None, None, None)
     assert (contact.last_pull_at, contact.last_pull_error) == (None, "")
 
 
-def test_first_connection_is_no_reconnection(contact: Contact) -> None:
+def test_first_connection_is_no_reconnection(contact: ConnectionStatus) -> None:
     counts = []
     for _ in range(3):
         contact.stream_is(Stream.CONNECTED)
@@ -45,7 +45,7 @@ def test_first_connection_is_no_reconnection(contact: Contact) -> None:
     assert counts == [0, 1, 2]
 
 
-def test_failed_pull_keeps_the_time_of_the_last_good_one(contact: Contact, clock: Clock) -> None:
+def test_failed_pull_keeps_the_time_of_the_last_good_one(contact: ConnectionStatus, clock: Clock) -> None:
     contact.state_pulled()
     clock.seconds = 60
     contact.state_pulled("no route to host")
@@ -54,14 +54,14 @@ def test_failed_pull_keeps_the_time_of_the_last_good_one(contact: Contact, clock
     assert (contact.last_pull_at, contact.last_pull_error) == (1060, "")
 
 
-def test_refused_heartbeat_is_remembered_as_one(contact: Contact, clock: Clock) -> None:
+def test_refused_heartbeat_is_remembered_as_one(contact: ConnectionStatus, clock: Clock) -> None:
     contact.heartbeat_sent(True)
     clock.seconds = 30
     contact.heartbeat_sent(False)
     assert (contact.last_heartbeat_at, contact.last_heartbeat_ok) == (1030, False)
 
 
-def test_silence_counts_from_the_last_news_of_either_way(contact: Contact, clock: Clock) -> None:
+def test_silence_counts_from_the_last_news_of_either_way(contact: ConnectionStatus, clock: Clock) -> None:
     clock.seconds = 20
     assert contact.silent_seconds() == 20
     contact.state_pulled()

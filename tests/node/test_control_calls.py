@@ -14,7 +14,7 @@ import pytest
 from plexd.control import ControlPlane
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.nat import Finding, NatType
-from plexd.node.control_calls import MeshStatus, SelfDescription, Uplink
+from plexd.node.control_calls import ControlCalls, MeshStatus, SelfDescription
 from plexd.node.health import Condition, Health
 from plexd.wire.times import parse_time
 from tests.node_harness import NODE_ID, make_node
@@ -45,7 +45,7 @@ def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Conditio
             return mesh
 
         description = SelfDescription("stage", {}, "0", "sha256:" + "0" * 64)
-        uplink = Uplink(control, node, health, description, status, lambda: finding, time.monotonic() - 61)
+        uplink = ControlCalls(control, node, health, description, status, lambda: finding, time.monotonic() - 61)
         await uplink.beat(5.0)
         await control.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from plexd.node.health import MEANINGS, Condition, Finding, Health
+from plexd.node.health import CONDITION_PROBLEMS, Condition, Health, RaisedCondition
 
 
 class Clock:
@@ -26,7 +26,7 @@ def test_condition_is_found_since_it_was_raised() -> None:
     health.set(Condition.MESH_DOWN, True, "no TUN")
     clock.now += 50
     health.set(Condition.MESH_DOWN, True, "no program")
-    assert health.findings() == (Finding(Condition.MESH_DOWN, "no program", 1000.0),)
+    assert health.findings() == (RaisedCondition(Condition.MESH_DOWN, "no program", 1000.0),)
 
 
 def test_cleared_condition_starts_anew_when_raised_again() -> None:
@@ -37,7 +37,7 @@ def test_cleared_condition_starts_anew_when_raised_again() -> None:
     assert health.findings() == ()
     clock.now += 50
     health.set(Condition.STREAM_DOWN, True)
-    assert health.findings() == (Finding(Condition.STREAM_DOWN, "", 1050.0),)
+    assert health.findings() == (RaisedCondition(Condition.STREAM_DOWN, "", 1050.0),)
 
 
 def test_conditions_hold_independently() -> None:
@@ -67,11 +67,11 @@ def test_raising_is_an_error_that_explains_and_clearing_is_told() -> None:
         ("error", "state_stale"),
         ("info", "state_stale"),
     ]
-    assert records[0]["meaning"] == MEANINGS[Condition.STATE_STALE].text
+    assert records[0]["meaning"] == CONDITION_PROBLEMS[Condition.STATE_STALE].text
 
 
 @pytest.mark.parametrize("condition", Condition)
 def test_every_condition_has_a_meaning_and_a_remedy(condition: Condition) -> None:
-    meaning = MEANINGS[condition]
+    meaning = CONDITION_PROBLEMS[condition]
     assert meaning.text
     assert meaning.remedy

@@ -18,9 +18,9 @@ from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Policy, Po
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType
 from plexd.mesh.target import Settings
-from plexd.node.connection_status import Contact, Stream
+from plexd.node.connection_status import ConnectionStatus, Stream
 from plexd.node.control_calls import SelfDescription
-from plexd.node.health import MEANINGS, Condition, Health
+from plexd.node.health import CONDITION_PROBLEMS, Condition, Health
 from plexd.node.state import Node
 from plexd.node.status import Membership, Overview, Phase
 from plexd.store.identity import Identity
@@ -59,7 +59,7 @@ class Stage:
 
     async def join(self, node: Node | None = None) -> None:
         self.node = node or make_node(peer(2, endpoint="192.0.2.2:51820"), health=self.health)
-        self.node.contact = Contact(self.clock.unix, self.clock.monotonic)
+        self.node.contact = ConnectionStatus(self.clock.unix, self.clock.monotonic)
         self.node.desired = replace(
             self.node.desired,
             candidates={
@@ -191,7 +191,7 @@ def test_condition_says_since_when_and_what_to_do() -> None:
         stage = Stage()
         stage.clock.seconds = 60
         stage.health.set(Condition.CLOCK_SKEW, True, "+73 s")
-        meaning = MEANINGS[Condition.CLOCK_SKEW]
+        meaning = CONDITION_PROBLEMS[Condition.CLOCK_SKEW]
         assert (await stage.status())["conditions"] == [
             {
                 "code": "clock_skew",

@@ -14,7 +14,7 @@ pytestmark = marks(seconds=300)
 # what happens between the order and the end, each with the moment of death: before it begins or after it is done
 STEPS = [
     ("plexd.store.identity", "IdentityStore.make_pending_key"),
-    ("plexd.node.control_calls", "Uplink.rotate_key"),
+    ("plexd.node.control_calls", "ControlCalls.rotate_key"),
     ("plexd.store.identity", "IdentityStore.commit_pending_key"),
     ("plexd.node.state", "Node.rotate"),
     ("plexd.linux.kernel", "Kernel.apply"),

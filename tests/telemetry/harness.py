@@ -11,7 +11,7 @@ from typing import Any
 
 from plexd.errors import ControlError, Forbidden, NotFound, RateLimited, Rejected, TooLarge, Transient, Unauthenticated
 from plexd.telemetry.gaps import Gap
-from plexd.telemetry.pipeline import Feed, Pipeline
+from plexd.telemetry.pipeline import Pipeline, SourceQueue
 from plexd.telemetry.records import log_marker, shortened
 from plexd.telemetry.window import Limits
 from tests.node_harness import lowest, unix_time
@@ -27,7 +27,7 @@ def error(status: int, retry_after: float | None = None) -> ControlError:
     return kinds.get(status, Transient)(f"status {status}", status=status, retry_after=retry_after)
 
 
-class LogForm:
+class LogEncoder:
     def marker(self, gap: Gap) -> bytes | None:
         return log_marker(gap, unix_time(), "host", "plexd.service")
 
@@ -78,7 +78,7 @@ class Hand:
     def __init__(self, pipeline: Pipeline, name: str = "hand") -> None:
         self.name = name
         self.settled: list[int] = []
-        self.feed: Feed[int] = pipeline.feed(name, self.settled.append)
+        self.feed: SourceQueue[int] = pipeline.feed(name, self.settled.append)
         pipeline.sources.append(self)
 
     async def collect(self) -> None:
@@ -108,7 +108,7 @@ class Stage:
         self.accepted = asyncio.Event()
         self.accepted.set()
         self.pipeline = Pipeline(
-            "logs", self.limits, LogForm(), self.plane.send, self.accepted, self._put_aside,
+            "logs", self.limits, LogEncoder(), self.plane.send, self.accepted, self._put_aside,
             keeps_when_unprovisioned=self.keeps_when_unprovisioned, owed=self.owed, save=self._saved, uniform=lowest,
             now=unix_time, monotonic=lambda: asyncio.get_running_loop().time(),
         )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from plexd.mesh.keys import PublicKey
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
-from plexd.telemetry.agent_audit import AuditTrail, leave_for_daemon, own_entry
+from plexd.telemetry.agent_audit import AgentAudit, leave_for_daemon, own_entry
 from plexd.telemetry.spooled import Spooled
 from tests.node_harness import EPOCH
 from tests.telemetry.harness import Plane, Stage
@@ -24,13 +24,13 @@ KEY = PublicKey(bytes(range(32)))
 FINGERPRINT = hashlib.sha256(bytes(range(32))).hexdigest()[:16]
 
 
-def make_trail(directory: Path) -> tuple[AuditTrail, Stage]:
+def make_trail(directory: Path) -> tuple[AgentAudit, Stage]:
     cursors = Cursors(directory / "telemetry")
     cursors.load()
     stage = Stage(Plane())
     spooled = Spooled("spool", stage.pipeline, Spool(directory / "telemetry" / "spool", 4 << 20), cursors, "s")
     stage.pipeline.sources[:] = [spooled]
-    trail = AuditTrail("edge-03", lambda: EPOCH)
+    trail = AgentAudit("edge-03", lambda: EPOCH)
     trail.lead_into(stage.pipeline, spooled)
     return trail, stage
 
@@ -86,7 +86,7 @@ def on_disk(directory: Path) -> list[dict[str, Any]]:
 )  # fmt: skip
 def test_what_was_told_is_on_disk(
     tmp_path: Path,
-    tell: Callable[[AuditTrail], Awaitable[None]],
+    tell: Callable[[AgentAudit], Awaitable[None]],
     event_type: str,
     action: str,
     about: dict[str, Any],

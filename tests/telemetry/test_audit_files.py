@@ -14,7 +14,7 @@ from plexd.audit.kubernetes import Selection
 from plexd.errors import KernelError
 from plexd.linux.audit import AuditStream
 from plexd.store.cursors import Cursors
-from plexd.telemetry.audit_encoder import AuditForm
+from plexd.telemetry.audit_encoder import AuditEncoder
 from plexd.telemetry.auditd import Events, LinuxAudit, LogAudit
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.kubernetes import KubernetesAudit, find_log
@@ -45,7 +45,7 @@ class Life:
         self.plane = plane or Plane()
         self.stage = Stage(self.plane, limits)
         self.pipeline = self.stage.pipeline
-        self.form = AuditForm("host", 65536, unix_time)
+        self.form = AuditEncoder("host", 65536, unix_time)
         self.pipeline._form = self.form
         self.directory = directory
 

@@ -16,7 +16,7 @@ from plexd.linux.audit import Overrun
 from plexd.masking import register_secret
 from plexd.store.cursors import Cursors
 from plexd.store.spool import Spool
-from plexd.telemetry.audit_encoder import AuditForm
+from plexd.telemetry.audit_encoder import AuditEncoder
 from plexd.telemetry.auditd import Events, KernelAudit
 from plexd.telemetry.counters import Dropped
 from plexd.telemetry.spooled import Spooled
@@ -71,7 +71,7 @@ class Life:
         self.plane = Plane()
         self.stage = Stage(self.plane, Limits(100, 1 << 20, batch_seconds, 1000, 16 << 20))
         self.pipeline = self.stage.pipeline
-        form = AuditForm("host", max_raw, unix_time)
+        form = AuditEncoder("host", max_raw, unix_time)
         self.pipeline._form = form
         self.spool = Spool(directory / "telemetry" / "spool", 4 << 20)
         self.spooled = Spooled("spool", self.pipeline, self.spool, self.cursors, "s")

@@ -16,7 +16,7 @@ from plexd.linux.logfiles import LogFile
 from plexd.store.cursors import Cursors
 from plexd.telemetry import files as module
 from plexd.telemetry.files import Files
-from plexd.telemetry.records import LogForm
+from plexd.telemetry.records import LogEncoder
 from plexd.telemetry.severity import Filter
 from plexd.telemetry.window import Limits
 from tests.node_harness import EPOCH
@@ -36,9 +36,15 @@ class Reader:
         self.cursors.load()
         self.stage = Stage(plane, limits)
         files = Files(
-            self.stage.pipeline, self.cursors, lambda path: LogForm(path, "host", 16384), how.get("wanted", EVERYTHING),
-            patterns=patterns, interval=INTERVAL, from_beginning=how.get("from_beginning", False), max_line_bytes=16384,
-        )  # fmt: skip
+            self.stage.pipeline,
+            self.cursors,
+            lambda path: LogEncoder(path, "host", 16384),
+            how.get("wanted", EVERYTHING),
+            patterns=patterns,
+            interval=INTERVAL,
+            from_beginning=how.get("from_beginning", False),
+            max_line_bytes=16384,
+        )
         self.stage.pipeline.sources[:] = [files]
 
 

@@ -16,8 +16,8 @@ import pytest
 from plexd.linux import journalctl
 from plexd.store.cursors import Cursors
 from plexd.telemetry.counters import Dropped
-from plexd.telemetry.journal import Continuity, Journal, Place, message_text, parse_place, priority_of, unit_of
-from plexd.telemetry.records import LogForm
+from plexd.telemetry.journal import Continuity, Journal, SequenceNumber, message_text, parse_place, priority_of, unit_of
+from plexd.telemetry.records import LogEncoder
 from plexd.telemetry.severity import Filter
 from plexd.telemetry.window import Limits
 from tests.telemetry.harness import Plane, Stage, error, eventually
@@ -65,18 +65,18 @@ def test_unit_is_that_of_the_sender_before_the_one_it_is_about() -> None:
 
 
 def test_cursor_tells_journal_boot_and_number() -> None:
-    assert parse_place("s=5c0a;i=9f2;b=622e;m=c6;t=66;x=5f") == Place("5c0a", "622e", 0x9F2)
+    assert parse_place("s=5c0a;i=9f2;b=622e;m=c6;t=66;x=5f") == SequenceNumber("5c0a", "622e", 0x9F2)
     assert parse_place("garbage") is None
 
 
 def test_missing_numbers_are_counted_per_journal_and_boot() -> None:
-    continuity = Continuity(Place("a", "b1", 5))
-    assert continuity.missing_before(Place("a", "b1", 6)) == 0
-    assert continuity.missing_before(Place("other", "b1", 900)) == 0
-    assert continuity.missing_before(Place("a", "b1", 10)) == 3
-    assert continuity.missing_before(Place("a", "b2", 50)) == 0
+    continuity = Continuity(SequenceNumber("a", "b1", 5))
+    assert continuity.missing_before(SequenceNumber("a", "b1", 6)) == 0
+    assert continuity.missing_before(SequenceNumber("other", "b1", 900)) == 0
+    assert continuity.missing_before(SequenceNumber("a", "b1", 10)) == 3
+    assert continuity.missing_before(SequenceNumber("a", "b2", 50)) == 0
     continuity.skip()
-    assert continuity.missing_before(Place("a", "b2", 52)) == 0
+    assert continuity.missing_before(SequenceNumber("a", "b2", 52)) == 0
 
 
 class Reader:
@@ -90,7 +90,7 @@ class Reader:
         pipeline.now = time.time
         lookback = how.pop("lookback", 3600.0)
         self.journal = Journal(
-            pipeline, self.cursors, LogForm("journald", "host", 16384), how.pop("wanted", EVERYTHING),
+            pipeline, self.cursors, LogEncoder("journald", "host", 16384), how.pop("wanted", EVERYTHING),
             lookback=lookback, directory=directory, sees_all=True, is_wanted=how.pop("is_wanted", lambda _: True),
         )  # fmt: skip
         pipeline.sources[:] = [self.journal]

@@ -15,7 +15,7 @@ from plexd.linux import icmp, proc
 from plexd.mesh.address import parse_endpoint
 from plexd.mesh.observed import Device, DevicePeer, Observed
 from plexd.mesh.target import Target, TargetPeer
-from plexd.node.connection_status import Contact, Stream
+from plexd.node.connection_status import ConnectionStatus, Stream
 from plexd.telemetry.metrics import Agent, Latency, Metrics, Reading, System, Tunnel, in_turn
 from plexd.telemetry.window import Limits
 from tests.node_harness import EPOCH, make_identity, make_node, peer, public_key, settings_of
@@ -256,7 +256,7 @@ def test_without_permission_there_are_no_points_and_one_warning(monkeypatch: pyt
 
 
 def test_agent_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    contact = Contact()
+    contact = ConnectionStatus()
     contact.stream_is(Stream.CONNECTED)
     for ok in (True, True, False):
         contact.heartbeat_sent(ok)
@@ -286,7 +286,7 @@ def test_agent_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_agent_measures_how_late_the_loop_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    group = Agent(Contact(), Tunnel(Mesh([], None), lambda _: 0, 1.0), make_latency(monkeypatch, {}), dict)
+    group = Agent(ConnectionStatus(), Tunnel(Mesh([], None), lambda _: 0, 1.0), make_latency(monkeypatch, {}), dict)
 
     async def main() -> float:
         await group.read()

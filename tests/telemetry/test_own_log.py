@@ -3,13 +3,13 @@
 import asyncio
 
 from plexd.telemetry.own_log import RING, OwnLog
-from plexd.telemetry.records import LogForm
+from plexd.telemetry.records import LogEncoder
 from tests.telemetry.harness import Plane, Stage
 from tests.virtual_time import run_virtual
 
 
 async def with_own_log(stage: Stage) -> OwnLog:
-    own = OwnLog(stage.pipeline, LogForm("plexd", "host", 16384), "plexd.service")
+    own = OwnLog(stage.pipeline, LogEncoder("plexd", "host", 16384), "plexd.service")
     stage.pipeline.sources[:] = [own]
     return own
 

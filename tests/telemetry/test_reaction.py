@@ -3,18 +3,32 @@
 import pytest
 
 from plexd.control.answer import error_class
-from plexd.telemetry.reaction import Answer, Reaction, react
+from plexd.telemetry.reaction import NextDelivery, Reaction, react
 
 TABLE = [
-    (400, Answer.DIVIDE), (422, Answer.DIVIDE), (409, Answer.DIVIDE), (418, Answer.DIVIDE), (413, Answer.HALVE),
-    (415, Answer.RETRY), (401, Answer.IDENTITY), (403, Answer.PAUSE), (404, Answer.PAUSE),
-    (405, Answer.UNPROVISIONED), (501, Answer.UNPROVISIONED), (408, Answer.RETRY), (425, Answer.RETRY),
-    (429, Answer.RETRY), (500, Answer.RETRY), (503, Answer.RETRY), (302, Answer.RETRY), (None, Answer.RETRY),
-]  # fmt: skip
+    (400, NextDelivery.DIVIDE),
+    (422, NextDelivery.DIVIDE),
+    (409, NextDelivery.DIVIDE),
+    (418, NextDelivery.DIVIDE),
+    (413, NextDelivery.HALVE),
+    (415, NextDelivery.RETRY),
+    (401, NextDelivery.IDENTITY),
+    (403, NextDelivery.PAUSE),
+    (404, NextDelivery.PAUSE),
+    (405, NextDelivery.UNPROVISIONED),
+    (501, NextDelivery.UNPROVISIONED),
+    (408, NextDelivery.RETRY),
+    (425, NextDelivery.RETRY),
+    (429, NextDelivery.RETRY),
+    (500, NextDelivery.RETRY),
+    (503, NextDelivery.RETRY),
+    (302, NextDelivery.RETRY),
+    (None, NextDelivery.RETRY),
+]
 
 
 @pytest.mark.parametrize(("status", "answer"), TABLE)
-def test_status_has_its_reaction(status: int | None, answer: Answer) -> None:
+def test_status_has_its_reaction(status: int | None, answer: NextDelivery) -> None:
     kind = error_class(status if status is not None else 500)
     assert kind is not None
     assert react(kind("", status=status)).answer is answer
@@ -32,4 +46,4 @@ def test_pauses_have_their_lengths() -> None:
 def test_retry_after_is_a_floor() -> None:
     kind = error_class(429)
     assert kind is not None
-    assert react(kind("", status=429, retry_after=120.0)) == Reaction(Answer.RETRY, 120.0)
+    assert react(kind("", status=429, retry_after=120.0)) == Reaction(NextDelivery.RETRY, 120.0)

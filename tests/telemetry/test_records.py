@@ -9,7 +9,7 @@ import pytest
 from plexd import masking
 from plexd.telemetry.gaps import Gap, Reason
 from plexd.telemetry.lines import Lines
-from plexd.telemetry.records import LogForm, audit_marker, log_marker, metric_point, shortened, truncate
+from plexd.telemetry.records import LogEncoder, audit_marker, log_marker, metric_point, shortened, truncate
 from plexd.telemetry.severity import NAMES, Filter, parse_severity
 from plexd.telemetry.timestamps import parse_stamp, split_priority
 from plexd.wire.models import AuditEntry, LogEntry, MetricPoint
@@ -29,7 +29,9 @@ def test_cut_text_never_exceeds_the_limit_nor_splits_a_character(character: str,
 
 
 def test_log_entry_is_what_the_wire_wants() -> None:
-    body, cut = LogForm("journald", "edge-03", 16384).write(1772615702118402, "ssh.service", 'a "b"\n\0c\ud800', "info")
+    body, cut = LogEncoder("journald", "edge-03", 16384).write(
+        1772615702118402, "ssh.service", 'a "b"\n\0c\ud800', "info"
+    )
     entry = json.loads(body)
     assert not cut
     assert entry == {
@@ -44,7 +46,7 @@ def test_log_entry_is_what_the_wire_wants() -> None:
     [(0, "1970-01-01T00:00:00Z"), (1_500_000, "1970-01-01T00:00:01.5Z"), (10**18, "9999-12-31T23:59:59Z")],
 )
 def test_stamp_has_no_trailing_zeros(microseconds: int, stamp: str) -> None:
-    body, _ = LogForm("a", "b", 1000).write(microseconds, "", "m", "info")
+    body, _ = LogEncoder("a", "b", 1000).write(microseconds, "", "m", "info")
     assert json.loads(body)["timestamp"] == stamp
 
 
@@ -52,10 +54,10 @@ def test_own_secrets_are_redacted_before_the_cut(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(masking, "_secrets", set())
     monkeypatch.setattr(masking, "_pattern", None)
     masking.register_secret("s3cr3t-token-value")
-    body, _ = LogForm("a", "b", 300).write(0, "", "x" * 280 + "s3cr3t-token-value" + "y" * 50, "info")
+    body, _ = LogEncoder("a", "b", 300).write(0, "", "x" * 280 + "s3cr3t-token-value" + "y" * 50, "info")
     message = json.loads(body)["message"]
     assert "s3cr3t" not in message
-    assert json.loads(LogForm("a", "b", 300).write(0, "", "key=s3cr3t-token-value.", "info")[0])["message"] == (
+    assert json.loads(LogEncoder("a", "b", 300).write(0, "", "key=s3cr3t-token-value.", "info")[0])["message"] == (
         "key=[redacted]."
     )
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from plexd.errors import WireError
-from plexd.wire.endpoints import ENDPOINTS, EXTENSIONS, SECRET, Answer, Credential
+from plexd.wire.endpoints import ENDPOINTS, EXTENSIONS, SECRET, AnswerBody, Credential
 from plexd.wire.values import decode_base64, is_bearer, parse_checksum, parse_mesh_ip, path_segment
 
 N = "/v1/nodes/n_1"
@@ -61,7 +61,7 @@ def test_particulars_of_single_calls() -> None:
     assert {e.name: e.limit for e in ENDPOINTS if e.limit != 30.0} == {
         "events": None, "deregister": 10.0, "secrets": 10.0, "artifacts": 600.0,
     }  # fmt: skip
-    assert all((e.response is not None) == (e.answer is Answer.JSON) for e in (*ENDPOINTS, *EXTENSIONS))
+    assert all((e.response is not None) == (e.answer is AnswerBody.JSON) for e in (*ENDPOINTS, *EXTENSIONS))
 
 
 @pytest.mark.parametrize(

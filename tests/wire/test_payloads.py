@@ -30,7 +30,7 @@ from plexd.mesh.events import (
 )
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
 from plexd.wire.mapping import OwnNode
-from plexd.wire.payloads import EVENT_TYPES, Reaction, parse_event, reaction_to_bad
+from plexd.wire.payloads import EVENT_TYPES, EventEffect, parse_event, reaction_to_bad
 
 NOW = 1772366400.0  # 2026-03-01T12:00:00Z
 
@@ -239,9 +239,9 @@ def test_reactions_are_those_of_the_contract() -> None:
     never_bad = {"policy_updated", "rotate_keys", *(name for name in BRIDGE if name.endswith("config_updated"))}
     dropped = {"action_request", "session_revoked", "ssh_session_setup"}
     for event_type in EVENT_TYPES:
-        expected = Reaction.DROP if event_type in dropped | never_bad else Reaction.RECONCILE
+        expected = EventEffect.DROP if event_type in dropped | never_bad else EventEffect.RECONCILE
         assert reaction_to_bad(event_type) is expected
-    assert reaction_to_bad("brand_new") is Reaction.DROP
+    assert reaction_to_bad("brand_new") is EventEffect.DROP
 
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)

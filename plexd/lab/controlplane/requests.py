@@ -25,7 +25,7 @@ from plexd.lab.controlplane.refusal import Refusal
 from plexd.mesh.address import parse_endpoint
 from plexd.mesh.keys import PublicKey
 from plexd.wire import endpoints, models
-from plexd.wire.endpoints import Answer, Endpoint
+from plexd.wire.endpoints import AnswerBody, Endpoint
 from plexd.wire.models import Model, OmitEmpty
 from plexd.wire.reading import JSONText, load, read_value
 from plexd.wire.times import to_utc
@@ -34,7 +34,7 @@ from plexd.wire.values import parse_checksum, path_segment
 BODY_LIMIT = 10 * 1024 * 1024  # after decompression; beyond it the answer is 413, as a careful server's would be
 GZIP_ABOVE = 1024
 
-_ACCEPT = {Answer.EVENT_STREAM: "text/event-stream", Answer.OCTETS: "application/octet-stream"}
+_ACCEPT = {AnswerBody.EVENT_STREAM: "text/event-stream", AnswerBody.OCTETS: "application/octet-stream"}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WHITE_SPACE = re.compile(r"[ \t\r\n]")
 _HOSTNAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,253}")
@@ -102,7 +102,7 @@ def check_headers(endpoint: Endpoint, headers: Mapping[str, str]) -> None:
         "accept": _ACCEPT.get(endpoint.answer, "application/json"),
         "accept-encoding": "identity" if endpoint.answer in _ACCEPT else "gzip",
     }
-    if endpoint.answer is Answer.EVENT_STREAM:
+    if endpoint.answer is AnswerBody.EVENT_STREAM:
         expected["cache-control"] = "no-cache"
     if endpoint.request is not None:
         expected["content-type"] = "application/json"
