@@ -307,18 +307,15 @@ def test_library_messages_come_as_records() -> None:
     assert (record["level"], record["logger"], record["text"]) == ("error", "asyncio", "task died of [redacted]")
 
 
-def test_forgotten_task_is_logged_as_a_record() -> None:
+async def test_forgotten_task_is_logged_as_a_record() -> None:
     stream = start("json")
 
-    async def forget() -> None:
-        async def fail() -> None:
-            raise RuntimeError("forgotten")
+    async def fail() -> None:
+        raise RuntimeError("forgotten")
 
-        task = asyncio.get_running_loop().create_task(fail())
-        await asyncio.wait([task])
-        del task
-
-    asyncio.run(forget())
+    task = asyncio.get_running_loop().create_task(fail())
+    await asyncio.wait([task])
+    del task
     assert json.loads(stream.getvalue().splitlines()[0])["logger"] == "asyncio"
 
 

@@ -184,7 +184,7 @@ class Reconcile:
             )
         else:
             log.debug("cycle finished", changed=0, duration_seconds=duration)
-        self._node.contact.pass_ended(bool(result.failed), len(corrections))
+        self._node.connection.pass_ended(bool(result.failed), len(corrections))
         self._report(corrections)
         return bool(result.failed)
 
@@ -211,12 +211,12 @@ class Reconcile:
         except (ControlError, WireError) as exc:
             if isinstance(exc, Transient) and exc.retry_after is not None:
                 self._no_pull_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
-            self._node.contact.state_pulled(str(exc))
+            self._node.connection.state_pulled(str(exc))
             self._log_failure(exc)
             return ()
         self._reported_kind = None
         self._node.replace(state, self._now())
-        self._node.contact.state_pulled()
+        self._node.connection.state_pulled()
         self.last_pull_succeeded = loop.time()
         log.debug("state fetched", peers=len(self._node.desired.peers))
         return snapshot_corrections(before, self._node.desired)

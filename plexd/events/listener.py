@@ -135,7 +135,7 @@ class Listener:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         self._healthy_at = loop.time()
-        self._node.contact.stream_is(Stream.CONNECTING)
+        self._node.connection.stream_is(Stream.CONNECTING)
         self._verifier.replace_keys(self._node.desired.signing_keys)
         self._node.on_signing_keys.append(self._keys_changed)
         self._node.on_refused.append(self._identity_refused)
@@ -146,7 +146,7 @@ class Listener:
         finally:
             self._node.on_signing_keys.remove(self._keys_changed)
             self._node.on_refused.remove(self._identity_refused)
-            self._node.contact.stream_is(Stream.STOPPED)
+            self._node.connection.stream_is(Stream.STOPPED)
 
     # connection
 
@@ -210,7 +210,7 @@ class Listener:
             return delay
         finally:
             self.connected.clear()
-            self._node.contact.stream_is(Stream.POLLING if self._polling else Stream.CONNECTING)
+            self._node.connection.stream_is(Stream.POLLING if self._polling else Stream.CONNECTING)
             self._stream = None
         log.log(20 if self._jitter.attempt == 0 else 10, "stream ended", attempt=self._jitter.attempt + 1)
         return self._jitter.next()
@@ -223,7 +223,7 @@ class Listener:
             is_first = self._connected_at == float("-inf")
             for listener in (*self.on_connected, *(() if is_first else self.on_reconnected)):
                 listener()
-            self._node.contact.stream_is(Stream.CONNECTED)
+            self._node.connection.stream_is(Stream.CONNECTED)
             self._connected_at = loop.time()
             self._health.set(Condition.STREAM_DOWN, False)
             log.info("stream connected", replay_after=self._last_event_id or "")
@@ -262,7 +262,7 @@ class Listener:
             self._health.set(Condition.STREAM_DOWN, True, f"for {failing:.0f} s")
             if not self._polling:
                 self._polling = True
-                self._node.contact.stream_is(Stream.POLLING)
+                self._node.connection.stream_is(Stream.POLLING)
                 log.info("stream is down, state is polled", failing_seconds=round(failing))
 
     # verification
@@ -287,7 +287,7 @@ class Listener:
         self._say_evictions(monotonic)
         if verdict.outcome is Outcome.VERIFIED:
             self._healthy()
-            self._node.contact.event_arrived()
+            self._node.connection.event_arrived()
             try:
                 await self._put(verdict.envelope, item.id, len(item.data))
             except asyncio.CancelledError:  # the stream was closed while there was no room

@@ -169,7 +169,7 @@ class ControlCalls:
         """Send a heartbeat, built fresh."""
         status = await self._mesh_status()
         # before the first pass nobody has said yet that there is no mesh; later the look may just have taken too long
-        is_starting = status is None and not self._node.contact.passes
+        is_starting = status is None and not self._node.connection.passes
         mesh = nat = None
         if status is not None:
             mesh = models.MeshInfo(

@@ -119,7 +119,7 @@ class Heartbeat:
                 now = asyncio.get_running_loop().time()
                 self._none_before = now + exc.retry_after * self._uniform(1.0, 1.25)
             return None
-        self._node.contact.heartbeat_sent(True)
+        self._node.connection.heartbeat_sent(True)
         self._failures = self._not_found = 0
         self._node.accept(identity.node_key)
         # a flag set before the last rotation was finished asks for what has been done
@@ -130,12 +130,12 @@ class Heartbeat:
         return True
 
     def _refused(self, identity: Identity) -> bool:
-        self._node.contact.heartbeat_sent(False)
+        self._node.connection.heartbeat_sent(False)
         self._node.suspect(identity.node_key)
         return False
 
     def _failed(self, exc: ControlError | WireError) -> None:
-        self._node.contact.heartbeat_sent(False)
+        self._node.connection.heartbeat_sent(False)
         self._failures += 1
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning("heartbeat failed", error=str(exc), failures=self._failures)

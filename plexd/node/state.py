@@ -29,7 +29,7 @@ class Node:
     """`identity` and `desired` may be read at any time; they change only through the methods.
 
     `suspected` is set from a 401 until it is known what it meant, and `settled` otherwise; `accepted` is clear while a
-    refusal stands. `contact` belongs to the services that speak with the control plane.
+    refusal stands. `connection` belongs to the services that speak with the control plane.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Node:
         self.identity = identity
         self.desired = desired
         self.fetched_at = fetched_at
-        self.contact = ConnectionStatus()
+        self.connection = ConnectionStatus()
         self.generation = 0
         self.unsaved = asyncio.Event()
         self.suspected = asyncio.Event()

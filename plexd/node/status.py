@@ -1,7 +1,7 @@
 """What the daemon says about itself to people and programs on its node: status, peers, policies, health.
 
-It collects; what things mean is decided elsewhere (`health`, `contact`, `mesh.connectivity`). The documents are those
-of the node API, sections 8 and 8.1: an unknown value is null, never left out.
+Other modules decide what the facts mean: `health`, `connection_status`, `mesh.connectivity`. The documents are those of
+node-api.md §8 and §8.1: an unknown value is null and never left out.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Overview:
     async def status(self) -> bytes:
         description, membership = self.description, self.membership
         identity = membership.node.identity if membership is not None else None
-        contact = membership.node.contact if membership is not None else ConnectionStatus()
+        connection = membership.node.connection if membership is not None else ConnectionStatus()
         return _encode(
             {
                 "node_id": identity.node_id if identity is not None else None,
@@ -117,19 +117,19 @@ class Overview:
                 "hostname": description.hostname if description is not None else None,
                 "mode": self.config.mode,
                 "version": description.version if description is not None else None,
-                "state": self._state(contact),
+                "state": self._state(connection),
                 "started_at": format_time(self._started_at),
                 "uptime": format_duration(int(self._monotonic() - self._started)),
                 "binary_checksum": description.checksum if description is not None else None,
                 "control_plane": {
                     "url": self.config.api,
-                    "event_stream": contact.stream.value,
-                    "reconnects": contact.reconnects,
-                    "last_event_at": _time(contact.last_event_at),
-                    "last_heartbeat_at": _time(contact.last_heartbeat_at),
-                    "last_heartbeat_ok": contact.last_heartbeat_ok,
-                    "last_reconcile_at": _time(contact.last_pull_at),
-                    "last_reconcile_error": contact.last_pull_error,
+                    "event_stream": connection.stream.value,
+                    "reconnects": connection.reconnects,
+                    "last_event_at": _time(connection.last_event_at),
+                    "last_heartbeat_at": _time(connection.last_heartbeat_at),
+                    "last_heartbeat_ok": connection.last_heartbeat_ok,
+                    "last_reconcile_at": _time(connection.last_pull_at),
+                    "last_reconcile_error": connection.last_pull_error,
                 },
                 "conditions": self._conditions(),
                 "mesh": await self._mesh(),
@@ -265,16 +265,16 @@ class Overview:
         if not self._is_mesh_up or Condition.MESH_DOWN in findings:
             return "mesh_down"
         interval = self.config.reconcile.interval.total_seconds()
-        if self.membership.node.contact.silent_seconds() > SILENT_INTERVALS * interval:
+        if self.membership.node.connection.silent_seconds() > SILENT_INTERVALS * interval:
             return "event_delivery_stopped"
         return "subsystem_stopped" if Condition.SUBSYSTEM_STOPPED in findings else None
 
-    def _state(self, contact: ConnectionStatus) -> str:
+    def _state(self, connection: ConnectionStatus) -> str:
         if self.phase is not Phase.RUNNING:
             return self.phase.value
-        if self._health.findings() or contact.last_heartbeat_ok is False:
+        if self._health.findings() or connection.last_heartbeat_ok is False:
             return "degraded"
-        return Phase.STARTING.value if contact.last_heartbeat_ok is None else "connected"
+        return Phase.STARTING.value if connection.last_heartbeat_ok is None else "connected"
 
     def _conditions(self) -> list[Document]:
         return [_condition(finding) for finding in self._health.findings()]

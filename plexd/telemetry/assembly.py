@@ -184,7 +184,7 @@ class Telemetry:
             "system": lambda: System(disk, observe.network_interfaces, [interface]),
             "tunnel": lambda: tunnel,
             "latency": lambda: latency,
-            "agent": lambda: Agent(node.contact, tunnel, latency, self._gauges),
+            "agent": lambda: Agent(node.connection, tunnel, latency, self._gauges),
         }
         pipeline.sources.append(Metrics(pipeline, [groups[name]() for name in observe.metrics], interval))
         return pipeline

@@ -276,9 +276,13 @@ class Agent:
     name = "agent"
 
     def __init__(
-        self, contact: ConnectionStatus, tunnel: Tunnel, latency: Latency, pipelines: Callable[[], Mapping[str, Data]]
+        self,
+        connection: ConnectionStatus,
+        tunnel: Tunnel,
+        latency: Latency,
+        pipelines: Callable[[], Mapping[str, Data]],
     ) -> None:
-        self._contact = contact
+        self._connection = connection
         self._tunnel = tunnel
         self._latency = latency
         self._pipelines = pipelines
@@ -289,23 +293,23 @@ class Agent:
     async def read(self) -> Sequence[Reading]:
         if self._pulse is None or self._pulse.done():
             self._pulse = asyncio.create_task(self._feel_pulse(), name="event loop lag")
-        contact, times = self._contact, proc.process_times()
+        connection, times = self._connection, proc.process_times()
         lag, self._lag = self._lag, 0.0
-        last_event = contact.last_event_at
+        last_event = connection.last_event_at
         data: dict[str, Any] = {
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "task_count": len(asyncio.all_tasks()),
             "cpu_seconds_total": round(times, 2),
             "gc_collections_total": sum(generation["collections"] for generation in gc.get_stats()),
             "event_loop_lag_ms_max": round(1000 * lag, 1),
-            "reconnect_count": contact.reconnects,
-            "stream_connected": contact.stream is Stream.CONNECTED,
+            "reconnect_count": connection.reconnects,
+            "stream_connected": connection.stream is Stream.CONNECTED,
             "last_event_age_seconds": NEVER if last_event is None else round(max(0.0, time.time() - last_event), 1),
-            "heartbeats_sent_total": contact.heartbeats_taken + contact.heartbeats_failed,
-            "heartbeats_failed_total": contact.heartbeats_failed,
-            "reconcile_runs_total": contact.passes,
-            "reconcile_errors_total": contact.failures,
-            "drift_corrections_total": contact.corrections,
+            "heartbeats_sent_total": connection.heartbeats_taken + connection.heartbeats_failed,
+            "heartbeats_failed_total": connection.heartbeats_failed,
+            "reconcile_runs_total": connection.passes,
+            "reconcile_errors_total": connection.failures,
+            "drift_corrections_total": connection.corrections,
             "unknown_wg_peers": self._tunnel.unknown,
             "latency_available": self._latency.available,
             "pipelines": self._pipelines(),

@@ -338,24 +338,21 @@ def test_answers_that_nobody_takes_fill_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
-def test_caller_who_is_refused_is_refused_before_its_body_is_kept(tmp_path: Path, expects: bytes) -> None:
+async def test_caller_who_is_refused_is_refused_before_its_body_is_kept(tmp_path: Path, expects: bytes) -> None:
     async def admit(request: Request) -> Response | None:
         assert request.body == b""
         return Response(401, b"{}") if request.path == "/secret" else None
 
-    async def main() -> None:
-        async with served(tmp_path / "s", admit=admit) as (connect, _):
-            client = await connect()
-            head = b"PUT /secret HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n" + expects + b"\r\n"
-            await client.send(head + (b"" if expects else bytes(70000)))
-            assert (await client.answer())[0] == 401
-            if expects:
-                assert await client.is_closed()
-            else:
-                await client.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab")
-                assert (await client.answer())[0] == 200
-
-    asyncio.run(main())
+    async with served(tmp_path / "s", admit=admit) as (connect, _):
+        client = await connect()
+        head = b"PUT /secret HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n" + expects + b"\r\n"
+        await client.send(head + (b"" if expects else bytes(70000)))
+        assert (await client.answer())[0] == 401
+        if expects:
+            assert await client.is_closed()
+        else:
+            await client.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab")
+            assert (await client.answer())[0] == 200
 
 
 def test_limits_are_those_of_the_contract() -> None:
@@ -476,7 +473,7 @@ def test_answers_without_a_body_have_none(tmp_path: Path) -> None:
 # the end
 
 
-def test_stop_lets_a_running_request_finish_and_drops_the_idle(tmp_path: Path) -> None:
+async def test_stop_lets_a_running_request_finish_and_drops_the_idle(tmp_path: Path) -> None:
     running, release = asyncio.Event(), asyncio.Event()
 
     async def slow(request: Request) -> Response:
@@ -485,29 +482,26 @@ def test_stop_lets_a_running_request_finish_and_drops_the_idle(tmp_path: Path) -
             await release.wait()
         return await echo(request)
 
-    async def main() -> None:
-        async with served(tmp_path / "s", slow) as (connect, server):
-            busy, idle, silent = await connect(), await connect(), await connect()
-            await idle.send(GET)
-            await idle.answer()
-            await busy.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-            await running.wait()
-            server.cancel()
-            assert await idle.is_closed()
-            assert await silent.is_closed()
-            with pytest.raises(ConnectionRefusedError):
-                await connect()
-            release.set()
-            status, headers, _ = await busy.answer()
-            assert (status, headers["connection"]) == (200, "close")
-            assert await busy.is_closed()
-            with pytest.raises(asyncio.CancelledError):
-                await server
-
-    asyncio.run(main())
+    async with served(tmp_path / "s", slow) as (connect, server):
+        busy, idle, silent = await connect(), await connect(), await connect()
+        await idle.send(GET)
+        await idle.answer()
+        await busy.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await running.wait()
+        server.cancel()
+        assert await idle.is_closed()
+        assert await silent.is_closed()
+        with pytest.raises(ConnectionRefusedError):
+            await connect()
+        release.set()
+        status, headers, _ = await busy.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await busy.is_closed()
+        with pytest.raises(asyncio.CancelledError):
+            await server
 
 
-def test_stop_waits_for_nobody_for_ever(tmp_path: Path) -> None:
+async def test_stop_waits_for_nobody_for_ever(tmp_path: Path) -> None:
     running = asyncio.Event()
 
     async def stuck(_: Request) -> Response:
@@ -515,16 +509,13 @@ def test_stop_waits_for_nobody_for_ever(tmp_path: Path) -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def main() -> None:
-        async with served(tmp_path / "s", stuck, Limits(stop=0.1)) as (connect, server):
-            client = await connect()
-            await client.send(GET)
-            await running.wait()
-            server.cancel()
-            await asyncio.wait([server])
-            assert await client.is_closed()
-
-    asyncio.run(main())
+    async with served(tmp_path / "s", stuck, Limits(stop=0.1)) as (connect, server):
+        client = await connect()
+        await client.send(GET)
+        await running.wait()
+        server.cancel()
+        await asyncio.wait([server])
+        assert await client.is_closed()
 
 
 def test_caller_that_hangs_up_half_way_harms_nobody(tmp_path: Path) -> None:

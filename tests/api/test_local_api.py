@@ -265,21 +265,18 @@ def test_rights_do_not_rest_on_the_mode_alone(path: Path, group: None, route: st
 # life
 
 
-def test_socket_is_there_before_and_gone_after(path: Path, no_group: None) -> None:
-    async def main() -> None:
-        api = make_api(path, Told())
-        api.open()
-        with socket.socket(socket.AF_UNIX) as early:
-            early.connect(str(path))  # waits until somebody serves
-            serving = asyncio.create_task(api.run())
-            early.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(early, b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            assert (await loop.sock_recv(early, 1 << 16)).startswith(b"HTTP/1.1 200")
-        serving.cancel()
-        await asyncio.wait([serving])
-
-    asyncio.run(main())
+async def test_socket_is_there_before_and_gone_after(path: Path, no_group: None) -> None:
+    api = make_api(path, Told())
+    api.open()
+    with socket.socket(socket.AF_UNIX) as early:
+        early.connect(str(path))  # waits until somebody serves
+        serving = asyncio.create_task(api.run())
+        early.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(early, b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await loop.sock_recv(early, 1 << 16)).startswith(b"HTTP/1.1 200")
+    serving.cancel()
+    await asyncio.wait([serving])
     assert not path.exists()
 
 
@@ -294,15 +291,12 @@ def test_second_daemon_is_told_that_one_runs(path: Path, no_group: None) -> None
     assert not path.exists()
 
 
-def test_service_that_failed_opens_its_socket_again(path: Path, no_group: None) -> None:
-    async def main() -> None:
-        api = make_api(path, Told())
-        for _ in range(2):  # as the supervisor does
-            serving = asyncio.create_task(api.run())
-            await asyncio.sleep(0)  # it opens at once
-            async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as client:
-                assert (await client.get("http://plexd/v1/status")).status_code == 200
-            serving.cancel()
-            await asyncio.wait([serving])
-
-    asyncio.run(main())
+async def test_service_that_failed_opens_its_socket_again(path: Path, no_group: None) -> None:
+    api = make_api(path, Told())
+    for _ in range(2):  # as the supervisor does
+        serving = asyncio.create_task(api.run())
+        await asyncio.sleep(0)  # it opens at once
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as client:
+            assert (await client.get("http://plexd/v1/status")).status_code == 200
+        serving.cancel()
+        await asyncio.wait([serving])

@@ -369,19 +369,17 @@ def test_damaged_entry_is_moved_aside_and_nothing_else_suffers(tmp_path: Path) -
     assert len(list((tmp_path / "state" / "report").glob("*.corrupt-*"))) == 2
 
 
-def test_programs_that_make_up_keys_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_programs_that_make_up_keys_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("plexd.node.reports.REMEMBERED_DELETES", 20)
     assert REMEMBERED_DELETES == 4096
-
-    async def main() -> None:
-        reports = Reports(ReportStore(DataDirectory(tmp_path)))
-        for number in range(50):
-            for _ in range(3):
-                await reports.put(f"k{number}", "a/b", "1", lambda _: True)
-            await reports.delete(f"k{number}", lambda _: True)
-            await reports.sent(dict(reports.pending))
-        document = json.loads((tmp_path / "state" / "report_sync.json").read_text())
-        assert len(document["high_water"]) <= 21
-        assert (await reports.put("k0", "a/b", "1", lambda _: True)).version > 3
-
-    asyncio.run(main())
+    reports = Reports(ReportStore(DataDirectory(tmp_path)))
+    for number in range(50):
+        for _ in range(3):
+            await reports.put(f"k{number}", "a/b", "1", lambda _: True)
+        await reports.delete(f"k{number}", lambda _: True)
+        await reports.sent(dict(reports.pending))
+    document = json.loads((tmp_path / "state" / "report_sync.json").read_text())
+    assert len(document["high_water"]) <= 21
+    assert (await reports.put("k0", "a/b", "1", lambda _: True)).version > 3

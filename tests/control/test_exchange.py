@@ -132,18 +132,15 @@ def test_node_key_that_fits_no_header_is_not_sent(key: str) -> None:
     ("key", "segment"),
     [("a/b", "a%2Fb"), ("ü", "%C3%BC"), ("a b", "a%20b"), ("%2e", "%252e"), ("a?b#c", "a%3Fb%23c"), ("~-._", "~-._")],
 )
-def test_path_parameters_stay_one_segment(key: str, segment: str) -> None:
+async def test_path_parameters_stay_one_segment(key: str, segment: str) -> None:
     async def test(client: Client, server: RawServer) -> None:
         body = {"key": key, "ciphertext": "", "nonce": "", "version": 1}
         server.handler = answer(200, json.dumps(body).encode())
         assert (await client.plane.secret(key)).key == key
         assert server.received[0].target == f"/base/v1/nodes/n_7f3a/secrets/{segment}"
 
-    async def main() -> None:
-        async with RawServer(b"").running() as server, client_of(server, "/base") as client:
-            await test(client, server)
-
-    asyncio.run(main())
+    async with RawServer(b"").running() as server, client_of(server, "/base") as client:
+        await test(client, server)
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "a\nb", "x" * 257])
@@ -415,21 +412,18 @@ def test_retry_after_of_a_heartbeat_is_clamped_to_five_minutes() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_refused_and_nothing_is_sent_there(status: int) -> None:
-    async def main() -> None:
-        async with RawServer(answer(200, b"{}")).running() as other:
-            location = {"Location": f"http://127.0.0.2:{other.port}/v1/register"}
-            async with RawServer(answer(status, b"", location)).running() as server, client_of(server) as client:
-                with capture_logs() as logs:
-                    for _ in range(2):
-                        with pytest.raises(errors.Misconfigured):
-                            await client.plane.state()
+async def test_redirects_are_refused_and_nothing_is_sent_there(status: int) -> None:
+    async with RawServer(answer(200, b"{}")).running() as other:
+        location = {"Location": f"http://127.0.0.2:{other.port}/v1/register"}
+        async with RawServer(answer(status, b"", location)).running() as server, client_of(server) as client:
+            with capture_logs() as logs:
+                for _ in range(2):
                     with pytest.raises(errors.Misconfigured):
-                        await client.plane.register(REGISTRATION, retry_for=0)
-                assert other.connections == 0
-                assert [log["target"] for log in logs if log["log_level"] == "error"] == ["127.0.0.2"]
-
-    asyncio.run(main())
+                        await client.plane.state()
+                with pytest.raises(errors.Misconfigured):
+                    await client.plane.register(REGISTRATION, retry_for=0)
+            assert other.connections == 0
+            assert [log["target"] for log in logs if log["log_level"] == "error"] == ["127.0.0.2"]
 
 
 @pytest.mark.parametrize("location", ["", "http://[", "//\x7f", "http://exa mple/", "/relative", "\xff"])
@@ -579,27 +573,23 @@ def test_slow_answer_ends_at_the_limit() -> None:
     run_against(handler, test)
 
 
-def test_connection_without_tls_ends_after_the_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_without_tls_ends_after_the_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "CONNECT_SECONDS", 0.2)
+    closed = asyncio.Event()
 
-    async def main() -> None:
-        closed = asyncio.Event()
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        closed.set()
+        writer.close()
+        await writer.wait_closed()
 
-        async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read()
-            closed.set()
-            writer.close()
-            await writer.wait_closed()
-
-        async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as silent:
-            client = Client(f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}")
-            with pytest.raises(errors.Transient, match="no connection within"):
-                await client.plane.state()
-            async with asyncio.timeout(5):
-                await closed.wait()
-            await client.plane.close()
-
-    asyncio.run(main())
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as silent:
+        client = Client(f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}")
+        with pytest.raises(errors.Transient, match="no connection within"):
+            await client.plane.state()
+        async with asyncio.timeout(5):
+            await closed.wait()
+        await client.plane.close()
 
 
 def test_slow_answer_may_take_longer_than_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,26 +605,20 @@ def test_slow_answer_may_take_longer_than_connecting(monkeypatch: pytest.MonkeyP
     run_against(handler, test)
 
 
-def test_refused_connection_names_the_reason() -> None:
-    async def main() -> None:
-        client = Client("http://127.0.0.1:1")
-        with pytest.raises(errors.Transient, match=r"refused|Connect call failed") as caught:
+async def test_refused_connection_names_the_reason() -> None:
+    client = Client("http://127.0.0.1:1")
+    with pytest.raises(errors.Transient, match=r"refused|Connect call failed") as caught:
+        await client.plane.state()
+    assert caught.value.status is None
+    await client.plane.close()
+
+
+async def test_unknown_host_is_a_passing_failure() -> None:
+    for host in ("no-such-host.invalid", "x" * 64 + ".invalid"):
+        client = Client(f"https://{host}")
+        with pytest.raises(errors.Transient):
             await client.plane.state()
-        assert caught.value.status is None
         await client.plane.close()
-
-    asyncio.run(main())
-
-
-def test_unknown_host_is_a_passing_failure() -> None:
-    async def main() -> None:
-        for host in ("no-such-host.invalid", "x" * 64 + ".invalid"):
-            client = Client(f"https://{host}")
-            with pytest.raises(errors.Transient):
-                await client.plane.state()
-            await client.plane.close()
-
-    asyncio.run(main())
 
 
 # what is noticed by the way

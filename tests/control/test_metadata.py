@@ -21,7 +21,8 @@ from plexd.errors import RegistrationRefused
 from plexd.identity.enrolment import TokenSearch
 from plexd.store.token import NoToken
 from tests.control.rawserver import Cut, Handler, RawServer, Received, answer
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 TOKEN = "token-of-the-cloud"
 SESSION = "c2Vzc2lvbg=="
@@ -265,7 +266,7 @@ def test_service_that_nobody_has_started_yet_is_waited_for(monkeypatch: pytest.M
         (True, "5s", [0, 2, 4, 4]),  # the session took the time, the token is asked for once
     ],
 )
-def test_retries_are_2_seconds_apart_and_share_one_time_limit(
+async def test_retries_are_2_seconds_apart_and_share_one_time_limit(
     failure: httpx.Response | Exception, session: bool, wait: str, times: list[float]
 ) -> None:
     asked: list[float] = []
@@ -276,11 +277,8 @@ def test_retries_are_2_seconds_apart_and_share_one_time_limit(
             raise failure
         return failure
 
-    async def main() -> str:
-        config = TokenMetadata.model_validate({"session": session, "wait": wait})
-        return await metadata._Inquiry(config, httpx.MockTransport(fail)).token()
-
-    assert run_virtual(main()) == ""
+    config = TokenMetadata.model_validate({"session": session, "wait": wait})
+    assert (await metadata._Inquiry(config, httpx.MockTransport(fail)).token()) == ""
     assert asked == times
 
 

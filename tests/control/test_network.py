@@ -108,21 +108,18 @@ def test_old_tls_is_refused(paths: TlsPaths, insecure: bool) -> None:
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
-def test_plain_http_from_a_tls_port_is_a_passing_failure() -> None:
-    async def main() -> None:
-        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+async def test_plain_http_from_a_tls_port_is_a_passing_failure() -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            client = Client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            with pytest.raises(Transient):
-                await client.plane.state()
-            await client.plane.close()
-
-    asyncio.run(main())
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        client = Client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(Transient):
+            await client.plane.state()
+        await client.plane.close()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a certificate"])
@@ -168,36 +165,30 @@ class Proxy:
             await writer.wait_closed()
 
 
-def test_proxy_carries_tls_and_hears_no_credential(paths: TlsPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with RawServer(answer(200, b"{}")).running(server_context(paths)) as server:
-            async with Proxy(server.port).running() as proxy:
-                monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass@127.0.0.1:{proxy.port}")
-                client = Client("https://cp.example.test", tls_context(paths.ca_file))
-                await client.plane.state()
-                await client.plane.close()
-            assert server.received[0].bearer == NODE_KEY
-            assert proxy.heard.startswith(b"CONNECT cp.example.test:443 HTTP/1.1\r\n")
-            assert b"proxy-authorization: basic dxnlcjpwyxnz" in proxy.heard.lower()
-            assert b"plexd" not in proxy.heard
-            assert NODE_KEY.encode() not in proxy.heard
-
-    asyncio.run(main())
+async def test_proxy_carries_tls_and_hears_no_credential(paths: TlsPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with RawServer(answer(200, b"{}")).running(server_context(paths)) as server:
+        async with Proxy(server.port).running() as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass@127.0.0.1:{proxy.port}")
+            client = Client("https://cp.example.test", tls_context(paths.ca_file))
+            await client.plane.state()
+            await client.plane.close()
+        assert server.received[0].bearer == NODE_KEY
+        assert proxy.heard.startswith(b"CONNECT cp.example.test:443 HTTP/1.1\r\n")
+        assert b"proxy-authorization: basic dxnlcjpwyxnz" in proxy.heard.lower()
+        assert b"plexd" not in proxy.heard
+        assert NODE_KEY.encode() not in proxy.heard
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_loopback_is_never_reached_through_a_proxy(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with RawServer(answer(200, b"{}")).running() as proxy, RawServer(answer(200, b"{}")).running() as server:
-            monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
-            for host in ("127.0.0.1", "localhost"):
-                client = Client(f"http://{host}:{server.port}")
-                await client.plane.state()
-                await client.plane.close()
-            assert proxy.connections == 0
-            assert len(server.received) == 2
-
-    asyncio.run(main())
+async def test_loopback_is_never_reached_through_a_proxy(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with RawServer(answer(200, b"{}")).running() as proxy, RawServer(answer(200, b"{}")).running() as server:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        for host in ("127.0.0.1", "localhost"):
+            client = Client(f"http://{host}:{server.port}")
+            await client.plane.state()
+            await client.plane.close()
+        assert proxy.connections == 0
+        assert len(server.received) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from plexd.wire.endpoints import Endpoint, Retry
 from tests.control.rawserver import Client
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 CLOSED = models.TunnelClosed(reason="expired", duration="12m4s", timestamp="2026-03-01T12:00:00Z")
 ACK = models.ExecutionAck(execution_id="ex-1", status="rejected", reason="actions_disabled")
 CAPABILITIES = models.CapabilitiesPayload(builtin_actions=(), hooks=())
@@ -187,7 +189,7 @@ def test_a_wait_ends_at_once_when_cancelled() -> None:
     assert script.times == [0]
 
 
-def test_lost_connections_are_repeated_like_statuses() -> None:
+async def test_lost_connections_are_repeated_like_statuses() -> None:
     tries = 0
 
     async def fail(request: httpx.Request) -> httpx.Response:
@@ -197,11 +199,8 @@ def test_lost_connections_are_repeated_like_statuses() -> None:
             raise httpx.ConnectError("refused")
         return httpx.Response(200, content=b'{"updated_peers":[]}')
 
-    async def main() -> None:
-        client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(fail))
-        await client.plane.rotate_keys(ROTATION)
-
-    run_virtual(main())
+    client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(fail))
+    await client.plane.rotate_keys(ROTATION)
     assert tries == 4
 
 
@@ -212,37 +211,29 @@ def test_forbidden_ends_an_endless_call() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_extension_that_is_not_there_is_left_alone_for_an_hour(status: int) -> None:
+async def test_extension_that_is_not_there_is_left_alone_for_an_hour(status: int) -> None:
     script = Script([status, status, 204])
-
-    async def main() -> None:
-        client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(script))
-        for _ in range(3):
-            with pytest.raises(NotFound):
-                await client.plane.ping()
-        assert len(script.times) == 1
-        with pytest.raises(NotFound):  # another extension is asked for itself
-            await client.plane.tunnel_closed("s-1", CLOSED)
-        assert len(script.times) == 2
-        await asyncio.sleep(3599)
+    client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(script))
+    for _ in range(3):
         with pytest.raises(NotFound):
             await client.plane.ping()
-        assert len(script.times) == 2
-        await asyncio.sleep(1)
+    assert len(script.times) == 1
+    with pytest.raises(NotFound):  # another extension is asked for itself
+        await client.plane.tunnel_closed("s-1", CLOSED)
+    assert len(script.times) == 2
+    await asyncio.sleep(3599)
+    with pytest.raises(NotFound):
         await client.plane.ping()
-        assert len(script.times) == 3
+    assert len(script.times) == 2
+    await asyncio.sleep(1)
+    await client.plane.ping()
+    assert len(script.times) == 3
 
-    run_virtual(main())
 
-
-def test_missing_node_is_no_missing_feature() -> None:
+async def test_missing_node_is_no_missing_feature() -> None:
     script = Script([404])
-
-    async def main() -> None:
-        client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(script))
-        for _ in range(2):
-            with pytest.raises(NotFound):
-                await client.plane.state()
-
-    run_virtual(main())
+    client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(script))
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            await client.plane.state()
     assert len(script.times) == 2

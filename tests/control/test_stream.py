@@ -173,27 +173,24 @@ def test_answer_that_does_not_begin_ends_after_its_time(monkeypatch: pytest.Monk
     run_against(handler, test)
 
 
-def test_leaving_closes_the_connection() -> None:
+async def test_leaving_closes_the_connection() -> None:
     closed = asyncio.Event()
 
-    async def main() -> None:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(HEAD + chunk(b"data: 1\n\n"))
-            assert await reader.read() == b""
-            closed.set()
-            writer.close()
-            await writer.wait_closed()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + chunk(b"data: 1\n\n"))
+        assert await reader.read() == b""
+        closed.set()
+        writer.close()
+        await writer.wait_closed()
 
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            async with client.plane.events(None) as chunks:
-                await anext(chunks)
-            async with asyncio.timeout(5):
-                await closed.wait()
-            await client.plane.close()
-
-    asyncio.run(main())
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with client.plane.events(None) as chunks:
+            await anext(chunks)
+        async with asyncio.timeout(5):
+            await closed.wait()
+        await client.plane.close()
 
 
 def test_cancelled_reader_closes_the_connection() -> None:

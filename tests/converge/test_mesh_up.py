@@ -11,64 +11,57 @@ from plexd.mesh.observed import Backend
 from plexd.node.health import Condition, Health, RaisedCondition
 from tests.fakes import FakeKernel
 from tests.node_harness import make_identity, make_node, peer, settings_of, unix_time
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 
-def test_interface_is_told_when_it_is_made_and_when_it_is_made_again() -> None:
-    async def main() -> None:
-        kernel, made = FakeKernel(), 0
-        converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
+async def test_interface_is_told_when_it_is_made_and_when_it_is_made_again() -> None:
+    kernel, made = FakeKernel(), 0
+    converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
 
-        def count() -> None:
-            nonlocal made
-            made += 1
+    def count() -> None:
+        nonlocal made
+        made += 1
 
-        converger.on_created = count
-        assert not converger.up.is_set()
-        await converger.converge()
-        assert (converger.up.is_set(), made) == (True, 1)
-        await converger.converge()
-        assert (converger.up.is_set(), made) == (True, 1)
-        kernel.delete_link()
-        await converger.converge()
-        assert (converger.up.is_set(), made) == (True, 2)
-
-    run_virtual(main())
+    converger.on_created = count
+    assert not converger.up.is_set()
+    await converger.converge()
+    assert (converger.up.is_set(), made) == (True, 1)
+    await converger.converge()
+    assert (converger.up.is_set(), made) == (True, 1)
+    kernel.delete_link()
+    await converger.converge()
+    assert (converger.up.is_set(), made) == (True, 2)
 
 
-def test_adopted_interface_was_not_made() -> None:
-    async def main() -> None:
-        kernel, made = FakeKernel(), []
-        await Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time).converge()
-        converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
-        converger.on_created = lambda: made.append(True)
-        await converger.converge()
-        assert (converger.up.is_set(), made) == (True, [])
-
-    run_virtual(main())
+async def test_adopted_interface_was_not_made() -> None:
+    kernel, made = FakeKernel(), []
+    await Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time).converge()
+    converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
+    converger.on_created = lambda: made.append(True)
+    await converger.converge()
+    assert (converger.up.is_set(), made) == (True, [])
 
 
-def test_mesh_is_not_up_while_the_link_is_somebody_elses_or_the_key_is_lost() -> None:
-    async def main() -> None:
-        kernel, node = FakeKernel(), make_node(peer(2))
-        converger = Converger(kernel, node, settings_of, Health(), unix_time)
-        await converger.converge()
-        kernel.delete_link()
-        kernel.make_link(Backend.KERNEL, alias="somebody's")
-        await converger.converge()
-        assert not converger.up.is_set()
-        kernel.delete_link()
-        await converger.converge()
-        assert converger.up.is_set()
-        node.rotate(make_identity(private_key=None))
-        await converger.converge()
-        assert not converger.up.is_set()
-
-    run_virtual(main())
+async def test_mesh_is_not_up_while_the_link_is_somebody_elses_or_the_key_is_lost() -> None:
+    kernel, node = FakeKernel(), make_node(peer(2))
+    converger = Converger(kernel, node, settings_of, Health(), unix_time)
+    await converger.converge()
+    kernel.delete_link()
+    kernel.make_link(Backend.KERNEL, alias="somebody's")
+    await converger.converge()
+    assert not converger.up.is_set()
+    kernel.delete_link()
+    await converger.converge()
+    assert converger.up.is_set()
+    node.rotate(make_identity(private_key=None))
+    await converger.converge()
+    assert not converger.up.is_set()
 
 
-def test_look_that_fails_says_nothing_against_a_mesh_that_stands() -> None:
-    async def main() -> None:
+@pytest.mark.virtual_time
+async def test_look_that_fails_says_nothing_against_a_mesh_that_stands() -> None:
+    with capture_logs() as lines:
         kernel, health = FakeKernel(), Health(lambda: 1000.0)
         converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
         await converger.converge()
@@ -81,53 +74,41 @@ def test_look_that_fails_says_nothing_against_a_mesh_that_stands() -> None:
         kernel.failure = None
         assert (await converger.converge()).failed == 0
         assert health.findings() == ()
-
-    with capture_logs() as lines:
-        run_virtual(main())
     failed = [line for line in lines if line["log_level"] == "error" and line.get("component") == "mesh"]
     assert [line["event"] for line in failed] == ["mesh not looked at"]
     assert failed[0]["error"].endswith("no answer within 5 s")
 
 
-def test_look_that_fails_before_there_was_a_mesh_leaves_it_down() -> None:
-    async def main() -> None:
-        kernel, health = FakeKernel(), Health()
-        converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
-        kernel.failure = KernelError("could not look at the interface: no answer within 5 s")
-        await converger.converge()
-        assert not converger.up.is_set()
-        conditions = {finding.condition: finding.detail for finding in health.findings()}
-        assert conditions == dict.fromkeys((Condition.MESH_DOWN, Condition.CHANGES_FAILED), str(kernel.failure))
-
-    run_virtual(main())
+async def test_look_that_fails_before_there_was_a_mesh_leaves_it_down() -> None:
+    kernel, health = FakeKernel(), Health()
+    converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
+    kernel.failure = KernelError("could not look at the interface: no answer within 5 s")
+    await converger.converge()
+    assert not converger.up.is_set()
+    conditions = {finding.condition: finding.detail for finding in health.findings()}
+    assert conditions == dict.fromkeys((Condition.MESH_DOWN, Condition.CHANGES_FAILED), str(kernel.failure))
 
 
 @pytest.mark.parametrize("error", [ForeignLink, NotAddressable, NotPermitted])
-def test_look_that_shows_that_there_can_be_no_mesh_says_so(error: type[KernelError]) -> None:
-    async def main() -> None:
-        kernel, health = FakeKernel(), Health()
-        converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
-        await converger.converge()
-        kernel.failure = error("it cannot be")
-        await converger.converge()
-        assert not converger.up.is_set()
-        assert {finding.condition for finding in health.findings()} == {
-            Condition.MESH_DOWN,
-            Condition.CHANGES_FAILED,
-        }
-
-    run_virtual(main())
+async def test_look_that_shows_that_there_can_be_no_mesh_says_so(error: type[KernelError]) -> None:
+    kernel, health = FakeKernel(), Health()
+    converger = Converger(kernel, make_node(peer(2)), settings_of, health, unix_time)
+    await converger.converge()
+    kernel.failure = error("it cannot be")
+    await converger.converge()
+    assert not converger.up.is_set()
+    assert {finding.condition for finding in health.findings()} == {
+        Condition.MESH_DOWN,
+        Condition.CHANGES_FAILED,
+    }
 
 
-def test_link_that_was_made_and_got_no_port_is_no_mesh_in_the_heartbeat() -> None:
-    async def main() -> None:
-        kernel = FakeKernel()
-        converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
-        kernel.make_link(Backend.KERNEL)  # by a pass that got no further
-        assert await converger.status() is None
-        await converger.converge()
-        status = await converger.status()
-        assert status is not None
-        assert status.listen_port == kernel.listen_port != 0
-
-    run_virtual(main())
+async def test_link_that_was_made_and_got_no_port_is_no_mesh_in_the_heartbeat() -> None:
+    kernel = FakeKernel()
+    converger = Converger(kernel, make_node(peer(2)), settings_of, Health(), unix_time)
+    kernel.make_link(Backend.KERNEL)  # by a pass that got no further
+    assert await converger.status() is None
+    await converger.converge()
+    status = await converger.status()
+    assert status is not None
+    assert status.listen_port == kernel.listen_port != 0

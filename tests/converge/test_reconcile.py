@@ -63,6 +63,8 @@ from tests.node_harness import (
 )
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 Answer = FullState | Exception
 
 
@@ -182,254 +184,196 @@ async def at(seconds: float, *steps: Callable[[], object]) -> None:
 # --- when
 
 
-def test_first_pull_is_at_once_and_the_timer_counts_from_the_end_of_a_cycle(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same, seconds=5.0))
-        await loop.run(200)
-        assert loop.control.pulls == pytest.approx([0, 65, 130, 195])
-
-    run_virtual(main())
+async def test_first_pull_is_at_once_and_the_timer_counts_from_the_end_of_a_cycle(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same, seconds=5.0))
+    await loop.run(200)
+    assert loop.control.pulls == pytest.approx([0, 65, 130, 195])
 
 
 @pytest.mark.parametrize(("uniform", "interval"), [(lambda low, _: low, 54), (highest, 66)])
-def test_timer_is_spread_by_a_tenth(tmp_path: Path, uniform: Callable[[float, float], float], interval: float) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same), uniform=uniform)
-        await loop.run(130)
-        assert loop.control.pulls == pytest.approx([0, interval, 2 * interval][: len(loop.control.pulls)])
-
-    run_virtual(main())
-
-
-def test_requests_during_a_cycle_earn_exactly_one_more(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same, seconds=10.0))
-        ask = lambda: loop.reconcile.request("test")  # noqa: E731
-        await loop.run(40, at(1, ask, ask, ask, ask))
-        assert loop.control.pulls == pytest.approx([0, 10])
-
-    run_virtual(main())
+async def test_timer_is_spread_by_a_tenth(
+    tmp_path: Path, uniform: Callable[[float, float], float], interval: float
+) -> None:
+    loop = Loop(tmp_path, Pulled(same), uniform=uniform)
+    await loop.run(130)
+    assert loop.control.pulls == pytest.approx([0, interval, 2 * interval][: len(loop.control.pulls)])
 
 
-def test_cycles_start_at_least_a_second_apart(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-        await loop.run(0, at(0.1, *[lambda: loop.reconcile.request("test")] * 100))
-        gaps = [later - earlier for earlier, later in itertools.pairwise(loop.control.pulls)]
-        assert len(gaps) >= 8
-        assert min(gaps) == pytest.approx(1.0)
-
-    run_virtual(main())
+async def test_requests_during_a_cycle_earn_exactly_one_more(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same, seconds=10.0))
+    ask = lambda: loop.reconcile.request("test")  # noqa: E731
+    await loop.run(40, at(1, ask, ask, ask, ask))
+    assert loop.control.pulls == pytest.approx([0, 10])
 
 
-def test_requested_cycle_starts_the_timer_anew(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-        await loop.run(70, at(40, lambda: loop.reconcile.request("test")))
-        assert loop.control.pulls == pytest.approx([0, 40, 100])
-
-    run_virtual(main())
-
-
-def test_pass_does_not_pull(tmp_path: Path) -> None:
-    async def main() -> None:
-        passes = Passes()
-        loop = Loop(tmp_path, Pulled(same), converger=passes)
-        await loop.run(10, at(20, lambda: loop.reconcile.request_pass("test")))
-        assert passes.times == pytest.approx([0, 0, 20])  # before the first pull, after it, and the one asked for
-        assert loop.control.pulls == pytest.approx([0])
-
-    run_virtual(main())
+async def test_cycles_start_at_least_a_second_apart(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+    await loop.run(0, at(0.1, *[lambda: loop.reconcile.request("test")] * 100))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(loop.control.pulls)]
+    assert len(gaps) >= 8
+    assert min(gaps) == pytest.approx(1.0)
 
 
-def test_passes_do_not_put_the_pull_off(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-        await loop.run(0, at(20, *[lambda: loop.reconcile.request_pass("test")] * 16))
-        assert loop.control.pulls == pytest.approx([0, 60, 120, 180, 240, 300], abs=1.1)
-
-    run_virtual(main())
+async def test_requested_cycle_starts_the_timer_anew(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+    await loop.run(70, at(40, lambda: loop.reconcile.request("test")))
+    assert loop.control.pulls == pytest.approx([0, 40, 100])
 
 
-def test_retry_after_postpones_the_next_pull_but_not_the_pass(tmp_path: Path) -> None:
-    async def main() -> None:
-        passes = Passes()
-        limited = RateLimited("429", status=429, retry_after=150.0)
-        control = Pulled(lambda n: limited if n == 1 else BOTH)
-        loop = Loop(tmp_path, control, converger=passes, uniform=lambda low, _: low)
-        await loop.run(200, at(10, lambda: loop.reconcile.request("test")))
-        assert passes.times[:5] == pytest.approx([0, 0, 10, 64, 118])
-        assert control.pulls[1] == pytest.approx(150)
-
-    run_virtual(main())
+async def test_pass_does_not_pull(tmp_path: Path) -> None:
+    passes = Passes()
+    loop = Loop(tmp_path, Pulled(same), converger=passes)
+    await loop.run(10, at(20, lambda: loop.reconcile.request_pass("test")))
+    assert passes.times == pytest.approx([0, 0, 20])  # before the first pull, after it, and the one asked for
+    assert loop.control.pulls == pytest.approx([0])
 
 
-def test_request_during_a_retry_after_wait_stays_pending(tmp_path: Path) -> None:
-    async def main() -> None:
-        limited = RateLimited("429", status=429, retry_after=20.0)
-        control = Pulled(lambda n: limited if n == 1 else BOTH)
-        loop = Loop(tmp_path, control, uniform=lambda low, _: low)
-        await loop.run(30, at(5, lambda: loop.reconcile.request("test")))
-        assert control.pulls == pytest.approx([0, 20])
-
-    run_virtual(main())
+async def test_passes_do_not_put_the_pull_off(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+    await loop.run(0, at(20, *[lambda: loop.reconcile.request_pass("test")] * 16))
+    assert loop.control.pulls == pytest.approx([0, 60, 120, 180, 240, 300], abs=1.1)
 
 
-def test_failed_pull_waits_for_the_timer(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(lambda _: Transient("503")))
-        await loop.run(125)
-        assert loop.control.pulls == pytest.approx([0, 60, 120])
-
-    run_virtual(main())
-
-
-def test_failed_changes_are_tried_again_after_5_seconds_doubling_to_the_interval(tmp_path: Path) -> None:
-    async def main() -> None:
-        passes = Passes(failing=7)  # the first of them is the one before any call
-        loop = Loop(tmp_path, Pulled(same), converger=passes)
-        await loop.run(400)
-        gaps = [later - earlier for earlier, later in itertools.pairwise(passes.times)]
-        assert gaps == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60, 60, 60], abs=0.1)
-
-    run_virtual(main())
+async def test_retry_after_postpones_the_next_pull_but_not_the_pass(tmp_path: Path) -> None:
+    passes = Passes()
+    limited = RateLimited("429", status=429, retry_after=150.0)
+    control = Pulled(lambda n: limited if n == 1 else BOTH)
+    loop = Loop(tmp_path, control, converger=passes, uniform=lambda low, _: low)
+    await loop.run(200, at(10, lambda: loop.reconcile.request("test")))
+    assert passes.times[:5] == pytest.approx([0, 0, 10, 64, 118])
+    assert control.pulls[1] == pytest.approx(150)
 
 
-def test_failed_changes_are_tried_again_although_the_control_plane_takes_long_to_answer(tmp_path: Path) -> None:
-    async def main() -> None:
-        passes = Passes(failing=4)
-        await Loop(tmp_path, Pulled(same, seconds=30.0), converger=passes).run(80)
-        assert passes.times == pytest.approx([0, 1, 6, 16, 30], abs=0.1)
-
-    run_virtual(main())
-
-
-def test_failed_changes_wait_for_no_pull_that_somebody_asks_for_meanwhile(tmp_path: Path) -> None:
-    async def main() -> None:
-        passes = Passes(failing=3)
-        loop = Loop(tmp_path, Pulled(same), converger=passes)
-
-        async def ask_a_slow_control_plane() -> None:
-            await asyncio.sleep(2)
-            loop.control.seconds = 30.0
-            loop.reconcile.request("somebody")
-
-        await loop.run(40, ask_a_slow_control_plane())
-        assert passes.times == pytest.approx([0, 0, 3, 13, 32], abs=0.1)
-
-    run_virtual(main())
+async def test_request_during_a_retry_after_wait_stays_pending(tmp_path: Path) -> None:
+    limited = RateLimited("429", status=429, retry_after=20.0)
+    control = Pulled(lambda n: limited if n == 1 else BOTH)
+    loop = Loop(tmp_path, control, uniform=lambda low, _: low)
+    await loop.run(30, at(5, lambda: loop.reconcile.request("test")))
+    assert control.pulls == pytest.approx([0, 20])
 
 
-def test_clean_cycle_makes_the_next_failure_start_at_5_seconds(tmp_path: Path) -> None:
-    async def main() -> None:
-        passes = Passes(failing=4)
-        loop = Loop(tmp_path, Pulled(same), converger=passes)
+async def test_failed_pull_waits_for_the_timer(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(lambda _: Transient("503")))
+    await loop.run(125)
+    assert loop.control.pulls == pytest.approx([0, 60, 120])
 
-        async def fail_again() -> None:
-            await asyncio.sleep(90)
-            passes.failing = len(passes.times) + 1
 
-        await loop.run(20, fail_again())
-        assert passes.times == pytest.approx([0, 0, 5, 15, 35, 95, 100], abs=0.1)
+async def test_failed_changes_are_tried_again_after_5_seconds_doubling_to_the_interval(tmp_path: Path) -> None:
+    passes = Passes(failing=7)  # the first of them is the one before any call
+    loop = Loop(tmp_path, Pulled(same), converger=passes)
+    await loop.run(400)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(passes.times)]
+    assert gaps == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60, 60, 60], abs=0.1)
 
-    run_virtual(main())
+
+async def test_failed_changes_are_tried_again_although_the_control_plane_takes_long_to_answer(tmp_path: Path) -> None:
+    passes = Passes(failing=4)
+    await Loop(tmp_path, Pulled(same, seconds=30.0), converger=passes).run(80)
+    assert passes.times == pytest.approx([0, 1, 6, 16, 30], abs=0.1)
+
+
+async def test_failed_changes_wait_for_no_pull_that_somebody_asks_for_meanwhile(tmp_path: Path) -> None:
+    passes = Passes(failing=3)
+    loop = Loop(tmp_path, Pulled(same), converger=passes)
+
+    async def ask_a_slow_control_plane() -> None:
+        await asyncio.sleep(2)
+        loop.control.seconds = 30.0
+        loop.reconcile.request("somebody")
+
+    await loop.run(40, ask_a_slow_control_plane())
+    assert passes.times == pytest.approx([0, 0, 3, 13, 32], abs=0.1)
+
+
+async def test_clean_cycle_makes_the_next_failure_start_at_5_seconds(tmp_path: Path) -> None:
+    passes = Passes(failing=4)
+    loop = Loop(tmp_path, Pulled(same), converger=passes)
+
+    async def fail_again() -> None:
+        await asyncio.sleep(90)
+        passes.failing = len(passes.times) + 1
+
+    await loop.run(20, fail_again())
+    assert passes.times == pytest.approx([0, 0, 5, 15, 35, 95, 100], abs=0.1)
 
 
 # --- the generation
 
 
-def test_event_during_a_fetch_is_not_undone(tmp_path: Path) -> None:
+async def test_event_during_a_fetch_is_not_undone(tmp_path: Path) -> None:
     """The answer was written before the control plane knew of the new peer."""
 
-    async def main() -> None:
-        def add_peer_4(number: int) -> None:
-            if number == 1:
-                loop.node.fold(PeerAdded(peer(4)))
+    def add_peer_4(number: int) -> None:
+        if number == 1:
+            loop.node.fold(PeerAdded(peer(4)))
 
-        newer = state_of(peer(2), peer(3), peer(4))
-        control = Pulled(lambda n: BOTH if n == 1 else newer, seconds=0.5, meanwhile=add_peer_4)
-        loop = Loop(tmp_path, control)
-        await loop.run(5)
-        assert loop.peers == {"n_2", "n_3", "n_4"}
-        assert control.pulls == pytest.approx([0, 0.5])
-
-    run_virtual(main())
+    newer = state_of(peer(2), peer(3), peer(4))
+    control = Pulled(lambda n: BOTH if n == 1 else newer, seconds=0.5, meanwhile=add_peer_4)
+    loop = Loop(tmp_path, control)
+    await loop.run(5)
+    assert loop.peers == {"n_2", "n_3", "n_4"}
+    assert control.pulls == pytest.approx([0, 0.5])
 
 
-def test_third_fetch_is_used_whatever_happens(tmp_path: Path) -> None:
-    async def main() -> None:
-        def add_somebody(number: int) -> None:
-            loop.node.fold(PeerAdded(peer(10 + number)))
+async def test_third_fetch_is_used_whatever_happens(tmp_path: Path) -> None:
+    def add_somebody(number: int) -> None:
+        loop.node.fold(PeerAdded(peer(10 + number)))
 
-        control = Pulled(same, seconds=0.5, meanwhile=add_somebody)
-        loop = Loop(tmp_path, control)
-        await loop.run(5)
-        assert len(control.pulls) == 3
-        assert loop.peers == {"n_2", "n_3"} == set(loop.node.desired.peers)
-
-    run_virtual(main())
+    control = Pulled(same, seconds=0.5, meanwhile=add_somebody)
+    loop = Loop(tmp_path, control)
+    await loop.run(5)
+    assert len(control.pulls) == 3
+    assert loop.peers == {"n_2", "n_3"} == set(loop.node.desired.peers)
 
 
-def test_peer_removed_before_it_was_known_is_not_brought_by_a_fetch_under_way(tmp_path: Path) -> None:
+async def test_peer_removed_before_it_was_known_is_not_brought_by_a_fetch_under_way(tmp_path: Path) -> None:
     """The answer has a peer that we have not seen yet, and the event that takes it away overtakes it."""
 
-    async def main() -> None:
-        def remove_peer_4(number: int) -> None:
-            if number == 1:
-                assert not loop.node.fold(PeerRemoved("n_4"))
+    def remove_peer_4(number: int) -> None:
+        if number == 1:
+            assert not loop.node.fold(PeerRemoved("n_4"))
 
-        older = state_of(peer(2), peer(3), peer(4))
-        control = Pulled(lambda n: older if n == 1 else BOTH, seconds=0.5, meanwhile=remove_peer_4)
-        loop = Loop(tmp_path, control)
-        await loop.run(5)
-        assert loop.peers == {"n_2", "n_3"}
-        assert control.pulls == pytest.approx([0, 0.5])
-
-    run_virtual(main())
+    older = state_of(peer(2), peer(3), peer(4))
+    control = Pulled(lambda n: older if n == 1 else BOTH, seconds=0.5, meanwhile=remove_peer_4)
+    loop = Loop(tmp_path, control)
+    await loop.run(5)
+    assert loop.peers == {"n_2", "n_3"}
+    assert control.pulls == pytest.approx([0, 0.5])
 
 
-def test_endpoints_that_a_report_repeats_outdate_no_fetch(tmp_path: Path) -> None:
-    async def main() -> None:
-        offer = EndpointOffered("n_2", "203.0.113.8:51820", EndpointSource.REPORT)
+async def test_endpoints_that_a_report_repeats_outdate_no_fetch(tmp_path: Path) -> None:
+    offer = EndpointOffered("n_2", "203.0.113.8:51820", EndpointSource.REPORT)
 
-        def repeat(_: int) -> None:
-            assert not loop.node.fold(offer)
+    def repeat(_: int) -> None:
+        assert not loop.node.fold(offer)
 
-        control = Pulled(lambda _: BOTH, seconds=0.5, meanwhile=repeat)
-        loop = Loop(tmp_path, control)
-        loop.node.fold(offer)
-        await loop.run(5)
-        assert control.pulls == [0]
-
-    run_virtual(main())
+    control = Pulled(lambda _: BOTH, seconds=0.5, meanwhile=repeat)
+    loop = Loop(tmp_path, control)
+    loop.node.fold(offer)
+    await loop.run(5)
+    assert control.pulls == [0]
 
 
-def test_event_while_new_signing_keys_are_saved_is_not_undone(tmp_path: Path) -> None:
-    async def main() -> None:
-        rotated = replace(BOTH, signing_keys=SigningKeys(public(NEW_KEY)))
-        newer = replace(state_of(peer(2), peer(3), peer(4)), signing_keys=SigningKeys(public(NEW_KEY)))
-        loop = Loop(tmp_path, Pulled(lambda n: rotated if n == 1 else newer))
+async def test_event_while_new_signing_keys_are_saved_is_not_undone(tmp_path: Path) -> None:
+    rotated = replace(BOTH, signing_keys=SigningKeys(public(NEW_KEY)))
+    newer = replace(state_of(peer(2), peer(3), peer(4)), signing_keys=SigningKeys(public(NEW_KEY)))
+    loop = Loop(tmp_path, Pulled(lambda n: rotated if n == 1 else newer))
 
-        async def save(keys: SigningKeys) -> None:
-            if not loop.node.generation:
-                loop.node.fold(PeerAdded(peer(4)))
-            await loop.persist.save_signing_keys(keys)
+    async def save(keys: SigningKeys) -> None:
+        if not loop.node.generation:
+            loop.node.fold(PeerAdded(peer(4)))
+        await loop.persist.save_signing_keys(keys)
 
-        loop.reconcile._save_signing_keys = save
-        await loop.run(5)
-        assert loop.peers == {"n_2", "n_3", "n_4"}
-        assert loop.node.desired.signing_keys == SigningKeys(public(NEW_KEY))
-
-    run_virtual(main())
+    loop.reconcile._save_signing_keys = save
+    await loop.run(5)
+    assert loop.peers == {"n_2", "n_3", "n_4"}
+    assert loop.node.desired.signing_keys == SigningKeys(public(NEW_KEY))
 
 
-def test_new_signing_keys_are_on_disk(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(lambda _: replace(BOTH, signing_keys=SigningKeys(public(NEW_KEY)))))
-        await loop.run(5)
-        assert loop.control.reported[-1:] == [["signing_keys_updated signing keys rotated"]]
-
-    run_virtual(main())
+async def test_new_signing_keys_are_on_disk(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(lambda _: replace(BOTH, signing_keys=SigningKeys(public(NEW_KEY)))))
+    await loop.run(5)
+    assert loop.control.reported[-1:] == [["signing_keys_updated signing keys rotated"]]
     directory = DataDirectory(tmp_path)
     assert IdentityStore(directory).load_signing_keys() == SigningKeys(public(NEW_KEY))
     directory.close()
@@ -450,232 +394,190 @@ def stored_drift(directory: Path) -> list[str]:
     return [c["detail"] for c in json.loads(path.read_bytes())["corrections"]] if path.exists() else []
 
 
-def test_repair_is_reported_and_leaves_the_disk_once_it_arrived(tmp_path: Path) -> None:
-    async def main() -> None:
-        on_disk: list[list[str]] = []
+async def test_repair_is_reported_and_leaves_the_disk_once_it_arrived(tmp_path: Path) -> None:
+    on_disk: list[list[str]] = []
 
-        class Looking(Pulled):
-            async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
-                on_disk.append(stored_drift(tmp_path))
-                await super().report_drift(timestamp, corrections)
+    class Looking(Pulled):
+        async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
+            on_disk.append(stored_drift(tmp_path))
+            await super().report_drift(timestamp, corrections)
 
-        loop = Loop(tmp_path, Looking(same))
-        await loop.run(5, damage(loop))
-        assert loop.control.reported == [["peer_added peer n_2"]]
-        assert loop.control.reports[0][0] == pytest.approx(EPOCH + 10)
-        assert on_disk == [["peer n_2"]]
-        assert stored_drift(tmp_path) == []
-
-    run_virtual(main())
+    loop = Loop(tmp_path, Looking(same))
+    await loop.run(5, damage(loop))
+    assert loop.control.reported == [["peer_added peer n_2"]]
+    assert loop.control.reports[0][0] == pytest.approx(EPOCH + 10)
+    assert on_disk == [["peer n_2"]]
+    assert stored_drift(tmp_path) == []
 
 
-def test_cycle_without_repairs_reports_nothing(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-        await loop.run(600)
-        assert loop.control.reports == []
-
-    run_virtual(main())
+async def test_cycle_without_repairs_reports_nothing(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+    await loop.run(600)
+    assert loop.control.reports == []
 
 
 @pytest.mark.parametrize(
     "error", [Transient("503"), RateLimited("429", retry_after=5.0), Unauthenticated("401", status=401)]
 )
-def test_report_that_failed_is_put_in_front_of_the_next(tmp_path: Path, error: ControlError) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same, report_errors=[error]))
+async def test_report_that_failed_is_put_in_front_of_the_next(tmp_path: Path, error: ControlError) -> None:
+    loop = Loop(tmp_path, Pulled(same, report_errors=[error]))
 
-        async def twice() -> None:
-            await damage(loop)
-            await asyncio.sleep(1)
-            assert stored_drift(tmp_path) == ["peer n_2"]
-            loop.kernel.remove_peer(peer(3).public_key)
-            loop.reconcile.request("test")
+    async def twice() -> None:
+        await damage(loop)
+        await asyncio.sleep(1)
+        assert stored_drift(tmp_path) == ["peer n_2"]
+        loop.kernel.remove_peer(peer(3).public_key)
+        loop.reconcile.request("test")
 
-        await loop.run(5, twice())
-        assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "peer_added peer n_3"]]
-        assert stored_drift(tmp_path) == []
-
-    run_virtual(main())
+    await loop.run(5, twice())
+    assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "peer_added peer n_3"]]
+    assert stored_drift(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [Rejected("400", status=400), Forbidden("403", status=403)])
-def test_report_that_the_control_plane_does_not_want_is_dropped(tmp_path: Path, error: ControlError) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same, report_errors=[error]))
-        await loop.run(200, damage(loop))
-        assert len(loop.control.reports) == 1
-        assert stored_drift(tmp_path) == []
-
-    run_virtual(main())
+async def test_report_that_the_control_plane_does_not_want_is_dropped(tmp_path: Path, error: ControlError) -> None:
+    loop = Loop(tmp_path, Pulled(same, report_errors=[error]))
+    await loop.run(200, damage(loop))
+    assert len(loop.control.reports) == 1
+    assert stored_drift(tmp_path) == []
 
 
-def test_drift_of_a_whole_mesh_is_not_a_line_for_each_peer(tmp_path: Path) -> None:
-    async def main() -> None:
-        drift = Loop(tmp_path, Pulled(same)).drift
-        with capture_logs() as lines:
-            drift.cycle_ended([Correction("peer_added", f"peer n_{number}") for number in range(10_000)])
-        assert [line["detail"] for line in lines[:-1]] == [f"peer n_{number}" for number in range(20)]
-        assert (lines[-1]["event"], lines[-1]["count"]) == ("more drift corrected", 9980)
-
-    run_virtual(main())
+async def test_drift_of_a_whole_mesh_is_not_a_line_for_each_peer(tmp_path: Path) -> None:
+    drift = Loop(tmp_path, Pulled(same)).drift
+    with capture_logs() as lines:
+        drift.cycle_ended([Correction("peer_added", f"peer n_{number}") for number in range(10_000)])
+    assert [line["detail"] for line in lines[:-1]] == [f"peer n_{number}" for number in range(20)]
+    assert (lines[-1]["event"], lines[-1]["count"]) == ("more drift corrected", 9980)
 
 
-def test_drift_of_an_earlier_run_is_delivered(tmp_path: Path) -> None:
-    async def main() -> None:
-        before = Loop(tmp_path, Pulled(same, report_errors=[Transient("503")] * 9))
-        await before.run(5, damage(before))
-        after = Loop(tmp_path, Pulled(same))
-        await after.run(5)
-        assert after.control.reported == [["peer_added peer n_2"]]
-
-    run_virtual(main())
+async def test_drift_of_an_earlier_run_is_delivered(tmp_path: Path) -> None:
+    before = Loop(tmp_path, Pulled(same, report_errors=[Transient("503")] * 9))
+    await before.run(5, damage(before))
+    after = Loop(tmp_path, Pulled(same))
+    await after.run(5)
+    assert after.control.reported == [["peer_added peer n_2"]]
 
 
-def test_refused_identity_is_not_asked_for_its_state(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
+async def test_refused_identity_is_not_asked_for_its_state(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
 
-        async def refuse_then_accept() -> None:
-            await asyncio.sleep(5)
-            loop.node.refuse()
-            loop.reconcile.request("test")
-            await asyncio.sleep(595)
-            loop.node.accept(loop.node.credential())
+    async def refuse_then_accept() -> None:
+        await asyncio.sleep(5)
+        loop.node.refuse()
+        loop.reconcile.request("test")
+        await asyncio.sleep(595)
+        loop.node.accept(loop.node.credential())
 
-        await loop.run(100, refuse_then_accept())
-        assert [at for at in loop.control.pulls if 5 < at < 600] == []
-        assert loop.control.pulls[-1] > 600
-
-    run_virtual(main())
+    await loop.run(100, refuse_then_accept())
+    assert [at for at in loop.control.pulls if 5 < at < 600] == []
+    assert loop.control.pulls[-1] > 600
 
 
-def test_refused_identity_keeps_drift_on_disk(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
+async def test_refused_identity_keeps_drift_on_disk(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
 
-        async def refuse_then_accept() -> None:
-            await asyncio.sleep(5)
-            loop.node.refuse()
-            await damage(loop)
-            await asyncio.sleep(5)
-            assert loop.peers == {"n_2", "n_3"}
-            assert loop.control.reports == []
-            assert stored_drift(tmp_path) == ["peer n_2"]
-            loop.node.accept(loop.node.credential())
-
-        await loop.run(120, refuse_then_accept())
-        assert loop.control.reported == [["peer_added peer n_2"]]
-
-    run_virtual(main())
-
-
-def test_change_that_failed_is_not_reported(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-
-        def refuse(change: Change) -> str | None:
-            return "no" if isinstance(change, PutPeer) and 10 <= unix_time() - EPOCH < 20 else None
-
-        loop.kernel.refuse = refuse
-
-        async def look() -> None:
-            await damage(loop)
-            await asyncio.sleep(4)
-            assert loop.control.reports == []
-            assert loop.conditions == {Condition.CHANGES_FAILED}
-
-        await loop.run(60, look())
-        assert loop.control.reported == [["peer_added peer n_2"]]
+    async def refuse_then_accept() -> None:
+        await asyncio.sleep(5)
+        loop.node.refuse()
+        await damage(loop)
+        await asyncio.sleep(5)
         assert loop.peers == {"n_2", "n_3"}
-        assert loop.conditions == set()
+        assert loop.control.reports == []
+        assert stored_drift(tmp_path) == ["peer n_2"]
+        loop.node.accept(loop.node.credential())
 
-    run_virtual(main())
+    await loop.run(120, refuse_then_accept())
+    assert loop.control.reported == [["peer_added peer n_2"]]
+
+
+async def test_change_that_failed_is_not_reported(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+
+    def refuse(change: Change) -> str | None:
+        return "no" if isinstance(change, PutPeer) and 10 <= unix_time() - EPOCH < 20 else None
+
+    loop.kernel.refuse = refuse
+
+    async def look() -> None:
+        await damage(loop)
+        await asyncio.sleep(4)
+        assert loop.control.reports == []
+        assert loop.conditions == {Condition.CHANGES_FAILED}
+
+    await loop.run(60, look())
+    assert loop.control.reported == [["peer_added peer n_2"]]
+    assert loop.peers == {"n_2", "n_3"}
+    assert loop.conditions == set()
 
 
 # --- without an answer
 
 
-def test_damage_is_repaired_without_a_control_plane(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(lambda _: Transient("gone")))
-        await loop.run(5, damage(loop))
-        assert loop.peers == {"n_2", "n_3"}
-
-    run_virtual(main())
+async def test_damage_is_repaired_without_a_control_plane(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(lambda _: Transient("gone")))
+    await loop.run(5, damage(loop))
+    assert loop.peers == {"n_2", "n_3"}
 
 
 @pytest.mark.parametrize("jump", [Reading(0, 3600, 3600), Reading(0, 0, 3600), Reading(0, 0, -3600)])
-def test_suspended_machine_and_set_clock_do_not_wait_for_the_timer(tmp_path: Path, jump: Reading) -> None:
+async def test_suspended_machine_and_set_clock_do_not_wait_for_the_timer(tmp_path: Path, jump: Reading) -> None:
     """A peer went meanwhile, of which nothing tells; the control plane does not answer yet."""
+    control = Pulled(lambda n: BOTH if n == 1 else Transient("the network is not back yet"))
+    loop = Loop(tmp_path, control)
+    unseen = Reading(0, 0, 0)
 
-    async def main() -> None:
-        control = Pulled(lambda n: BOTH if n == 1 else Transient("the network is not back yet"))
-        loop = Loop(tmp_path, control)
-        unseen = Reading(0, 0, 0)
+    def read() -> Reading:
+        now = asyncio.get_running_loop().time()
+        return Reading(*(now + more for more in unseen))
 
-        def read() -> Reading:
-            now = asyncio.get_running_loop().time()
-            return Reading(*(now + more for more in unseen))
+    clocks = Clocks(read)
+    clocks.on_gap.append(loop.reconcile.request)
+    looking = asyncio.create_task(clocks.run())
 
-        clocks = Clocks(read)
-        clocks.on_gap.append(loop.reconcile.request)
-        looking = asyncio.create_task(clocks.run())
-
-        async def sleep_and_wake() -> None:
-            nonlocal unseen
-            await asyncio.sleep(9)
-            loop.kernel.remove_peer(peer(2).public_key)
-            unseen = jump
-            await asyncio.sleep(3)
-            assert loop.peers == {"n_2", "n_3"}
-
-        await loop.run(0, sleep_and_wake())
-        assert loop.control.pulls == pytest.approx([0, 10])
-        looking.cancel()
-
-    run_virtual(main())
-
-
-def test_state_is_stale_after_three_intervals_and_fresh_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(lambda n: BOTH if n in {1, 8} else Transient("gone")))
-
-        async def look() -> None:
-            await asyncio.sleep(170)
-            assert Condition.STATE_STALE not in loop.conditions
-            await asyncio.sleep(140)
-            assert Condition.STATE_STALE in loop.conditions
-
-        await loop.run(140, look())
-        assert loop.control.pulls[7] < 450
-        assert Condition.STATE_STALE not in loop.conditions
-
-    run_virtual(main())
-
-
-def test_kernel_that_fails_is_tried_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-        loop.kernel.failure = KernelError("busy")
-
-        def recover() -> None:
-            loop.kernel.failure = None
-
-        await loop.run(10, at(12, recover))
+    async def sleep_and_wake() -> None:
+        nonlocal unseen
+        await asyncio.sleep(9)
+        loop.kernel.remove_peer(peer(2).public_key)
+        unseen = jump
+        await asyncio.sleep(3)
         assert loop.peers == {"n_2", "n_3"}
-        assert loop.conditions == set()
 
-    run_virtual(main())
+    await loop.run(0, sleep_and_wake())
+    assert loop.control.pulls == pytest.approx([0, 10])
+    looking.cancel()
 
 
-def test_same_failure_is_one_warning(tmp_path: Path) -> None:
-    async def main() -> None:
+async def test_state_is_stale_after_three_intervals_and_fresh_again(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(lambda n: BOTH if n in {1, 8} else Transient("gone")))
+
+    async def look() -> None:
+        await asyncio.sleep(170)
+        assert Condition.STATE_STALE not in loop.conditions
+        await asyncio.sleep(140)
+        assert Condition.STATE_STALE in loop.conditions
+
+    await loop.run(140, look())
+    assert loop.control.pulls[7] < 450
+    assert Condition.STATE_STALE not in loop.conditions
+
+
+async def test_kernel_that_fails_is_tried_again(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+    loop.kernel.failure = KernelError("busy")
+
+    def recover() -> None:
+        loop.kernel.failure = None
+
+    await loop.run(10, at(12, recover))
+    assert loop.peers == {"n_2", "n_3"}
+    assert loop.conditions == set()
+
+
+@pytest.mark.virtual_time
+async def test_same_failure_is_one_warning(tmp_path: Path) -> None:
+    with capture_logs() as lines:
         loop = Loop(tmp_path, Pulled(lambda n: Transient("a") if n < 10 else WireError("b")))
         await loop.run(1200)
-
-    with capture_logs() as lines:
-        run_virtual(main())
     told = [line["kind"] for line in lines if line["event"] == "state not fetched" and line["log_level"] == "warning"]
     assert told == ["Transient", "WireError"]
 
@@ -685,7 +587,8 @@ def reasons(lines: Sequence[MutableMapping[str, Any]]) -> list[str]:
     return [line["error"] for line in lines if line["event"] == "state not fetched" and line["log_level"] != "debug"]
 
 
-def test_another_reason_for_the_same_kind_of_failure_is_told(tmp_path: Path) -> None:
+@pytest.mark.virtual_time
+async def test_another_reason_for_the_same_kind_of_failure_is_told(tmp_path: Path) -> None:
     unresolved = "state: connection to the control plane failed: [Errno -3] Temporary failure in name resolution"
     refused = "state: connection to the control plane failed: [Errno 111] Connect call failed ('192.0.2.1', 443)"
     unreachable = "state: connection to the control plane failed: [Errno 113] Connect call failed ('192.0.2.1', 443)"
@@ -693,16 +596,13 @@ def test_another_reason_for_the_same_kind_of_failure_is_told(tmp_path: Path) -> 
     unavailable = "state: the control plane answered 521"
     other = "state: the control plane answered 522"
     outage = [unresolved, refused, unreachable, untrusted, unavailable, other]
-
-    async def main() -> None:
+    with capture_logs() as lines:
         loop = Loop(tmp_path, Pulled(lambda n: Transient(outage[min(n // 4, 5)])))
         await loop.run(1800)
-
-    with capture_logs() as lines:
-        run_virtual(main())
     assert reasons(lines) == outage
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     "text",
     [
@@ -712,22 +612,17 @@ def test_another_reason_for_the_same_kind_of_failure_is_told(tmp_path: Path) -> 
         'state: the control plane answered 503 Service Unavailable: {{"request_id":"7f1c-{0}-e0aa","at":"12:00:{0}Z"}}',
     ],
 )
-def test_reason_that_differs_in_its_particulars_is_the_same(tmp_path: Path, text: str) -> None:
-    async def main() -> None:
-        await Loop(tmp_path, Pulled(lambda n: Transient(text.format(n)))).run(1800)
-
+async def test_reason_that_differs_in_its_particulars_is_the_same(tmp_path: Path, text: str) -> None:
     with capture_logs() as lines:
-        run_virtual(main())
+        await Loop(tmp_path, Pulled(lambda n: Transient(text.format(n)))).run(1800)
     assert reasons(lines) == [text.format(1)]
 
 
-def test_reasons_that_take_turns_are_told_once_a_minute(tmp_path: Path) -> None:
-    async def main() -> None:
+@pytest.mark.virtual_time
+async def test_reasons_that_take_turns_are_told_once_a_minute(tmp_path: Path) -> None:
+    with capture_logs() as lines:
         loop = Loop(tmp_path, Pulled(lambda n: Transient("ab"[n % 2])))
         await loop.run(0, at(2, *(lambda: loop.reconcile.request("test"),) * 150))
-
-    with capture_logs() as lines:
-        run_virtual(main())
     assert "".join(reasons(lines)) == "babab"  # of 150 in five minutes
 
 
@@ -830,122 +725,101 @@ def test_damaged_cache_is_moved_aside(tmp_path: Path, content: bytes) -> None:
     assert [path.read_bytes() for path in (tmp_path / "state").glob("desired.json.corrupt-*")] == [content]
 
 
-def test_previous_signing_key_is_dropped_on_time(tmp_path: Path) -> None:
-    async def main() -> None:
-        both = SigningKeys(public(NEW_KEY), public(OLD_KEY), EPOCH + 100)
-        node = Node(make_identity(), Desired(signing_keys=both), 0.0, Health())
-        loop = Loop(tmp_path, Pulled(lambda _: Transient("gone")), node=node)
-        await loop.run(130)
-        assert node.desired.signing_keys == SigningKeys(public(NEW_KEY))
-
-    run_virtual(main())
+async def test_previous_signing_key_is_dropped_on_time(tmp_path: Path) -> None:
+    both = SigningKeys(public(NEW_KEY), public(OLD_KEY), EPOCH + 100)
+    node = Node(make_identity(), Desired(signing_keys=both), 0.0, Health())
+    loop = Loop(tmp_path, Pulled(lambda _: Transient("gone")), node=node)
+    await loop.run(130)
+    assert node.desired.signing_keys == SigningKeys(public(NEW_KEY))
 
 
 # --- a control plane or a disk that does not answer
 
 
-def test_cached_mesh_stands_before_a_hanging_control_plane_answers(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same, seconds=30.0))
-        await loop.run(1, at(0.5, lambda: None))
-        assert loop.peers == {"n_2", "n_3"}
-
-    run_virtual(main())
+async def test_cached_mesh_stands_before_a_hanging_control_plane_answers(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same, seconds=30.0))
+    await loop.run(1, at(0.5, lambda: None))
+    assert loop.peers == {"n_2", "n_3"}
 
 
-def test_damage_is_repaired_while_a_pull_hangs(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same, seconds=30.0))
+async def test_damage_is_repaired_while_a_pull_hangs(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same, seconds=30.0))
 
-        def damage() -> None:
-            loop.kernel.delete_link()
-            loop.reconcile.request_pass("test")
+    def damage() -> None:
+        loop.kernel.delete_link()
+        loop.reconcile.request_pass("test")
 
-        await loop.run(1, at(10, damage))
-        assert loop.peers == {"n_2", "n_3"}
-        assert loop.control.pulls == [0]
-
-    run_virtual(main())
+    await loop.run(1, at(10, damage))
+    assert loop.peers == {"n_2", "n_3"}
+    assert loop.control.pulls == [0]
 
 
-def test_full_disk_keeps_no_drift_from_being_reported(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
+async def test_full_disk_keeps_no_drift_from_being_reported(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
 
-        def refuse(_corrections: Sequence[Correction]) -> tuple[Correction, ...]:
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def refuse(_corrections: Sequence[Correction]) -> tuple[Correction, ...]:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        loop.snapshots.save_unsent_corrections = refuse  # type: ignore[method-assign, assignment]
+    loop.snapshots.save_unsent_corrections = refuse  # type: ignore[method-assign, assignment]
 
-        def damage() -> None:
-            loop.kernel.delete_link()
-            loop.reconcile.request_pass("test")
+    def damage() -> None:
+        loop.kernel.delete_link()
+        loop.reconcile.request_pass("test")
 
-        await loop.run(5, at(10, damage))
-        assert loop.control.reported == [["interface_repaired plexd0: link, 2 peers, 2 routes"]]
-
-    run_virtual(main())
+    await loop.run(5, at(10, damage))
+    assert loop.control.reported == [["interface_repaired plexd0: link, 2 peers, 2 routes"]]
 
 
-def test_repair_under_way_at_a_stop_is_on_disk(tmp_path: Path) -> None:
+async def test_repair_under_way_at_a_stop_is_on_disk(tmp_path: Path) -> None:
     class Slow(Passes):
         async def converge(self) -> PassResult:
             await asyncio.sleep(2)
             return PassResult(changed=1, failed=0, corrections=(Correction("route_added", "10.100.0.2/32"),))
 
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same), converger=Slow())
-        await loop.run(1)
-
-    run_virtual(main())
+    loop = Loop(tmp_path, Pulled(same), converger=Slow())
+    await loop.run(1)
     directory = DataDirectory(tmp_path)
     assert SnapshotStore(directory).load_unsent_corrections() == (Correction("route_added", "10.100.0.2/32"),)
     directory.close()
 
 
-def test_event_does_not_say_that_a_missing_mesh_is_well(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(same))
-        converger = loop.converger
-        assert isinstance(converger, Converger)
+async def test_event_does_not_say_that_a_missing_mesh_is_well(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(same))
+    converger = loop.converger
+    assert isinstance(converger, Converger)
 
-        async def break_and_fold() -> None:
-            await asyncio.sleep(10)
-            loop.kernel.delete_link()
-            loop.kernel.refuse = lambda change: "port in use" if isinstance(change, CreateLink) else None
-            loop.reconcile.request_pass("test")
-            await asyncio.sleep(2)
-            assert Condition.MESH_DOWN in loop.conditions
-            loop.node.fold(PeerAdded(peer(4)))
-            await converger.apply_event()
-            assert Condition.MESH_DOWN in loop.conditions
+    async def break_and_fold() -> None:
+        await asyncio.sleep(10)
+        loop.kernel.delete_link()
+        loop.kernel.refuse = lambda change: "port in use" if isinstance(change, CreateLink) else None
+        loop.reconcile.request_pass("test")
+        await asyncio.sleep(2)
+        assert Condition.MESH_DOWN in loop.conditions
+        loop.node.fold(PeerAdded(peer(4)))
+        await converger.apply_event()
+        assert Condition.MESH_DOWN in loop.conditions
 
-        await loop.run(0, break_and_fold())
-
-    run_virtual(main())
+    await loop.run(0, break_and_fold())
 
 
 # --- what status tells
 
 
-def test_contact_knows_the_last_good_pull_and_why_the_later_one_failed(tmp_path: Path) -> None:
-    async def main() -> None:
-        loop = Loop(tmp_path, Pulled(lambda n: Transient("no route to host") if n == 2 else BOTH))
-        contact = loop.node.contact
-        seen: list[tuple[bool, str]] = []
+async def test_contact_knows_the_last_good_pull_and_why_the_later_one_failed(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, Pulled(lambda n: Transient("no route to host") if n == 2 else BOTH))
+    contact = loop.node.connection
+    seen: list[tuple[bool, str]] = []
 
-        async def look() -> None:
-            for wait in (1, 60, 60):
-                await asyncio.sleep(wait)
-                seen.append((contact.last_pull_at is not None, contact.last_pull_error))
+    async def look() -> None:
+        for wait in (1, 60, 60):
+            await asyncio.sleep(wait)
+            seen.append((contact.last_pull_at is not None, contact.last_pull_error))
 
-        await loop.run(0, look())
-        assert seen == [(True, ""), (True, "no route to host"), (True, "")]
-
-    run_virtual(main())
+    await loop.run(0, look())
+    assert seen == [(True, ""), (True, "no route to host"), (True, "")]
 
 
-def test_correction_saved_while_a_report_is_under_way_stays_on_disk_when_that_arrives(tmp_path: Path) -> None:
+async def test_correction_saved_while_a_report_is_under_way_stays_on_disk_when_that_arrives(tmp_path: Path) -> None:
     """As at a stop, which saves what the last pass corrected beside a report that has not been answered yet."""
 
     class Late(Pulled):
@@ -953,72 +827,60 @@ def test_correction_saved_while_a_report_is_under_way_stays_on_disk_when_that_ar
             await asyncio.sleep(3)
             await super().report_drift(timestamp, corrections)
 
-    async def main() -> None:
-        loop = Loop(tmp_path, Late(same))
+    loop = Loop(tmp_path, Late(same))
 
-        def last_pass() -> None:
-            loop.drift.cycle_ended([Correction("route_added", "late")])
+    def last_pass() -> None:
+        loop.drift.cycle_ended([Correction("route_added", "late")])
 
-        async def stop_beside_a_report() -> None:
-            await damage(loop)
-            await at(1, last_pass)
-            await loop.drift.save()
-            assert stored_drift(tmp_path) == ["peer n_2", "late"]
-            await asyncio.sleep(2.5)
-            assert loop.control.reported == [["peer_added peer n_2"]]
-            assert stored_drift(tmp_path) == ["late"]
+    async def stop_beside_a_report() -> None:
+        await damage(loop)
+        await at(1, last_pass)
+        await loop.drift.save()
+        assert stored_drift(tmp_path) == ["peer n_2", "late"]
+        await asyncio.sleep(2.5)
+        assert loop.control.reported == [["peer_added peer n_2"]]
+        assert stored_drift(tmp_path) == ["late"]
 
-        await loop.run(5, stop_beside_a_report())
-        assert loop.control.reported[1:] == [["route_added late"]]
-        assert stored_drift(tmp_path) == []
-
-    run_virtual(main())
+    await loop.run(5, stop_beside_a_report())
+    assert loop.control.reported[1:] == [["route_added late"]]
+    assert stored_drift(tmp_path) == []
 
 
-def test_drift_is_reported_again_when_the_wait_is_over_that_the_control_plane_asked_for(tmp_path: Path) -> None:
+async def test_drift_is_reported_again_when_the_wait_is_over_that_the_control_plane_asked_for(tmp_path: Path) -> None:
     """Whatever is corrected meanwhile is saved and goes with it."""
+    limited = RateLimited("429", status=429, retry_after=300.0)
+    loop = Loop(tmp_path, Pulled(same, report_errors=[limited]))
 
-    async def main() -> None:
-        limited = RateLimited("429", status=429, retry_after=300.0)
-        loop = Loop(tmp_path, Pulled(same, report_errors=[limited]))
-
-        async def pass_by_pass() -> None:
-            await damage(loop)
-            for _ in range(60):
-                await asyncio.sleep(1)
-                loop.reconcile.request_pass("test")
-            loop.drift.cycle_ended([Correction("route_added", "late")])
+    async def pass_by_pass() -> None:
+        await damage(loop)
+        for _ in range(60):
             await asyncio.sleep(1)
-            assert stored_drift(tmp_path) == ["peer n_2", "late"]
+            loop.reconcile.request_pass("test")
+        loop.drift.cycle_ended([Correction("route_added", "late")])
+        await asyncio.sleep(1)
+        assert stored_drift(tmp_path) == ["peer n_2", "late"]
 
-        await loop.run(500, pass_by_pass())
-        first, second = (timestamp - EPOCH for timestamp in loop.control.reported_at)
-        assert 300 <= second - first <= 376
-        assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "route_added late"]]
-
-    run_virtual(main())
-
-
-def test_new_node_is_asked_for_its_state_whatever_the_old_one_was_to_wait_for(tmp_path: Path) -> None:
-    async def main() -> None:
-        limited = RateLimited("429", status=429, retry_after=3600.0)
-        loop = Loop(tmp_path, Pulled(lambda n: limited if n == 1 else BOTH))
-
-        def renew() -> None:
-            loop.node.renew(replace(loop.node.identity, node_id="n_new"), loop.node.desired, 0.0)
-
-        await loop.run(5, at(10, renew))
-        assert loop.control.pulls == pytest.approx([0, 10], abs=0.1)
-
-    run_virtual(main())
+    await loop.run(500, pass_by_pass())
+    first, second = (timestamp - EPOCH for timestamp in loop.control.reported_at)
+    assert 300 <= second - first <= 376
+    assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "route_added late"]]
 
 
+async def test_new_node_is_asked_for_its_state_whatever_the_old_one_was_to_wait_for(tmp_path: Path) -> None:
+    limited = RateLimited("429", status=429, retry_after=3600.0)
+    loop = Loop(tmp_path, Pulled(lambda n: limited if n == 1 else BOTH))
+
+    def renew() -> None:
+        loop.node.renew(replace(loop.node.identity, node_id="n_new"), loop.node.desired, 0.0)
+
+    await loop.run(5, at(10, renew))
+    assert loop.control.pulls == pytest.approx([0, 10], abs=0.1)
+
+
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("error", [Forbidden("403", status=403), NotFound("404", status=404)])
-def test_refused_state_is_an_error_once(tmp_path: Path, error: ControlError) -> None:
-    async def main() -> None:
-        await Loop(tmp_path, Pulled(lambda _: error)).run(200)
-
+async def test_refused_state_is_an_error_once(tmp_path: Path, error: ControlError) -> None:
     with capture_logs() as lines:
-        run_virtual(main())
+        await Loop(tmp_path, Pulled(lambda _: error)).run(200)
     levels = [line["log_level"] for line in lines if line["event"] == "state not fetched"]
     assert levels == ["error", "debug", "debug", "debug"]

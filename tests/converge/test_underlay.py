@@ -20,7 +20,8 @@ from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 from tests.fakes import FakeKernel
 from tests.node_harness import make_identity, make_node, middle, peer, settings_of, unix_time
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 NARROW = parse_ip("198.51.100.7")
 IPV6_PEER = peer(2, "fd00:200::/64")
@@ -71,59 +72,51 @@ class Stage:
 # MTU
 
 
-def test_mtu_leaves_room_on_the_narrowest_way_to_a_peer_from_the_start() -> None:
-    async def main() -> None:
-        stage = Stage(peer(2, endpoint="192.0.2.2:1"), peer(3, endpoint="198.51.100.7:1"))
-        stage.kernel.ways[NARROW] = 1400
-        await stage.converger.converge()
+async def test_mtu_leaves_room_on_the_narrowest_way_to_a_peer_from_the_start() -> None:
+    stage = Stage(peer(2, endpoint="192.0.2.2:1"), peer(3, endpoint="198.51.100.7:1"))
+    stage.kernel.ways[NARROW] = 1400
+    await stage.converger.converge()
+    assert stage.mtu == 1320
+    assert (await stage.converger.converge()).changed == 0
+
+
+async def test_peer_of_an_event_at_the_end_of_a_narrower_way_lowers_the_mtu_and_a_pass_without_it_raises_it() -> None:
+    stage = Stage(peer(2, endpoint="192.0.2.2:1"))
+    stage.kernel.ways[NARROW] = 1400
+
+    async def script() -> None:
+        assert stage.mtu == 1420
+        looks, applied = stage.kernel.looks, len(stage.kernel.applied)
+        stage.node.fold(PeerAdded(peer(4, endpoint="192.0.2.4:1")))
+        assert await stage.converger.apply_event()
+        await asyncio.sleep(10)
+        assert (stage.kernel.looks, stage.mtu) == (looks + 1, 1420)  # the look that its route earns
+        stage.node.fold(PeerAdded(peer(3, endpoint="198.51.100.7:1")))
+        assert await stage.converger.apply_event()
+        await asyncio.sleep(0.06)
         assert stage.mtu == 1320
-        assert (await stage.converger.converge()).changed == 0
-
-    run_virtual(main())
-
-
-def test_peer_of_an_event_at_the_end_of_a_narrower_way_lowers_the_mtu_and_a_pass_without_it_raises_it() -> None:
-    async def main() -> None:
-        stage = Stage(peer(2, endpoint="192.0.2.2:1"))
-        stage.kernel.ways[NARROW] = 1400
-
-        async def script() -> None:
-            assert stage.mtu == 1420
-            looks, applied = stage.kernel.looks, len(stage.kernel.applied)
-            stage.node.fold(PeerAdded(peer(4, endpoint="192.0.2.4:1")))
-            assert await stage.converger.apply_event()
-            await asyncio.sleep(10)
-            assert (stage.kernel.looks, stage.mtu) == (looks + 1, 1420)  # the look that its route earns
-            stage.node.fold(PeerAdded(peer(3, endpoint="198.51.100.7:1")))
-            assert await stage.converger.apply_event()
-            await asyncio.sleep(0.06)
-            assert stage.mtu == 1320
-            assert sum(isinstance(change, PutPeer) for change in stage.kernel.applied[applied:]) == 2
-            stage.node.fold(PeerRemoved("n_3"))
-            assert await stage.converger.apply_event()
-            await stage.converger.converge()
-            assert stage.mtu == 1420
-
-        await stage.during(script)
-
-    run_virtual(main())
-
-
-def test_configured_mtu_does_not_follow() -> None:
-    async def main() -> None:
-        stage = Stage(peer(2, endpoint="198.51.100.7:1"), mtu=1380)
-        stage.kernel.ways[NARROW] = 1400
+        assert sum(isinstance(change, PutPeer) for change in stage.kernel.applied[applied:]) == 2
+        stage.node.fold(PeerRemoved("n_3"))
+        assert await stage.converger.apply_event()
         await stage.converger.converge()
-        assert stage.mtu == 1380
+        assert stage.mtu == 1420
 
-    run_virtual(main())
+    await stage.during(script)
+
+
+async def test_configured_mtu_does_not_follow() -> None:
+    stage = Stage(peer(2, endpoint="198.51.100.7:1"), mtu=1380)
+    stage.kernel.ways[NARROW] = 1400
+    await stage.converger.converge()
+    assert stage.mtu == 1380
 
 
 # IPv6
 
 
-def test_host_without_ipv6_is_told_once_and_everything_else_works() -> None:
-    async def main() -> None:
+@pytest.mark.virtual_time
+async def test_host_without_ipv6_is_told_once_and_everything_else_works() -> None:
+    with capture_logs() as lines:
         stage = Stage(IPV6_PEER, peer(3))
         stage.kernel.switch_ipv6(on=False)
         assert (await stage.converger.converge()).failed == 0
@@ -137,16 +130,14 @@ def test_host_without_ipv6_is_told_once_and_everything_else_works() -> None:
         assert await stage.converger.apply_event()
         assert stage.routes == {"10.100.0.2/32", "10.100.0.3/32", "10.100.0.4/32"}
         assert stage.conditions == set()
-
-    with capture_logs() as lines:
-        run_virtual(main())
     assert [line["detail"] for line in lines if line["log_level"] in {"warning", "error"}] == [
         "this host has no IPv6: none of it is routed"
     ]
 
 
-def test_ipv6_that_is_switched_off_and_on_again_is_followed_without_a_failed_change() -> None:
-    async def main() -> None:
+@pytest.mark.virtual_time
+async def test_ipv6_that_is_switched_off_and_on_again_is_followed_without_a_failed_change() -> None:
+    with capture_logs() as lines:
         stage = Stage(IPV6_PEER)
 
         async def script() -> None:
@@ -160,14 +151,12 @@ def test_ipv6_that_is_switched_off_and_on_again_is_followed_without_a_failed_cha
             assert stage.conditions == set()
 
         await stage.during(script)
-
-    with capture_logs() as lines:
-        run_virtual(main())
     assert [line for line in lines if line["log_level"] == "error"] == []
 
 
-def test_mesh_address_without_ipv6_is_one_line_and_one_condition_until_there_is_some() -> None:
-    async def main() -> None:
+@pytest.mark.virtual_time
+async def test_mesh_address_without_ipv6_is_one_line_and_one_condition_until_there_is_some() -> None:
+    with capture_logs() as lines:
         identity = replace(make_identity(), mesh_ip=parse_ip("fd00:100::1"))
         stage = Stage(IPV6_PEER, identity=identity)
         stage.kernel.switch_ipv6(on=False)
@@ -179,21 +168,15 @@ def test_mesh_address_without_ipv6_is_one_line_and_one_condition_until_there_is_
         stage.kernel.switch_ipv6(on=True)
         assert (await stage.converger.converge()).failed == 0
         assert (stage.converger.up.is_set(), stage.conditions) == (True, set())
-
-    with capture_logs() as lines:
-        run_virtual(main())
     assert len([line for line in lines if line["event"] == "mesh failed" and line["log_level"] == "error"]) == 1
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_interface_damaged_below_the_smallest_mtu_of_ipv6_is_no_host_without_it(on: bool) -> None:
-    async def main() -> None:
-        stage = Stage(IPV6_PEER)
-        stage.kernel.ipv6 = on
-        await stage.converger.converge()
-        sound = str(stage.kernel)
-        stage.kernel.set_link(mtu=1000)
-        assert (await stage.converger.converge()).failed == 0
-        assert str(stage.kernel) == sound
-
-    run_virtual(main())
+async def test_interface_damaged_below_the_smallest_mtu_of_ipv6_is_no_host_without_it(on: bool) -> None:
+    stage = Stage(IPV6_PEER)
+    stage.kernel.ipv6 = on
+    await stage.converger.converge()
+    sound = str(stage.kernel)
+    stage.kernel.set_link(mtu=1000)
+    assert (await stage.converger.converge()).failed == 0
+    assert str(stage.kernel) == sound

@@ -38,7 +38,6 @@ from tests.node_harness import (
     signing_text,
     wire_peer,
 )
-from tests.virtual_time import run_virtual
 
 PSK = PresharedKey(bytes([0xA1] * 32))
 ENTRY = DataEntry("motd", "text/plain", '"hello"', 3, "2027-01-15T08:00:00Z")
@@ -254,21 +253,17 @@ def test_event_that_changes_nothing_moves_the_generation() -> None:
     assert after(("peer_removed", {"peer_id": "n_unknown"})).node.generation == 1
 
 
-def test_signing_keys_are_on_disk_before_they_count() -> None:
+async def test_signing_keys_are_on_disk_before_they_count() -> None:
     row = next(row for row in ROWS if row.event_type == "signing_key_rotated")
+    world = World()
+    await world.come_up()
 
-    async def main() -> None:
-        world = World()
-        await world.come_up()
+    def counted() -> None:
+        assert world.done.saved_keys == [ROTATED]
 
-        def counted() -> None:
-            assert world.done.saved_keys == [ROTATED]
-
-        world.node.on_signing_keys.append(counted)
-        await world.handle(row.event_type, row.payload)
-        assert world.node.desired.signing_keys == ROTATED
-
-    asyncio.run(main())
+    world.node.on_signing_keys.append(counted)
+    await world.handle(row.event_type, row.payload)
+    assert world.node.desired.signing_keys == ROTATED
 
 
 NO_KEY = "AAAA"
@@ -353,28 +348,22 @@ def test_event_of_a_feature_that_is_off_is_one_debug_line(row: Row) -> None:
          {"secret_refs": [{"key": "db", "version": 2}]}, "secret_refs"),
     ],
 )  # fmt: skip
-def test_older_state_does_not_undo_a_newer_one(event_type: str, old: Any, new: Any, shown: str) -> None:
-    async def main() -> None:
-        world = World()
-        await world.come_up()
-        await world.handle(event_type, new, EPOCH)
-        newest = world.node.desired
-        await world.handle(event_type, old, EPOCH - 1)
-        assert getattr(world.node.desired, shown) == getattr(newest, shown)
-
-    asyncio.run(main())
+async def test_older_state_does_not_undo_a_newer_one(event_type: str, old: Any, new: Any, shown: str) -> None:
+    world = World()
+    await world.come_up()
+    await world.handle(event_type, new, EPOCH)
+    newest = world.node.desired
+    await world.handle(event_type, old, EPOCH - 1)
+    assert getattr(world.node.desired, shown) == getattr(newest, shown)
 
 
-def test_newer_state_of_the_old_node_does_not_hide_an_older_one_of_the_new() -> None:
-    async def main() -> None:
-        world = World()
-        await world.come_up()
-        await world.handle("node_state_updated", {"metadata": {"v": "old node"}}, EPOCH)
-        world.node.renew(world.node.identity, Desired(), 0.0)
-        await world.handle("node_state_updated", {"metadata": {"v": "new node"}}, EPOCH - 1)
-        assert world.node.desired.metadata == {"v": "new node"}
-
-    asyncio.run(main())
+async def test_newer_state_of_the_old_node_does_not_hide_an_older_one_of_the_new() -> None:
+    world = World()
+    await world.come_up()
+    await world.handle("node_state_updated", {"metadata": {"v": "old node"}}, EPOCH)
+    world.node.renew(world.node.identity, Desired(), 0.0)
+    await world.handle("node_state_updated", {"metadata": {"v": "new node"}}, EPOCH - 1)
+    assert world.node.desired.metadata == {"v": "new node"}
 
 
 def test_data_entry_never_goes_back_in_version() -> None:
@@ -385,28 +374,22 @@ def test_data_entry_never_goes_back_in_version() -> None:
     assert world.node.desired.data["motd"] == ENTRY
 
 
-def test_change_that_the_kernel_refuses_asks_for_a_pull() -> None:
-    async def main() -> None:
-        world = World()
-        await world.come_up()
-        world.kernel.refuse = lambda change: "no" if isinstance(change, PutPeer) else None
-        await world.handle("peer_added", wire_peer(4))
-        assert world.done.pulls.reasons == ["event not applied"]
-        assert "n_4" in world.node.desired.peers
-        assert {finding.condition for finding in world.health.findings()} == {Condition.CHANGES_FAILED}
-
-    asyncio.run(main())
+async def test_change_that_the_kernel_refuses_asks_for_a_pull() -> None:
+    world = World()
+    await world.come_up()
+    world.kernel.refuse = lambda change: "no" if isinstance(change, PutPeer) else None
+    await world.handle("peer_added", wire_peer(4))
+    assert world.done.pulls.reasons == ["event not applied"]
+    assert "n_4" in world.node.desired.peers
+    assert {finding.condition for finding in world.health.findings()} == {Condition.CHANGES_FAILED}
 
 
-def test_kernel_that_does_not_answer_asks_for_a_pull() -> None:
-    async def main() -> None:
-        world = World()
-        await world.come_up()
-        world.kernel.failure = KernelError("gone")
-        await world.handle("peer_removed", {"peer_id": "n_2"})
-        assert world.done.pulls.reasons == ["event not applied"]
-
-    asyncio.run(main())
+async def test_kernel_that_does_not_answer_asks_for_a_pull() -> None:
+    world = World()
+    await world.come_up()
+    world.kernel.failure = KernelError("gone")
+    await world.handle("peer_removed", {"peer_id": "n_2"})
+    assert world.done.pulls.reasons == ["event not applied"]
 
 
 # --- what is refused is answered
@@ -429,113 +412,97 @@ class Answers:
         self.sessions.append((session_id, reason))
 
 
-def test_actions_and_sessions_are_refused_with_their_reasons() -> None:
-    async def main() -> None:
-        answers = Answers()
-        refusals = Rejections(answers, make_node())
-        refusals.refuse_action("x-1")
-        refusals.refuse_session("s-1")
-        task = asyncio.create_task(refusals.run())
-        await asyncio.sleep(1)
-        task.cancel()
-        assert answers.executions == [("x-1", "actions_disabled")]
-        assert answers.sessions == [("s-1", "rejected: disabled")]
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_actions_and_sessions_are_refused_with_their_reasons() -> None:
+    answers = Answers()
+    refusals = Rejections(answers, make_node())
+    refusals.refuse_action("x-1")
+    refusals.refuse_session("s-1")
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(1)
+    task.cancel()
+    assert answers.executions == [("x-1", "actions_disabled")]
+    assert answers.sessions == [("s-1", "rejected: disabled")]
 
 
-def test_refusals_wait_while_the_identity_is_refused() -> None:
-    async def main() -> None:
-        answers, node = Answers(), make_node()
-        node.refuse()
-        refusals = Rejections(answers, node)
-        refusals.refuse_action("x-1")
-        task = asyncio.create_task(refusals.run())
-        await asyncio.sleep(1000)
-        assert answers.executions == []
-        node.accept(node.credential())
-        await asyncio.sleep(1)
-        assert len(answers.executions) == 1
-        task.cancel()
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_refusals_wait_while_the_identity_is_refused() -> None:
+    answers, node = Answers(), make_node()
+    node.refuse()
+    refusals = Rejections(answers, node)
+    refusals.refuse_action("x-1")
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(1000)
+    assert answers.executions == []
+    node.accept(node.credential())
+    await asyncio.sleep(1)
+    assert len(answers.executions) == 1
+    task.cancel()
 
 
-def test_refusal_that_met_a_401_is_delivered_later() -> None:
-    async def main() -> None:
-        answers = Answers(Unauthenticated("401", status=401))
-        refusals = Rejections(answers, make_node())
-        refusals.refuse_action("x-1")
-        refusals.refuse_action("x-2")
-        task = asyncio.create_task(refusals.run())
-        await asyncio.sleep(100)
-        task.cancel()
-        assert [execution_id for execution_id, _ in answers.executions] == ["x-1", "x-2"]
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_refusal_that_met_a_401_is_delivered_later() -> None:
+    answers = Answers(Unauthenticated("401", status=401))
+    refusals = Rejections(answers, make_node())
+    refusals.refuse_action("x-1")
+    refusals.refuse_action("x-2")
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(100)
+    task.cancel()
+    assert [execution_id for execution_id, _ in answers.executions] == ["x-1", "x-2"]
 
 
-def test_refusal_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
-    async def main() -> None:
-        answers = Answers(NotFound("404", status=404))
-        refusals = Rejections(answers, make_node())
-        refusals.refuse_action("x-1")
-        refusals.refuse_action("x-2")
-        task = asyncio.create_task(refusals.run())
-        await asyncio.sleep(100)
-        task.cancel()
-        assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_refusal_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
+    answers = Answers(NotFound("404", status=404))
+    refusals = Rejections(answers, make_node())
+    refusals.refuse_action("x-1")
+    refusals.refuse_action("x-2")
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(100)
+    task.cancel()
+    assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
 
 
-def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them() -> None:
-    async def main() -> World:
-        world = World()
-        await world.come_up()
-        heard: list[Desired] = []
-        world.node.on_entries.append(lambda: heard.append(world.node.desired))
-        await world.handle("node_state_updated", {"data": [WIRE_ENTRY]})
-        await world.handle("node_secrets_updated", {"secret_refs": [{"key": "db", "version": 2}]}, EPOCH + 1)
-        assert len(heard) == 2
-        await world.handle("node_state_updated", {"data": [WIRE_ENTRY]}, EPOCH + 1)
-        await world.handle("peer_removed", {"peer_id": "n_2"})
-        assert len(heard) == 2
-        return world
-
-    world = asyncio.run(main())
+async def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them() -> None:
+    world = World()
+    await world.come_up()
+    heard: list[Desired] = []
+    world.node.on_entries.append(lambda: heard.append(world.node.desired))
+    await world.handle("node_state_updated", {"data": [WIRE_ENTRY]})
+    await world.handle("node_secrets_updated", {"secret_refs": [{"key": "db", "version": 2}]}, EPOCH + 1)
+    assert len(heard) == 2
+    await world.handle("node_state_updated", {"data": [WIRE_ENTRY]}, EPOCH + 1)
+    await world.handle("peer_removed", {"peer_id": "n_2"})
+    assert len(heard) == 2
     assert [set(saved.data) for saved in world.done.saved_entries] == [{"motd"}, {"motd"}]
     assert [dict(saved.secret_refs) for saved in world.done.saved_entries] == [{}, {"db": 2}]
 
 
-def test_what_the_old_node_was_asked_for_is_no_business_of_the_new() -> None:
-    async def main() -> None:
-        answers, node = Answers(), make_node()
-        refusals = Rejections(answers, node)
-        refusals.refuse_action("x-1")
-        node.renew(node.identity, node.desired, 0.0)
-        refusals.refuse_action("x-2")
-        task = asyncio.create_task(refusals.run())
-        await asyncio.sleep(1)
-        task.cancel()
-        assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_what_the_old_node_was_asked_for_is_no_business_of_the_new() -> None:
+    answers, node = Answers(), make_node()
+    refusals = Rejections(answers, node)
+    refusals.refuse_action("x-1")
+    node.renew(node.identity, node.desired, 0.0)
+    refusals.refuse_action("x-2")
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(1)
+    task.cancel()
+    assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
 
 
-def test_action_is_answered_while_sessions_wait_for_the_control_plane() -> None:
+@pytest.mark.virtual_time
+async def test_action_is_answered_while_sessions_wait_for_the_control_plane() -> None:
     class Slow(Answers):
         async def report_session_closed(self, session_id: str, reason: str) -> None:
             await asyncio.Event().wait()
 
-    async def main() -> None:
-        answers = Slow()
-        refusals = Rejections(answers, make_node())
-        refusals.refuse_session("s-1")
-        refusals.refuse_action("x-1")
-        task = asyncio.create_task(refusals.run())
-        await asyncio.sleep(1)
-        task.cancel()
-        assert [execution_id for execution_id, _ in answers.executions] == ["x-1"]
-
-    run_virtual(main())
+    answers = Slow()
+    refusals = Rejections(answers, make_node())
+    refusals.refuse_session("s-1")
+    refusals.refuse_action("x-1")
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(1)
+    task.cancel()
+    assert [execution_id for execution_id, _ in answers.executions] == ["x-1"]

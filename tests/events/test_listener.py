@@ -118,29 +118,22 @@ GONE = Transient("events: connection to the control plane failed")
 # --- Last-Event-ID
 
 
-def test_every_connection_but_the_first_is_told_as_a_reconnection() -> None:
-    async def main() -> tuple[Watched, list[float]]:
-        watched = Watched(lambda n: [1.0] if n < 3 else [FOREVER])
-        told: list[float] = []
-        watched.listener.on_reconnected.append(lambda: told.append(asyncio.get_running_loop().time()))
-        await watched.run(100)
-        return watched, told
-
-    watched, told = run_virtual(main())
+@pytest.mark.virtual_time
+async def test_every_connection_but_the_first_is_told_as_a_reconnection() -> None:
+    watched = Watched(lambda n: [1.0] if n < 3 else [FOREVER])
+    told: list[float] = []
+    watched.listener.on_reconnected.append(lambda: told.append(asyncio.get_running_loop().time()))
+    await watched.run(100)
     assert [round(at - 0.001, 3) for at in told] == [round(at, 3) for at in watched.streams.times[1:]]
 
 
-def test_every_connection_wakes_what_waits_to_be_delivered() -> None:
+@pytest.mark.virtual_time
+async def test_every_connection_wakes_what_waits_to_be_delivered() -> None:
     """Also the first: after a start without a control plane, reports wait for up to five minutes."""
-
-    async def main() -> tuple[Watched, list[float]]:
-        watched = Watched(lambda n: GONE if n in {1, 2, 4} else [1.0] if n == 3 else [FOREVER])
-        told: list[float] = []
-        watched.listener.on_connected.append(lambda: told.append(asyncio.get_running_loop().time()))
-        await watched.run(100)
-        return watched, told
-
-    watched, told = run_virtual(main())
+    watched = Watched(lambda n: GONE if n in {1, 2, 4} else [1.0] if n == 3 else [FOREVER])
+    told: list[float] = []
+    watched.listener.on_connected.append(lambda: told.append(asyncio.get_running_loop().time()))
+    await watched.run(100)
     attempts = watched.streams.times
     assert [round(at - 0.001, 3) for at in told] == [round(attempts[n], 3) for n in (2, 4)]
 
@@ -252,7 +245,8 @@ def test_reopened_stream_is_there_again_at_once_and_goes_on_behind_the_last_even
     assert watched.streams.open == 0
 
 
-def test_attempt_that_waits_for_an_answer_is_made_anew() -> None:
+@pytest.mark.virtual_time
+async def test_attempt_that_waits_for_an_answer_is_made_anew() -> None:
     """Its connection leads nowhere as well."""
 
     class Silent(Streams):
@@ -263,14 +257,11 @@ def test_attempt_that_waits_for_an_answer_is_made_anew() -> None:
                     await asyncio.sleep(30)
                 yield chunks
 
-    async def main() -> list[float]:
-        watched = Watched(always(FOREVER))
-        streams = watched.listener._control = Silent(always(FOREVER))
-        asyncio.get_running_loop().call_later(5, watched.listener.reopen, "resumed after 600 s")
-        await watched.run(60)
-        return streams.times
-
-    assert run_virtual(main()) == [0, 5]
+    watched = Watched(always(FOREVER))
+    streams = watched.listener._control = Silent(always(FOREVER))
+    asyncio.get_running_loop().call_later(5, watched.listener.reopen, "resumed after 600 s")
+    await watched.run(60)
+    assert streams.times == [0, 5]
 
 
 def test_reopening_is_no_failure() -> None:
@@ -284,26 +275,23 @@ def test_reopening_is_no_failure() -> None:
     assert watched.pulls.times("polling") == []
 
 
-def test_reopening_waits_for_no_poll() -> None:
+@pytest.mark.virtual_time
+async def test_reopening_waits_for_no_poll() -> None:
     def script(n: int) -> Sequence[Step] | ControlError:
         return GONE if asyncio.get_running_loop().time() < 600 else [FOREVER]
 
-    async def main() -> tuple[Watched, float]:
-        watched = Watched(script)
-        loop = asyncio.get_running_loop()
-        reopened: list[float] = []
+    watched = Watched(script)
+    loop = asyncio.get_running_loop()
+    reopened: list[float] = []
 
-        async def soon_after_the_connection() -> None:
-            await watched.listener.connected.wait()
-            await asyncio.sleep(1)
-            reopened.append(loop.time())
-            watched.listener.reopen("resumed after 600 s")
+    async def soon_after_the_connection() -> None:
+        await watched.listener.connected.wait()
+        await asyncio.sleep(1)
+        reopened.append(loop.time())
+        watched.listener.reopen("resumed after 600 s")
 
-        await watched.run(20, soon_after_the_connection())
-        return watched, reopened[0]
-
-    watched, reopened = run_virtual(main())
-    assert watched.streams.times[-1] == reopened
+    await watched.run(20, soon_after_the_connection())
+    assert watched.streams.times[-1] == reopened[0]
     assert not watched.stream_is_down
 
 
@@ -430,86 +418,73 @@ def test_forbidden_stream_comes_back_when_it_is_allowed() -> None:
     assert not watched.stream_is_down
 
 
-def test_401_waits_a_minute_while_the_heartbeat_finds_out() -> None:
-    async def main() -> Watched:
-        watched = Watched(refusing(Unauthenticated("401", status=401)))
-        await watched.run(150)
-        return watched
-
-    assert run_virtual(main()).streams.times == pytest.approx([0, 60, 120], abs=1)
+@pytest.mark.virtual_time
+async def test_401_waits_a_minute_while_the_heartbeat_finds_out() -> None:
+    watched = Watched(refusing(Unauthenticated("401", status=401)))
+    await watched.run(150)
+    assert watched.streams.times == pytest.approx([0, 60, 120], abs=1)
 
 
-def test_refused_identity_closes_the_stream_and_an_accepted_one_opens_it_at_once() -> None:
-    async def main() -> Watched:
-        watched = Watched(lambda _: [FOREVER])
+@pytest.mark.virtual_time
+async def test_refused_identity_closes_the_stream_and_an_accepted_one_opens_it_at_once() -> None:
+    watched = Watched(lambda _: [FOREVER])
 
-        async def refuse_and_accept() -> None:
-            await asyncio.sleep(5)
-            watched.node.refuse()
-            await asyncio.sleep(5)
-            assert not watched.listener.connected.is_set()
-            watched.node.accept(watched.node.credential())
+    async def refuse_and_accept() -> None:
+        await asyncio.sleep(5)
+        watched.node.refuse()
+        await asyncio.sleep(5)
+        assert not watched.listener.connected.is_set()
+        watched.node.accept(watched.node.credential())
 
-        await watched.run(20, refuse_and_accept())
-        return watched
-
-    assert run_virtual(main()).streams.times == pytest.approx([0, 10], abs=0.1)
+    await watched.run(20, refuse_and_accept())
+    assert watched.streams.times == pytest.approx([0, 10], abs=0.1)
 
 
 # --- another identity
 
 
-def test_stream_of_the_new_node_begins_where_it_begins() -> None:
+@pytest.mark.virtual_time
+async def test_stream_of_the_new_node_begins_where_it_begins() -> None:
     """No place in the old stream, no nonce of it, and nothing that was waiting to be handled."""
 
-    async def main() -> Watched:
-        async def slow(event: Envelope) -> None:
-            if event.event_id == "slow":
-                await asyncio.Event().wait()
+    async def slow(event: Envelope) -> None:
+        if event.event_id == "slow":
+            await asyncio.Event().wait()
 
-        def script(n: int) -> Sequence[Step]:
-            first = send("policy_updated", event_id="first", nonce="same", sse_id="8")
-            rest = [send("policy_updated", event_id="slow"), send("policy_updated", event_id="waiting")]
-            return [first, *rest, FOREVER] if n == 1 else [first, FOREVER]
+    def script(n: int) -> Sequence[Step]:
+        first = send("policy_updated", event_id="first", nonce="same", sse_id="8")
+        rest = [send("policy_updated", event_id="slow"), send("policy_updated", event_id="waiting")]
+        return [first, *rest, FOREVER] if n == 1 else [first, FOREVER]
 
-        watched = Watched(script, handler=slow)
-        await watched.run(10)
-        watched.node.renew(watched.node.identity, watched.node.desired, 0.0)
-        await watched.run(10)
-        return watched
-
-    watched = run_virtual(main())
+    watched = Watched(script, handler=slow)
+    await watched.run(10)
+    watched.node.renew(watched.node.identity, watched.node.desired, 0.0)
+    await watched.run(10)
     assert watched.streams.replay_from == [None, None]
     assert watched.handled == ["first", "slow", "first"]
 
 
-def test_stream_that_only_failed_goes_on_where_it_was() -> None:
-    async def main() -> Watched:
-        watched = Watched(lambda n: [send("policy_updated", nonce="same", sse_id="8"), FOREVER])
-        await watched.run(10)
-        await watched.run(10)
-        return watched
-
-    watched = run_virtual(main())
+@pytest.mark.virtual_time
+async def test_stream_that_only_failed_goes_on_where_it_was() -> None:
+    watched = Watched(lambda n: [send("policy_updated", nonce="same", sse_id="8"), FOREVER])
+    await watched.run(10)
+    await watched.run(10)
     assert watched.streams.replay_from == [None, "8"]
     assert len(watched.handled) == 1
 
 
-def test_event_under_way_when_the_listener_is_stopped_is_handled_when_it_is_started_again() -> None:
-    async def main() -> Watched:
-        async def slow(event: Envelope) -> None:
-            if event.event_id == "slow" and len(watched.handled) == 2:
-                await asyncio.Event().wait()
+@pytest.mark.virtual_time
+async def test_event_under_way_when_the_listener_is_stopped_is_handled_when_it_is_started_again() -> None:
+    async def slow(event: Envelope) -> None:
+        if event.event_id == "slow" and len(watched.handled) == 2:
+            await asyncio.Event().wait()
 
-        first, under_way, waiting = (
-            send("policy_updated", event_id=name, nonce=name, sse_id=name) for name in ("first", "slow", "waiting")
-        )
-        watched = Watched(lambda n: [first, under_way, waiting, FOREVER] if n == 1 else [FOREVER], handler=slow)
-        await watched.run(10)
-        await watched.run(10)
-        return watched
-
-    watched = run_virtual(main())
+    first, under_way, waiting = (
+        send("policy_updated", event_id=name, nonce=name, sse_id=name) for name in ("first", "slow", "waiting")
+    )
+    watched = Watched(lambda n: [first, under_way, waiting, FOREVER] if n == 1 else [FOREVER], handler=slow)
+    await watched.run(10)
+    await watched.run(10)
     assert watched.streams.replay_from == [None, "waiting"]
     assert watched.handled == ["first", "slow", "slow", "waiting"]
     assert watched.pulls.reasons == ["stream connected", "interrupted event", "stream connected"]
@@ -518,28 +493,26 @@ def test_event_under_way_when_the_listener_is_stopped_is_handled_when_it_is_star
 # --- what status tells
 
 
-def test_contact_follows_the_stream() -> None:
+@pytest.mark.virtual_time
+async def test_contact_follows_the_stream() -> None:
     def script(_: int) -> Sequence[Step] | ControlError:
         now = asyncio.get_running_loop().time()
         if now < 10:
             return [send("policy_updated"), 60.0]
         return GONE if now < 600 else [b": hello\n\n", FOREVER]
 
-    async def main() -> list[tuple[str, int, bool]]:
-        watched = Watched(script)
-        contact = watched.node.contact
-        seen: list[tuple[str, int, bool]] = []
+    watched = Watched(script)
+    contact = watched.node.connection
+    seen: list[tuple[str, int, bool]] = []
 
-        async def look() -> None:
-            for wait in (0, 5, 100, 300, 265):
-                await asyncio.sleep(wait)
-                seen.append((contact.stream.value, contact.reconnects, contact.last_event_at is not None))
+    async def look() -> None:
+        for wait in (0, 5, 100, 300, 265):
+            await asyncio.sleep(wait)
+            seen.append((contact.stream.value, contact.reconnects, contact.last_event_at is not None))
 
-        await watched.run(0, look())
-        seen.append((contact.stream.value, contact.reconnects, contact.last_event_at is not None))
-        return seen
-
-    assert run_virtual(main()) == [
+    await watched.run(0, look())
+    seen.append((contact.stream.value, contact.reconnects, contact.last_event_at is not None))
+    assert seen == [
         ("connecting", 0, False),
         ("connected", 0, True),
         ("connecting", 0, True),
@@ -551,7 +524,7 @@ def test_contact_follows_the_stream() -> None:
 
 def test_forged_event_is_no_news() -> None:
     watched = watch(always(send("policy_updated", key=STRANGER), FOREVER), 5)
-    assert watched.node.contact.last_event_at is None
+    assert watched.node.connection.last_event_at is None
 
 
 # --- polling
@@ -681,42 +654,38 @@ def test_waiting_events_are_all_handled_once_the_handler_is_free() -> None:
     assert watched.handled == [f"e{n}" for n in range(1500)]
 
 
-def test_event_that_found_no_room_before_the_stream_was_closed_is_handled_when_it_comes_again() -> None:
+@pytest.mark.virtual_time
+async def test_event_that_found_no_room_before_the_stream_was_closed_is_handled_when_it_comes_again() -> None:
     """The queue is full behind a slow handler; the reader holds one more, verified, as new keys close the stream."""
+    free = asyncio.Event()
 
-    async def main() -> Watched:
-        free = asyncio.Event()
+    async def slow(event: Envelope) -> None:
+        if event.event_id == "e0":
+            await free.wait()
 
-        async def slow(event: Envelope) -> None:
-            if event.event_id == "e0":
-                await free.wait()
+    sent: list[bytes] = []
 
-        sent: list[bytes] = []
+    def script(n: int) -> Sequence[Step]:
+        if n == 1:
+            sent.extend(sse(envelope("policy_updated", event_id=f"e{i}"), str(i)) for i in range(1026))
+            refused = sse(envelope("policy_updated", key=NEW_KEY, event_id="refused"), "refused")
+            return [sent[0] + refused + b"".join(sent[1:]), FOREVER]
+        return [b"".join(sent), FOREVER]
 
-        def script(n: int) -> Sequence[Step]:
-            if n == 1:
-                sent.extend(sse(envelope("policy_updated", event_id=f"e{i}"), str(i)) for i in range(1026))
-                refused = sse(envelope("policy_updated", key=NEW_KEY, event_id="refused"), "refused")
-                return [sent[0] + refused + b"".join(sent[1:]), FOREVER]
-            return [b"".join(sent), FOREVER]
+    watched = Watched(script, handler=slow)
 
-        watched = Watched(script, handler=slow)
+    async def rotate() -> None:
+        await asyncio.sleep(1)
+        rotate_to_new_key(watched.node)
+        await asyncio.sleep(1)
+        free.set()
 
-        async def rotate() -> None:
-            await asyncio.sleep(1)
-            rotate_to_new_key(watched.node)
-            await asyncio.sleep(1)
-            free.set()
-
-        await watched.run(10, rotate())
-        return watched
-
-    watched = run_virtual(main())
+    await watched.run(10, rotate())
     assert len(watched.streams.attempts) == 2
     assert watched.handled == [f"e{n}" for n in range(1026)]
 
 
-def test_event_being_verified_when_the_stream_is_closed_is_handled_when_it_comes_again(
+async def test_event_being_verified_when_the_stream_is_closed_is_handled_when_it_comes_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A large one is verified in a thread, which does not end with the stream."""
@@ -737,28 +706,24 @@ def test_event_being_verified_when_the_stream_is_closed_is_handled_when_it_comes
             first_over.set()
 
     monkeypatch.setattr(Verifier, "verify", verify_slowly)
+    large = sse(envelope("policy_updated", "x" * OFF_LOOP_CHARACTERS, event_id="large"), "1")
+    refused = sse(envelope("policy_updated", key=NEW_KEY, event_id="refused"), "0")
+    handled = asyncio.Event()
 
-    async def main() -> Watched:
-        large = sse(envelope("policy_updated", "x" * OFF_LOOP_CHARACTERS, event_id="large"), "1")
-        refused = sse(envelope("policy_updated", key=NEW_KEY, event_id="refused"), "0")
-        handled = asyncio.Event()
+    async def note(_: Envelope) -> None:
+        handled.set()
 
-        async def note(_: Envelope) -> None:
-            handled.set()
-
-        watched = Watched(lambda n: [refused + large, FOREVER] if n == 1 else [large, FOREVER], handler=note)
-        watching = asyncio.create_task(watched.listener.run())
-        assert await asyncio.to_thread(entered.wait, 30)
-        rotate_to_new_key(watched.node)
-        await asyncio.sleep(0)  # the stream is told before the thread ends
-        free.set()
-        async with asyncio.timeout(30):
-            await handled.wait()
-        watching.cancel()
-        await asyncio.wait({watching})
-        return watched
-
-    assert asyncio.run(main()).handled == ["large"]
+    watched = Watched(lambda n: [refused + large, FOREVER] if n == 1 else [large, FOREVER], handler=note)
+    watching = asyncio.create_task(watched.listener.run())
+    assert await asyncio.to_thread(entered.wait, 30)
+    rotate_to_new_key(watched.node)
+    await asyncio.sleep(0)  # the stream is told before the thread ends
+    free.set()
+    async with asyncio.timeout(30):
+        await handled.wait()
+    watching.cancel()
+    await asyncio.wait({watching})
+    assert watched.handled == ["large"]
 
 
 # --- signing keys
@@ -774,7 +739,8 @@ def rotate_to_new_key(node: Node) -> None:
     node.fold(SigningKeysRotated(SigningKeys(public(NEW_KEY), public(OLD_KEY), unix_time() + 3600)))
 
 
-def test_new_keys_reopen_the_stream_once_for_what_could_not_be_verified() -> None:
+@pytest.mark.virtual_time
+async def test_new_keys_reopen_the_stream_once_for_what_could_not_be_verified() -> None:
     steps: list[Step] = [
         send("policy_updated", sse_id="1"),
         send("policy_updated", key=NEW_KEY, event_id="missed", sse_id="2"),
@@ -785,36 +751,31 @@ def test_new_keys_reopen_the_stream_once_for_what_could_not_be_verified() -> Non
         replay = send("policy_updated", key=NEW_KEY, event_id="missed", sse_id="2")
         return steps if n == 1 else [replay, FOREVER]
 
-    async def main() -> Watched:
-        watched = Watched(script)
+    watched = Watched(script)
 
-        async def rotate() -> None:
-            await asyncio.sleep(5)
-            rotate_to_new_key(watched.node)
+    async def rotate() -> None:
+        await asyncio.sleep(5)
+        rotate_to_new_key(watched.node)
 
-        await watched.run(60, rotate())
-        return watched
-
-    watched = run_virtual(main())
+    await watched.run(60, rotate())
     assert watched.streams.attempts == [(0, None), (pytest.approx(5, abs=0.1), "1")]
     assert watched.handled[1:] == ["missed"]
 
 
-def test_new_keys_leave_a_stream_alone_that_missed_nothing() -> None:
-    async def main() -> Watched:
-        watched = Watched(always(send("policy_updated"), FOREVER))
+@pytest.mark.virtual_time
+async def test_new_keys_leave_a_stream_alone_that_missed_nothing() -> None:
+    watched = Watched(always(send("policy_updated"), FOREVER))
 
-        async def rotate() -> None:
-            await asyncio.sleep(5)
-            rotate_to_new_key(watched.node)
+    async def rotate() -> None:
+        await asyncio.sleep(5)
+        rotate_to_new_key(watched.node)
 
-        await watched.run(60, rotate())
-        return watched
-
-    assert len(run_virtual(main()).streams.attempts) == 1
+    await watched.run(60, rotate())
+    assert len(watched.streams.attempts) == 1
 
 
-def test_events_right_behind_a_rotation_are_not_lost() -> None:
+@pytest.mark.virtual_time
+async def test_events_right_behind_a_rotation_are_not_lost() -> None:
     """They are read while the rotation is still waiting to be handled, so the old key refuses them at first."""
 
     def script(n: int) -> Sequence[Step]:
@@ -823,17 +784,13 @@ def test_events_right_behind_a_rotation_are_not_lost() -> None:
         behind = sse(envelope("policy_updated", key=NEW_KEY, event_id="behind"), "6")
         return [before + rotation + behind, FOREVER] if n == 1 else [behind, FOREVER]
 
-    async def main() -> Watched:
-        async def handle(event: Envelope) -> None:
-            await asyncio.sleep(0.1)
-            if event.event_id == "rotation":
-                rotate_to_new_key(watched.node)
+    async def handle(event: Envelope) -> None:
+        await asyncio.sleep(0.1)
+        if event.event_id == "rotation":
+            rotate_to_new_key(watched.node)
 
-        watched = Watched(script, handler=handle)
-        await watched.run(30)
-        return watched
-
-    watched = run_virtual(main())
+    watched = Watched(script, handler=handle)
+    await watched.run(30)
     assert watched.handled[-2:] == ["rotation", "behind"]
     assert watched.streams.replay_from == [None, "5"]
 
@@ -851,18 +808,16 @@ def test_refused_events_are_ten_lines_a_minute_and_a_number() -> None:
     assert all("payload" not in line and "signature" not in line for line in refused)
 
 
-def test_rejected_events_are_told_with_their_reason() -> None:
-    async def main() -> list[tuple[str, str, str]]:
-        twice = send("policy_updated")
-        watched = Watched(
-            always(b"data: \xff\n\n", send("policy_updated", key=STRANGER, event_id="ev-9"), twice, twice, FOREVER)
-        )
-        told: list[tuple[str, str, str]] = []
-        watched.listener.on_rejected.append(lambda *what: told.append(what))
-        await watched.run(10)
-        return told
-
-    assert run_virtual(main()) == [("malformed", "", ""), ("bad_signature", "ev-9", "policy_updated")]
+@pytest.mark.virtual_time
+async def test_rejected_events_are_told_with_their_reason() -> None:
+    twice = send("policy_updated")
+    watched = Watched(
+        always(b"data: \xff\n\n", send("policy_updated", key=STRANGER, event_id="ev-9"), twice, twice, FOREVER)
+    )
+    told: list[tuple[str, str, str]] = []
+    watched.listener.on_rejected.append(lambda *what: told.append(what))
+    await watched.run(10)
+    assert told == [("malformed", "", ""), ("bad_signature", "ev-9", "policy_updated")]
 
 
 def test_stale_events_are_expected_right_after_a_connection_only() -> None:

@@ -42,6 +42,8 @@ from tests.node_harness import (
 )
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 END = 3600.0  # of the transition, in the loop's time
 BOTH = SigningKeys(public(NEW_KEY), public(OLD_KEY), EPOCH + END)
 
@@ -173,17 +175,12 @@ def test_transition_that_ended_while_the_node_was_off_is_over(tmp_path: Path) ->
     assert on_disk(tmp_path) == SigningKeys(public(NEW_KEY))
 
 
-def test_node_without_a_key_believes_nobody_until_a_state_brings_one(tmp_path: Path) -> None:
+async def test_node_without_a_key_believes_nobody_until_a_state_brings_one(tmp_path: Path) -> None:
     missed = send("policy_updated", key=NEW_KEY, event_id="missed", sse_id="1")
-
-    async def main() -> Stage:
-        stage = Stage(tmp_path, lambda n: [missed, *each("early"), FOREVER] if n == 1 else [missed, FOREVER])
-        state = state_of(signing_keys=SigningKeys(public(NEW_KEY)))
-        asyncio.get_running_loop().call_at(20, lambda: stage.node.replace(state, unix_time()))
-        await stage.run(30)
-        return stage
-
-    stage = run_virtual(main())
+    stage = Stage(tmp_path, lambda n: [missed, *each("early"), FOREVER] if n == 1 else [missed, FOREVER])
+    state = state_of(signing_keys=SigningKeys(public(NEW_KEY)))
+    asyncio.get_running_loop().call_at(20, lambda: stage.node.replace(state, unix_time()))
+    await stage.run(30)
     assert stage.heard == ["missed"]
     assert len(stage.streams.attempts) == 2
     assert "bad signature" in stage.pulls.reasons

@@ -14,6 +14,8 @@ from tests.node.heartbeats import GONE, REFUSED, UNKNOWN, Beats, Hints, beats, g
 from tests.node_harness import FOREVER, highest, lowest, make_node, middle
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 
 def test_one_401_is_confirmed_by_a_heartbeat_after_5_seconds() -> None:
     watched = beats(50, lambda n: REFUSED if n == 1 else Hints())
@@ -28,25 +30,18 @@ def test_passing_fault_is_a_warning() -> None:
     assert [line["log_level"] for line in lines if line["event"] == "identity confirmed after a refusal"] == ["warning"]
 
 
-def test_401_to_another_call_cuts_the_wait_short() -> None:
-    async def main() -> Beats:
-        watched = Beats()
-        await watched.run(50, (7.0, watched.suspect), (8.0, watched.suspect), (9.0, watched.suspect))
-        return watched
-
-    watched = run_virtual(main())
+async def test_401_to_another_call_cuts_the_wait_short() -> None:
+    watched = Beats()
+    await watched.run(50, (7.0, watched.suspect), (8.0, watched.suspect), (9.0, watched.suspect))
     assert watched.times == [0, 12, 42]
     assert not watched.is_refused
 
 
-def test_401_to_an_older_credential_means_nothing() -> None:
-    async def main() -> Beats:
-        watched = Beats()
-        older = make_node(identity=replace(watched.node.identity, node_key=type(watched.node.credential())("older")))
-        await watched.run(50, (7.0, lambda: watched.node.suspect(older.credential())))
-        return watched
-
-    assert run_virtual(main()).times == [0, 30]
+async def test_401_to_an_older_credential_means_nothing() -> None:
+    watched = Beats()
+    older = make_node(identity=replace(watched.node.identity, node_key=type(watched.node.credential())("older")))
+    await watched.run(50, (7.0, lambda: watched.node.suspect(older.credential())))
+    assert watched.times == [0, 30]
 
 
 @pytest.mark.parametrize("uniform", [lowest, middle, highest])
@@ -55,15 +50,10 @@ def test_confirmation_waits_5_seconds_spread_by_a_quarter(uniform: Callable[[flo
     assert watched.times[1] == pytest.approx(uniform(3.75, 6.25))
 
 
-def test_confirmation_waits_for_a_heartbeat_that_hangs() -> None:
+async def test_confirmation_waits_for_a_heartbeat_that_hangs() -> None:
     """Two at a time are never under way, and its answer is as good as another's."""
-
-    async def main() -> Beats:
-        watched = Beats(takes=20.0)
-        await watched.run(70, (2.0, watched.suspect))
-        return watched
-
-    watched = run_virtual(main())
+    watched = Beats(takes=20.0)
+    await watched.run(70, (2.0, watched.suspect))
     assert watched.times == [0, 30, 60]
     assert not watched.is_refused
 
@@ -185,34 +175,25 @@ def test_404s_of_the_old_identity_do_not_count_against_the_new_one() -> None:
     assert not watched.is_refused
 
 
-def test_answer_to_the_old_identity_says_nothing_of_the_new_one() -> None:
+async def test_answer_to_the_old_identity_says_nothing_of_the_new_one() -> None:
     """A heartbeat under way is the one call that a change of the identity does not end."""
-
-    async def main() -> Beats:
-        watched = Beats(lambda n: Hints() if n == 1 else REFUSED, takes=10)
-        await watched.run(30, (5, watched.renewal._renewed), (6, watched.suspect))
-        return watched
-
-    watched = run_virtual(main())
+    watched = Beats(lambda n: Hints() if n == 1 else REFUSED, takes=10)
+    await watched.run(30, (5, watched.renewal._renewed), (6, watched.suspect))
     assert watched.times == [0, 11]
     assert watched.is_refused
 
 
-def test_heartbeats_rest_while_another_identity_is_being_got() -> None:
+async def test_heartbeats_rest_while_another_identity_is_being_got() -> None:
     """Registering may take minutes; two heartbeats at a time are never under way."""
+    watched = Beats(lambda n: REFUSED if n <= 2 else Hints())
 
-    async def main() -> Beats:
-        watched = Beats(lambda n: REFUSED if n <= 2 else Hints())
+    async def slowly() -> bool:
+        await asyncio.sleep(200)
+        return watched.renewal._renewed()
 
-        async def slowly() -> bool:
-            await asyncio.sleep(200)
-            return watched.renewal._renewed()
-
-        watched.renewal.register = slowly  # type: ignore[method-assign]
-        await watched.run(250)
-        return watched
-
-    assert run_virtual(main()).times == [0, 5, 205, 235]
+    watched.renewal.register = slowly  # type: ignore[method-assign]
+    await watched.run(250)
+    assert watched.times == [0, 5, 205, 235]
 
 
 def test_failed_recovery_is_taken_up_again() -> None:

@@ -29,6 +29,8 @@ from plexd.store.snapshot import SnapshotStore
 from tests.node_harness import OLD_KEY, lowest, middle, public, signing_text, wire_peer
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 TOKEN = "token-of-the-stage"
 NODE_KEY = base64.b64encode(bytes([7] * 32)).decode()
 ANSWER = {
@@ -294,18 +296,15 @@ def test_next_start_offers_the_same_key(tmp_path: Path, token_file: Path) -> Non
     assert len({request["public_key"] for request in registry.requests}) == 1
 
 
-def test_cancelled_attempt_leaves_the_pending_key(tmp_path: Path, token_file: Path) -> None:
-    async def main() -> None:
-        task = asyncio.create_task(attempt(tmp_path, Registry(lambda _: 500)))
-        await asyncio.sleep(20)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    run_virtual(main())
+async def test_cancelled_attempt_leaves_the_pending_key(tmp_path: Path, token_file: Path) -> None:
+    task = asyncio.create_task(attempt(tmp_path, Registry(lambda _: 500)))
+    await asyncio.sleep(20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     pending = key_in(tmp_path / "data/private_key.pending")
     registry = Registry(lambda _: ANSWER)
-    register(tmp_path, registry)
+    await attempt(tmp_path, registry)
     assert registry.requests[0]["public_key"] == pending
 
 

@@ -22,6 +22,8 @@ from tests.fakes import FakeKernel
 from tests.node_harness import EPOCH, OWN_KEY, Asked, make_node, peer, settings_of
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 PSK = PresharedKey(bytes([0xA1] * 32))
 LOST = WireError("the answer was damaged")
 
@@ -112,25 +114,20 @@ def test_rotation_ends_with_the_new_key_on_disk_and_in_the_kernel(tmp_path: Path
     assert stage.node.generation >= 1
 
 
-def test_new_key_is_told_once_it_is_accepted_and_before_it_is_committed(tmp_path: Path) -> None:
+async def test_new_key_is_told_once_it_is_accepted_and_before_it_is_committed(tmp_path: Path) -> None:
     (tmp_path / PRIVATE_KEY).write_text(OWN_KEY.reveal())
+    keeper = Keeper([LOST, ()])
+    stage = Stage(tmp_path, keeper)
+    told: list[PublicKey] = []
 
-    async def main() -> tuple[list[PublicKey], Keeper]:
-        keeper = Keeper([LOST, ()])
-        stage = Stage(tmp_path, keeper)
-        told: list[PublicKey] = []
+    async def tell(key: PublicKey) -> None:
+        assert len(keeper.offered) == 2
+        assert key_in(tmp_path / PENDING_KEY) == key
+        assert key_in(tmp_path / PRIVATE_KEY) == OWN_KEY.public()
+        told.append(key)
 
-        async def tell(key: PublicKey) -> None:
-            assert len(keeper.offered) == 2
-            assert key_in(tmp_path / PENDING_KEY) == key
-            assert key_in(tmp_path / PRIVATE_KEY) == OWN_KEY.public()
-            told.append(key)
-
-        stage.rotation.on_accepted.append(tell)
-        await stage.run(1000, 1)
-        return told, keeper
-
-    told, keeper = run_virtual(main())
+    stage.rotation.on_accepted.append(tell)
+    await stage.run(1000, 1)
     assert told == [keeper.offered[0]] == [key_in(tmp_path / PRIVATE_KEY)]
 
 
@@ -155,16 +152,13 @@ def test_401_does_not_make_a_busy_loop(tmp_path: Path) -> None:
     assert len(set(keeper.offered)) == 1
 
 
-def test_rotation_waits_while_the_identity_is_refused(tmp_path: Path) -> None:
-    async def main() -> None:
-        keeper = Keeper()
-        stage = Stage(tmp_path, keeper)
-        stage.node.refuse()
-        asyncio.get_running_loop().call_at(500, stage.node.accept, stage.node.credential())
-        await stage.run(1000, 1)
-        assert keeper.times == [500]
-
-    run_virtual(main())
+async def test_rotation_waits_while_the_identity_is_refused(tmp_path: Path) -> None:
+    keeper = Keeper()
+    stage = Stage(tmp_path, keeper)
+    stage.node.refuse()
+    asyncio.get_running_loop().call_at(500, stage.node.accept, stage.node.credential())
+    await stage.run(1000, 1)
+    assert keeper.times == [500]
 
 
 def test_request_during_a_rotation_is_absorbed(tmp_path: Path) -> None:
@@ -268,16 +262,13 @@ def test_crash_after_the_rename_starts_with_the_new_key(tmp_path: Path) -> None:
     run_virtual(restart())
 
 
-def test_lost_private_key_is_replaced_at_start(tmp_path: Path) -> None:
-    async def main() -> None:
-        keeper = Keeper()
-        stage = Stage(tmp_path, keeper, replace(make_node().identity, private_key=None))
-        await stage.run(100)
-        assert len(keeper.offered) == 1
-        assert stage.node.identity.private_key is not None
-        assert stage.pulls.reasons == ["key rotation"]
-
-    run_virtual(main())
+async def test_lost_private_key_is_replaced_at_start(tmp_path: Path) -> None:
+    keeper = Keeper()
+    stage = Stage(tmp_path, keeper, replace(make_node().identity, private_key=None))
+    await stage.run(100)
+    assert len(keeper.offered) == 1
+    assert stage.node.identity.private_key is not None
+    assert stage.pulls.reasons == ["key rotation"]
 
 
 def test_kernel_that_refuses_the_new_key_does_not_bring_the_old_one_back(tmp_path: Path) -> None:
@@ -302,14 +293,10 @@ def test_invalid_updated_peer_costs_only_itself(tmp_path: Path) -> None:
     assert set(stage.node.desired.peers) == {"n_2", "n_3"}
 
 
-def test_rotation_asked_of_the_old_node_is_not_done_by_the_new_one(tmp_path: Path) -> None:
+async def test_rotation_asked_of_the_old_node_is_not_done_by_the_new_one(tmp_path: Path) -> None:
     keeper = Keeper()
-
-    async def main() -> None:
-        stage = Stage(tmp_path, keeper)
-        stage.rotation.request("test")
-        stage.node.renew(replace(stage.node.identity, node_id="n_new"), stage.node.desired, 0.0)
-        await stage.run(100)
-
-    run_virtual(main())
+    stage = Stage(tmp_path, keeper)
+    stage.rotation.request("test")
+    stage.node.renew(replace(stage.node.identity, node_id="n_new"), stage.node.desired, 0.0)
+    await stage.run(100)
     assert keeper.offered == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import subprocess
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ def test_kernel_decides_and_counts_as_the_reference_does(wires: Wires, seed: int
 
 
 @pytest.mark.usefixtures("namespace")
-def test_thousand_rules_of_many_shapes_read_the_same_again_and_again() -> None:
+async def test_thousand_rules_of_many_shapes_read_the_same_again_and_again() -> None:
     own = Side(Prefix.host(parse_ip("10.100.1.1")))
     hosts = (bytes([10, 1, number >> 8, number & 255]) for number in range(1000))
     shapes = itertools.product((24, 31, 32), (Protocol.TCP, Protocol.UDP, Protocol.ICMP, Protocol.ANY), Action)
@@ -53,25 +52,21 @@ def test_thousand_rules_of_many_shapes_read_the_same_again_and_again() -> None:
         for number, (host, (length, protocol, action)) in enumerate(zip(hosts, itertools.cycle(shapes), strict=False))
         if protocol is not Protocol.ICMP or number % 2
     ]
-
-    async def read_back() -> set[str | None]:
-        door = Nftables()
-        seen = set()
-        try:
-            for _ in range(2):
-                await door.apply(render(Settings(parse_ip("10.100.1.1"), ("plexd0",)), rules))
-                table = await door.read_table()
-                assert table is not None
-                seen.add(fingerprint(table))
-        finally:
-            await door.close()
-        return seen
-
-    assert len(asyncio.run(read_back())) == 1
+    door = Nftables()
+    seen = set()
+    try:
+        for _ in range(2):
+            await door.apply(render(Settings(parse_ip("10.100.1.1"), ("plexd0",)), rules))
+            table = await door.read_table()
+            assert table is not None
+            seen.add(fingerprint(table))
+    finally:
+        await door.close()
+    assert len(seen) == 1
 
 
 @pytest.mark.usefixtures("namespace")
-def test_table_amended_is_the_table_loaded_anew() -> None:
+async def test_table_amended_is_the_table_loaded_anew() -> None:
     own = Side(Prefix.host(parse_ip("10.100.1.1")))
 
     def wanted(number: int) -> Ruleset:
@@ -83,19 +78,16 @@ def test_table_amended_is_the_table_loaded_anew() -> None:
         ]
         return ruleset(Settings(parse_ip("10.100.1.1"), ("plexd0",)), rules, visible=hosts)
 
-    async def main() -> None:
-        table, door = FirewallTable(), Nftables()
-        for number in range(4):
-            await table.replace(wanted(number))
-            assert await table.observe() == wanted(number).digest
-        assert table.reads == 1  # the others were amendments
-        amended = await door.read_table()
-        await door.apply(wanted(3).document())
-        whole = await door.read_table()
-        assert amended is not None
-        assert whole is not None
-        assert fingerprint(amended) == fingerprint(whole)
-        await table.close()
-        await door.close()
-
-    asyncio.run(main())
+    table, door = FirewallTable(), Nftables()
+    for number in range(4):
+        await table.replace(wanted(number))
+        assert await table.observe() == wanted(number).digest
+    assert table.reads == 1  # the others were amendments
+    amended = await door.read_table()
+    await door.apply(wanted(3).document())
+    whole = await door.read_table()
+    assert amended is not None
+    assert whole is not None
+    assert fingerprint(amended) == fingerprint(whole)
+    await table.close()
+    await door.close()

@@ -69,38 +69,32 @@ def links() -> str:
     return run("ip", "-o", "link", "show")
 
 
-def test_kernel_without_nf_tables_gets_no_interface_until_the_module_is_there(without_nf_tables: None) -> None:
-    async def main() -> None:
-        converger, health, kernel = stage()
-        await converger.converge()
-        (down,) = [f for f in health.findings() if f.condition is Condition.MESH_DOWN]
-        assert "load the module nf_tables" in down.detail
-        assert INTERFACE not in links()
-        await asyncio.to_thread(run, "modprobe", "nf_tables")
-        await asyncio.to_thread(LOADER.write_text, "/sbin/modprobe\n")  # for the parts that tables consist of
-        assert (await converger.converge()).failed == 0
-        assert health.findings() == ()
-        assert INTERFACE in links()
-        await kernel.close()
-
-    asyncio.run(main())
+async def test_kernel_without_nf_tables_gets_no_interface_until_the_module_is_there(without_nf_tables: None) -> None:
+    converger, health, kernel = stage()
+    await converger.converge()
+    (down,) = [f for f in health.findings() if f.condition is Condition.MESH_DOWN]
+    assert "load the module nf_tables" in down.detail
+    assert INTERFACE not in links()
+    await asyncio.to_thread(run, "modprobe", "nf_tables")
+    await asyncio.to_thread(LOADER.write_text, "/sbin/modprobe\n")  # for the parts that tables consist of
+    assert (await converger.converge()).failed == 0
+    assert health.findings() == ()
+    assert INTERFACE in links()
+    await kernel.close()
 
 
-def test_table_is_in_place_and_repaired_and_an_idle_pass_writes_nothing() -> None:
-    async def main() -> None:
-        converger, _, kernel = stage()
-        assert (await converger.converge()).failed == 0
-        table = await asyncio.to_thread(run, "nft", "list", "table", "inet", "plexd")
-        assert "jump mesh" in table
-        writes = kernel.netlink_writes
-        for _ in range(3):
-            assert (await converger.converge()).changed == 0
-        assert kernel.netlink_writes == writes
-        await asyncio.to_thread(run, "nft", "flush", "ruleset")
-        result = await converger.repair()
-        assert [correction.type for correction in result.corrections] == ["firewall_repaired"]
-        again = await asyncio.to_thread(run, "nft", "list", "table", "inet", "plexd")
-        assert again == table
-        await kernel.close()
-
-    asyncio.run(main())
+async def test_table_is_in_place_and_repaired_and_an_idle_pass_writes_nothing() -> None:
+    converger, _, kernel = stage()
+    assert (await converger.converge()).failed == 0
+    table = await asyncio.to_thread(run, "nft", "list", "table", "inet", "plexd")
+    assert "jump mesh" in table
+    writes = kernel.netlink_writes
+    for _ in range(3):
+        assert (await converger.converge()).changed == 0
+    assert kernel.netlink_writes == writes
+    await asyncio.to_thread(run, "nft", "flush", "ruleset")
+    result = await converger.repair()
+    assert [correction.type for correction in result.corrections] == ["firewall_repaired"]
+    again = await asyncio.to_thread(run, "nft", "list", "table", "inet", "plexd")
+    assert again == table
+    await kernel.close()

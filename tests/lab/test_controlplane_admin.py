@@ -147,20 +147,16 @@ def test_order_that_makes_no_sense_is_refused(
     run(tmp_path, test)
 
 
-def test_socket_left_by_a_dead_process_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+async def test_socket_left_by_a_dead_process_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-
-    async def main() -> None:
-        async with LabControlPlane(admin_socket=path):
-            with pytest.raises(ConfigError, match=r"cannot listen on .*admin\.sock: Address already in use"):
-                async with LabControlPlane(admin_socket=path):
-                    pass
-            async with over_socket(path) as admin:
-                assert (await admin.get("/nodes")).json() == []
-
-    asyncio.run(main())
+    async with LabControlPlane(admin_socket=path):
+        with pytest.raises(ConfigError, match=r"cannot listen on .*admin\.sock: Address already in use"):
+            async with LabControlPlane(admin_socket=path):
+                pass
+        async with over_socket(path) as admin:
+            assert (await admin.get("/nodes")).json() == []
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -773,22 +773,18 @@ def test_authority_survives_a_restart(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_state_file_brings_nodes_and_keys_back(tmp_path: Path) -> None:
+async def test_state_file_brings_nodes_and_keys_back(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-
-    async def main() -> None:
-        async with LabControlPlane(state_file=path) as plane, Agent(plane, "alpha") as alpha:
-            await alpha.register()
-            plane.admin.put_secret("alpha", "db", b"s3cret")
-        assert oct(path.stat().st_mode)[-3:] == "600"
-        async with LabControlPlane(state_file=path) as plane:
-            alpha.plane = plane
-            async with httpx.AsyncClient() as alpha.http:
-                state = (await alpha.call(endpoints.STATE)).json()
-            assert state["secret_refs"] == [{"key": "db", "version": 1}]
-            assert state["signing_keys"]["current"] == alpha.identity["signing_public_key"]
-
-    asyncio.run(main())
+    async with LabControlPlane(state_file=path) as plane, Agent(plane, "alpha") as alpha:
+        await alpha.register()
+        plane.admin.put_secret("alpha", "db", b"s3cret")
+    assert oct(path.stat().st_mode)[-3:] == "600"
+    async with LabControlPlane(state_file=path) as plane:
+        alpha.plane = plane
+        async with httpx.AsyncClient() as alpha.http:
+            state = (await alpha.call(endpoints.STATE)).json()
+        assert state["secret_refs"] == [{"key": "db", "version": 1}]
+        assert state["signing_keys"]["current"] == alpha.identity["signing_public_key"]
 
 
 def test_port_in_use_is_one_sentence() -> None:

@@ -28,34 +28,28 @@ def ask(host: str, port: int) -> tuple[Endpoint | None, int]:
         return read_answer(sock.recv(2048), TRANSACTION), sock.getsockname()[1]
 
 
-def test_control_plane_answers_on_every_address_it_was_given() -> None:
-    async def main() -> None:
-        async with LabControlPlane(stun=[("127.0.0.1", 0), ("127.0.0.2", 0), ("::1", 0)]) as plane:
-            for server in plane.stun_servers:
-                seen, own_port = await asyncio.to_thread(ask, server.host, server.port)
-                own = "::1" if server.host == "::1" else "127.0.0.1"
-                # on the loopback network the answering address is also the asking one
-                assert seen in {Endpoint(parse_ip(own), own_port), Endpoint(parse_ip(server.host), own_port)}
-            assert str(plane.stun_servers[2]) == f"[::1]:{plane.stun_servers[2].port}"
-            again = plane.stun_servers[0]
-        async with LabControlPlane(stun=[("127.0.0.1", again.port)]):  # the port is free again
-            pass
-
-    asyncio.run(main())
+async def test_control_plane_answers_on_every_address_it_was_given() -> None:
+    async with LabControlPlane(stun=[("127.0.0.1", 0), ("127.0.0.2", 0), ("::1", 0)]) as plane:
+        for server in plane.stun_servers:
+            seen, own_port = await asyncio.to_thread(ask, server.host, server.port)
+            own = "::1" if server.host == "::1" else "127.0.0.1"
+            # on the loopback network the answering address is also the asking one
+            assert seen in {Endpoint(parse_ip(own), own_port), Endpoint(parse_ip(server.host), own_port)}
+        assert str(plane.stun_servers[2]) == f"[::1]:{plane.stun_servers[2].port}"
+        again = plane.stun_servers[0]
+    async with LabControlPlane(stun=[("127.0.0.1", again.port)]):  # the port is free again
+        pass
 
 
-def test_address_that_is_taken_is_said_and_nothing_keeps_listening() -> None:
-    async def main() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
-            holder.bind(("127.0.0.1", 0))
-            plane = LabControlPlane(stun=[("127.0.0.1", holder.getsockname()[1])])
-            with pytest.raises(ConfigError, match=r"cannot answer STUN on 127\.0\.0\.1:"):
-                async with plane:
-                    pass
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", int(plane.url.rpartition(":")[2]))
-
-    asyncio.run(main())
+async def test_address_that_is_taken_is_said_and_nothing_keeps_listening() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+        holder.bind(("127.0.0.1", 0))
+        plane = LabControlPlane(stun=[("127.0.0.1", holder.getsockname()[1])])
+        with pytest.raises(ConfigError, match=r"cannot answer STUN on 127\.0\.0\.1:"):
+            async with plane:
+                pass
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", int(plane.url.rpartition(":")[2]))
 
 
 def test_command_says_where_it_answers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import re
@@ -76,33 +75,27 @@ async def post(plane: LabControlPlane, identity: dict[str, Any], entries: list[d
         return (await client.post(url, content=raw, headers=headers)).status_code
 
 
-def test_what_was_taken_can_be_looked_at_and_followed(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "admin.sock"
-        async with LabControlPlane(admin_socket=path) as plane, over_socket(path) as admin:
-            identity = await register(plane.url, plane.admin.issue_token(), "alpha")
-            assert await post(plane, identity, numbered(0, 1)) == 202
-            plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=500))
-            assert await post(plane, identity, numbered(2)) == 500  # it never saw these
-            assert await post(plane, identity, numbered(3)) == 202
-            taken = (await admin.get("/nodes/alpha/telemetry/logs")).json()
-            assert [entry["message"] for entry in taken] == ["a 0", "a 1", "a 3"]
-            order = {"pattern": PATTERN, "expected": {"a": 4}}
-            found = (await admin.post("/nodes/alpha/telemetry/follow", json=order)).json()
-            assert found["sources"]["a"]["missing"] == [2]
-            assert found["gaps"] == []
-
-    asyncio.run(main())
+async def test_what_was_taken_can_be_looked_at_and_followed(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with LabControlPlane(admin_socket=path) as plane, over_socket(path) as admin:
+        identity = await register(plane.url, plane.admin.issue_token(), "alpha")
+        assert await post(plane, identity, numbered(0, 1)) == 202
+        plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=500))
+        assert await post(plane, identity, numbered(2)) == 500  # it never saw these
+        assert await post(plane, identity, numbered(3)) == 202
+        taken = (await admin.get("/nodes/alpha/telemetry/logs")).json()
+        assert [entry["message"] for entry in taken] == ["a 0", "a 1", "a 3"]
+        order = {"pattern": PATTERN, "expected": {"a": 4}}
+        found = (await admin.post("/nodes/alpha/telemetry/follow", json=order)).json()
+        assert found["sources"]["a"]["missing"] == [2]
+        assert found["gaps"] == []
 
 
-def test_faults_can_be_for_certain_bodies_only(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with LabControlPlane() as plane:
-            identity = await register(plane.url, plane.admin.issue_token(), "alpha")
-            plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=400, contains="a 7", count=None))
-            plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=413, larger_than=1000, count=None))
-            assert await post(plane, identity, numbered(1, 2)) == 202
-            assert await post(plane, identity, numbered(6, 7)) == 400
-            assert await post(plane, identity, numbered(*range(10, 30))) == 413
-
-    asyncio.run(main())
+async def test_faults_can_be_for_certain_bodies_only(tmp_path: Path) -> None:
+    async with LabControlPlane() as plane:
+        identity = await register(plane.url, plane.admin.issue_token(), "alpha")
+        plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=400, contains="a 7", count=None))
+        plane.admin.inject(Fault(endpoint="logs", effect=Effect.STATUS, status=413, larger_than=1000, count=None))
+        assert await post(plane, identity, numbered(1, 2)) == 202
+        assert await post(plane, identity, numbered(6, 7)) == 400
+        assert await post(plane, identity, numbered(*range(10, 30))) == 413

@@ -49,79 +49,62 @@ async def said(stream: AuditStream, wanted: str) -> tuple[list[str], int]:
     return [text for text in texts if text != "overrun"], texts.count("overrun")
 
 
-def test_records_of_the_kernel_are_heard_in_order(kernel: AuditKernel) -> None:
-    async def scenario() -> None:
-        with AuditStream() as stream:
-            for number in range(300):
-                kernel.say(f"said={number}")
-            texts, overruns = await said(stream, "299")
-            assert texts == [str(number) for number in range(300)]
-            assert overruns == 0
-
-    asyncio.run(scenario())
+async def test_records_of_the_kernel_are_heard_in_order(kernel: AuditKernel) -> None:
+    with AuditStream() as stream:
+        for number in range(300):
+            kernel.say(f"said={number}")
+        texts, overruns = await said(stream, "299")
+        assert texts == [str(number) for number in range(300)]
+        assert overruns == 0
 
 
-def test_what_comes_before_anyone_reads_is_kept(kernel: AuditKernel) -> None:
+async def test_what_comes_before_anyone_reads_is_kept(kernel: AuditKernel) -> None:
     stream = AuditStream()
     kernel.say("said=early")
-
-    async def scenario() -> None:
-        with stream:
-            assert (await said(stream, "early"))[0] == ["early"]
-
-    asyncio.run(scenario())
+    with stream:
+        assert (await said(stream, "early"))[0] == ["early"]
 
 
-def test_an_overrun_is_told_where_it_was(kernel: AuditKernel) -> None:
-    async def scenario() -> None:
-        with AuditStream(buffer_bytes=1 << 14) as stream:
-            for number in range(300):  # nobody reads meanwhile: the loop stands still
-                kernel.say(f"said={number}")
-            kernel.say("said=last")
-            heard: list[str] = []
-            async with asyncio.timeout(DEADLINE):
-                while "overrun" not in heard:
-                    heard += [text_of(item) for item in await stream.read() if text_of(item)]
-            at = heard.index("overrun")
-            assert heard[:at] == [str(number) for number in range(at)]  # the hole is where the marker is
-            assert 0 < at < 300
-            assert str(at) not in heard
-
-    asyncio.run(scenario())
+async def test_an_overrun_is_told_where_it_was(kernel: AuditKernel) -> None:
+    with AuditStream(buffer_bytes=1 << 14) as stream:
+        for number in range(300):  # nobody reads meanwhile: the loop stands still
+            kernel.say(f"said={number}")
+        kernel.say("said=last")
+        heard: list[str] = []
+        async with asyncio.timeout(DEADLINE):
+            while "overrun" not in heard:
+                heard += [text_of(item) for item in await stream.read() if text_of(item)]
+        at = heard.index("overrun")
+        assert heard[:at] == [str(number) for number in range(at)]  # the hole is where the marker is
+        assert 0 < at < 300
+        assert str(at) not in heard
 
 
-def test_a_full_queue_leaves_the_rest_to_the_kernel(kernel: AuditKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_leaves_the_rest_to_the_kernel(kernel: AuditKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "QUEUE_DATAGRAMS", 10)
-
-    async def scenario() -> None:
-        with AuditStream() as stream:
-            for number in range(100):
-                kernel.say(f"said={number}")
-            async with asyncio.timeout(DEADLINE):
-                while is_listening(stream):  # noqa: ASYNC110 - the loop is not to turn in vain meanwhile
-                    await asyncio.sleep(0)
-            first = [text for item in await stream.read() if (text := text_of(item))]
-            assert is_listening(stream)
-            texts, overruns = await said(stream, "99")
-            assert first + texts == [str(number) for number in range(100)]
-            assert overruns == 0
-
-    asyncio.run(scenario())
+    with AuditStream() as stream:
+        for number in range(100):
+            kernel.say(f"said={number}")
+        async with asyncio.timeout(DEADLINE):
+            while is_listening(stream):  # noqa: ASYNC110 - the loop is not to turn in vain meanwhile
+                await asyncio.sleep(0)
+        first = [text for item in await stream.read() if (text := text_of(item))]
+        assert is_listening(stream)
+        texts, overruns = await said(stream, "99")
+        assert first + texts == [str(number) for number in range(100)]
+        assert overruns == 0
 
 
-def test_other_programs_cannot_pretend_to_be_the_kernel(kernel: AuditKernel) -> None:
-    async def scenario() -> None:
-        with AuditStream() as stream:
-            port = stream._socket.getsockname()[0]
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, audit.NETLINK_AUDIT) as other:
-                payload = b"audit(1.000:2): said=forged"
-                message = (16 + len(payload)).to_bytes(4, "little") + (1121).to_bytes(2, "little") + bytes(10) + payload
-                with contextlib.suppress(ConnectionRefusedError, PermissionError):  # the kernel may see to it itself
-                    other.sendto(message, (port, 0))
-            kernel.say("said=genuine")
-            assert (await said(stream, "genuine"))[0] == ["genuine"]
-
-    asyncio.run(scenario())
+async def test_other_programs_cannot_pretend_to_be_the_kernel(kernel: AuditKernel) -> None:
+    with AuditStream() as stream:
+        port = stream._socket.getsockname()[0]
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, audit.NETLINK_AUDIT) as other:
+            payload = b"audit(1.000:2): said=forged"
+            message = (16 + len(payload)).to_bytes(4, "little") + (1121).to_bytes(2, "little") + bytes(10) + payload
+            with contextlib.suppress(ConnectionRefusedError, PermissionError):  # the kernel may see to it itself
+                other.sendto(message, (port, 0))
+        kernel.say("said=genuine")
+        assert (await said(stream, "genuine"))[0] == ["genuine"]
 
 
 def test_without_the_capability_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

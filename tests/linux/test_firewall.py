@@ -208,7 +208,7 @@ def test_table_that_there_is_no_program_to_list_is_not_known_and_stays_in_force(
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_mesh_stays_up_behind_its_table_while_nft_cannot_be_had(
+async def test_mesh_stays_up_behind_its_table_while_nft_cannot_be_had(
     namespace: str, interface: str, monkeypatch: pytest.MonkeyPatch, is_installed: bool
 ) -> None:
     def settings(identity: Identity) -> MeshSettings | None:
@@ -219,35 +219,32 @@ def test_mesh_stays_up_behind_its_table_while_nft_cannot_be_had(
         shown = subprocess.run(["ip", "-o", "link", "show", "dev", interface], check=True, capture_output=True)
         return b",UP," in shown.stdout
 
-    async def main() -> None:
-        own_key = PrivateKey.generate()
-        kernel, node, health = (
-            Kernel(interface, "auto", "wireguard-go"),
-            make_node(identity=make_identity(own_key)),
-            Health(),
-        )
-        converger = Converger(kernel, node, settings, health)
-        try:
-            assert (await converger.converge()).failed == 0
-            assert is_up()
-            await asyncio.to_thread(nft, NEIGHBOUR)
-            before = nft("list", "ruleset")
-            with monkeypatch.context() as patch:
-                if is_installed:
-                    refuse_to_start(patch, errno.EAGAIN)
-                else:
-                    patch.setattr(nftables, "SEARCH_PATH", "/nowhere")
-                assert (await converger.converge()).failed == 1
-            assert is_up()
-            assert nft("list", "ruleset") == before
-            assert [finding.condition for finding in health.findings()] == [Condition.CHANGES_FAILED]
-            result = await converger.converge()
-            assert (result.changed, result.failed, health.findings()) == (0, 0, ())
-        finally:
-            await kernel.tear_down(own_key.public())
-            await kernel.close()
-
-    asyncio.run(main())
+    own_key = PrivateKey.generate()
+    kernel, node, health = (
+        Kernel(interface, "auto", "wireguard-go"),
+        make_node(identity=make_identity(own_key)),
+        Health(),
+    )
+    converger = Converger(kernel, node, settings, health)
+    try:
+        assert (await converger.converge()).failed == 0
+        assert is_up()
+        await asyncio.to_thread(nft, NEIGHBOUR)
+        before = nft("list", "ruleset")
+        with monkeypatch.context() as patch:
+            if is_installed:
+                refuse_to_start(patch, errno.EAGAIN)
+            else:
+                patch.setattr(nftables, "SEARCH_PATH", "/nowhere")
+            assert (await converger.converge()).failed == 1
+        assert is_up()
+        assert nft("list", "ruleset") == before
+        assert [finding.condition for finding in health.findings()] == [Condition.CHANGES_FAILED]
+        result = await converger.converge()
+        assert (result.changed, result.failed, health.findings()) == (0, 0, ())
+    finally:
+        await kernel.tear_down(own_key.public())
+        await kernel.close()
 
 
 def test_kernel_without_nftables_has_no_table_and_says_what_to_load(
@@ -305,33 +302,27 @@ def test_only_changes_of_our_table_are_told(namespace: str, command: str, expect
     play(scene)
 
 
-def test_flushed_ruleset_wakes_the_door(namespace: str, interface: str) -> None:
-    async def main() -> None:
-        kernel = Kernel(interface, "auto", "wireguard-go")
-        (outcome,) = await kernel.apply([ReplaceFirewall(WITH_PEERS)])
-        assert outcome.error is None
-        watch = asyncio.create_task(kernel.watch_firewall())
-        async with asyncio.timeout(10):
-            await kernel.noticed.wait()
-            assert (await kernel.observe()).firewall == WITH_PEERS.digest
-            kernel.noticed.clear()
-            await asyncio.to_thread(nft, "flush ruleset")
-            await kernel.noticed.wait()
-            assert (await kernel.observe()).firewall is None
-        watch.cancel()
-        await asyncio.wait({watch})
-        await kernel.close()
-
-    asyncio.run(main())
+async def test_flushed_ruleset_wakes_the_door(namespace: str, interface: str) -> None:
+    kernel = Kernel(interface, "auto", "wireguard-go")
+    (outcome,) = await kernel.apply([ReplaceFirewall(WITH_PEERS)])
+    assert outcome.error is None
+    watch = asyncio.create_task(kernel.watch_firewall())
+    async with asyncio.timeout(10):
+        await kernel.noticed.wait()
+        assert (await kernel.observe()).firewall == WITH_PEERS.digest
+        kernel.noticed.clear()
+        await asyncio.to_thread(nft, "flush ruleset")
+        await kernel.noticed.wait()
+        assert (await kernel.observe()).firewall is None
+    watch.cancel()
+    await asyncio.wait({watch})
+    await kernel.close()
 
 
-def test_tear_down_removes_the_table_also_without_an_interface(namespace: str, interface: str) -> None:
-    async def main() -> None:
-        kernel = Kernel(interface, "auto", "wireguard-go")
-        await kernel.apply([ReplaceFirewall(WITH_PEERS)])
-        assert await kernel.tear_down(None) == ["inet plexd"]
-        assert await kernel.tear_down(None) == []
-        assert nft("list", "ruleset") == ""
-        await kernel.close()
-
-    asyncio.run(main())
+async def test_tear_down_removes_the_table_also_without_an_interface(namespace: str, interface: str) -> None:
+    kernel = Kernel(interface, "auto", "wireguard-go")
+    await kernel.apply([ReplaceFirewall(WITH_PEERS)])
+    assert await kernel.tear_down(None) == ["inet plexd"]
+    assert await kernel.tear_down(None) == []
+    assert nft("list", "ruleset") == ""
+    await kernel.close()

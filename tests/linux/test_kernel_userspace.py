@@ -123,7 +123,7 @@ def left_behind(interface: str) -> Iterator[None]:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_first_pass_builds_everything_and_second_finds_nothing_to_do(namespace: str, interface: str) -> None:
+async def test_first_pass_builds_everything_and_second_finds_nothing_to_do(namespace: str, interface: str) -> None:
     own = settings(interface)
     wanted = target(
         own,
@@ -133,20 +133,16 @@ def test_first_pass_builds_everything_and_second_finds_nothing_to_do(namespace: 
         peer(4, allowed_ips=(Prefix.parse("fd00:99::4"), Prefix.parse("10.50.0.0/16"))),
         peer(5, endpoint=Endpoint(parse_ip("2001:db8::5"), 4000)),
     )
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, wanted)
-        writes = door.netlink_writes
-        assert await changes_due(door, wanted) == ()
-        assert await door.apply(()) == []
-        assert door.netlink_writes == writes
-        observed = await door.observe()
-        assert observed.link is not None
-        assert observed.link[2:] == (Backend.USERSPACE, "plexd:mesh", 1400, True)
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, wanted)
+    writes = door.netlink_writes
+    assert await changes_due(door, wanted) == ()
+    assert await door.apply(()) == []
+    assert door.netlink_writes == writes
+    observed = await door.observe()
+    assert observed.link is not None
+    assert observed.link[2:] == (Backend.USERSPACE, "plexd:mesh", 1400, True)
+    await door.close()
     shown = wg_dump(interface)
     assert shown == {
         str(each.public_key): [
@@ -188,44 +184,36 @@ def test_first_pass_builds_everything_and_second_finds_nothing_to_do(namespace: 
         "ip link delete {i}",
     ],
 )
-def test_damage_is_healed_by_one_pass(namespace: str, interface: str, sabotage: str) -> None:
+async def test_damage_is_healed_by_one_pass(namespace: str, interface: str, sabotage: str) -> None:
     wanted = target(settings(interface), peer(1), peer(2))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, wanted)
-        run(*sabotage.format(i=interface, p=wanted.peers["n_1"].public_key).split())
-        if "delete {i}" in sabotage:
-            await door.damaged.wait()  # its process ended with it, and is not started again at once
-        assert await changes_due(door, wanted)
-        await converge(door, wanted)
-        assert await changes_due(door, wanted) == ()
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, wanted)
+    run(*sabotage.format(i=interface, p=wanted.peers["n_1"].public_key).split())
+    if "delete {i}" in sabotage:
+        await door.damaged.wait()  # its process ended with it, and is not started again at once
+    assert await changes_due(door, wanted)
+    await converge(door, wanted)
+    assert await changes_due(door, wanted) == ()
+    await door.close()
 
 
-def test_disk_that_hangs_holds_up_no_repair(namespace: str, interface: str) -> None:
+async def test_disk_that_hangs_holds_up_no_repair(namespace: str, interface: str) -> None:
     wanted = target(settings(interface), peer(1))
     free = threading.Event()
-
-    async def scenario() -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        door = kernel(interface)
-        hanging = asyncio.create_task(asyncio.to_thread(free.wait))
-        try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                await converge(door, wanted)
-                run("ip", "address", "flush", "dev", interface)
-                await converge(door, wanted)
-                assert await changes_due(door, wanted) == ()
-            assert not hanging.done()
-        finally:
-            free.set()
-            await hanging
-        await door.close()
-
-    asyncio.run(scenario())
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    door = kernel(interface)
+    hanging = asyncio.create_task(asyncio.to_thread(free.wait))
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await converge(door, wanted)
+            run("ip", "address", "flush", "dev", interface)
+            await converge(door, wanted)
+            assert await changes_due(door, wanted) == ()
+        assert not hanging.done()
+    finally:
+        free.set()
+        await hanging
+    await door.close()
 
 
 def test_packets_go_through_the_tunnel_of_two_nodes(
@@ -276,51 +264,43 @@ def test_packets_go_through_the_tunnel_of_two_nodes(
             asyncio.run(take_down(node))
 
 
-def test_process_that_was_killed_is_started_again_and_configured_anew(namespace: str, interface: str) -> None:
+async def test_process_that_was_killed_is_started_again_and_configured_anew(namespace: str, interface: str) -> None:
     wanted = target(settings(interface), peer(1))
+    door = kernel(interface)
+    await converge(door, wanted)
+    killed = pid_of(interface)
+    os.kill(killed, signal.SIGKILL)
 
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, wanted)
-        killed = pid_of(interface)
-        os.kill(killed, signal.SIGKILL)
+    async def is_gone() -> bool:
+        return (await door.observe()).link is None
 
-        async def is_gone() -> bool:
-            return (await door.observe()).link is None
-
-        await until(is_gone)
-        outcomes = await door.apply(await changes_due(door, wanted))
-        assert outcomes[0].error == "wireguard-go ended; it is started again in 1 s"
-        assert all(outcome.error == outcomes[0].error for outcome in outcomes)
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await door.damaged.wait()
-        door.damaged.clear()
-        await converge(door, wanted)
-        assert await changes_due(door, wanted) == ()
-        assert pid_of(interface) != killed
-        await door.close()
-
-    asyncio.run(scenario())
+    await until(is_gone)
+    outcomes = await door.apply(await changes_due(door, wanted))
+    assert outcomes[0].error == "wireguard-go ended; it is started again in 1 s"
+    assert all(outcome.error == outcomes[0].error for outcome in outcomes)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await door.damaged.wait()
+    door.damaged.clear()
+    await converge(door, wanted)
+    assert await changes_due(door, wanted) == ()
+    assert pid_of(interface) != killed
+    await door.close()
 
 
-def test_link_made_anew_needs_no_waiting_and_is_watched_like_the_first(namespace: str, interface: str) -> None:
+async def test_link_made_anew_needs_no_waiting_and_is_watched_like_the_first(namespace: str, interface: str) -> None:
     """What the agent ended itself did not die."""
     wanted = target(settings(interface), peer(1))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, wanted)
-        first = pid_of(interface)
-        changes = [DeleteLink("test"), *plan(wanted, Observed(), time.time())]
-        assert await door.apply(changes) == [Outcome(change) for change in changes]
-        assert pid_of(interface) != first
-        os.kill(pid_of(interface), signal.SIGKILL)
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await door.damaged.wait()
-        await converge(door, wanted)
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, wanted)
+    first = pid_of(interface)
+    changes = [DeleteLink("test"), *plan(wanted, Observed(), time.time())]
+    assert await door.apply(changes) == [Outcome(change) for change in changes]
+    assert pid_of(interface) != first
+    os.kill(pid_of(interface), signal.SIGKILL)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await door.damaged.wait()
+    await converge(door, wanted)
+    await door.close()
 
 
 def test_next_agent_adopts_the_process_and_watches_it(namespace: str, interface: str) -> None:
@@ -373,100 +353,78 @@ asyncio.run(main())
     assert "listening port: 51820" in run("wg", "show", interface)
 
 
-def test_link_of_somebody_else_is_never_touched(namespace: str, interface: str) -> None:
+async def test_link_of_somebody_else_is_never_touched(namespace: str, interface: str) -> None:
     own = settings(interface)
     run("ip", "link", "add", interface, "mtu", "1234", "type", "bridge")
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        observed = await door.observe()
-        assert observed.link is not None
-        assert observed.link.backend is None
-        with pytest.raises(ForeignLink):
-            plan(target(own), observed, time.time())
-        first, second = await door.apply([CreateLink(own.private_key, PORT, 1400), SetUp()])
-        assert isinstance(first.cause, ForeignLink)
-        assert (
-            first.error == f"{interface} exists already: remove it (ip link delete {interface}) or set mesh.interface"
-        )
-        assert second.error == first.error
-        assert await door.tear_down(own.private_key.public()) == []
-        assert door.netlink_writes == 0
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    observed = await door.observe()
+    assert observed.link is not None
+    assert observed.link.backend is None
+    with pytest.raises(ForeignLink):
+        plan(target(own), observed, time.time())
+    first, second = await door.apply([CreateLink(own.private_key, PORT, 1400), SetUp()])
+    assert isinstance(first.cause, ForeignLink)
+    assert first.error == f"{interface} exists already: remove it (ip link delete {interface}) or set mesh.interface"
+    assert second.error == first.error
+    assert await door.tear_down(own.private_key.public()) == []
+    assert door.netlink_writes == 0
+    await door.close()
     assert "mtu 1234" in run("ip", "link", "show", interface)
 
 
-def test_tun_of_somebody_else_is_never_touched(namespace: str, interface: str) -> None:
+async def test_tun_of_somebody_else_is_never_touched(namespace: str, interface: str) -> None:
     run("ip", "tuntap", "add", interface, "mode", "tun")
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        observed = await door.observe()
-        with pytest.raises(ForeignLink):
-            plan(target(settings(interface)), observed, time.time())
-        (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
-        assert isinstance(outcome.cause, ForeignLink)
-        assert await door.tear_down(PrivateKey.generate().public()) == []
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    observed = await door.observe()
+    with pytest.raises(ForeignLink):
+        plan(target(settings(interface)), observed, time.time())
+    (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
+    assert isinstance(outcome.cause, ForeignLink)
+    assert await door.tear_down(PrivateKey.generate().public()) == []
+    await door.close()
     assert interface in run("ip", "link", "show", interface)
 
 
-def test_busy_port_fails_the_creation_and_leaves_nothing(namespace: str, interface: str) -> None:
+async def test_busy_port_fails_the_creation_and_leaves_nothing(namespace: str, interface: str) -> None:
     wanted = target(settings(interface), peer(1))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind(("127.0.0.1", PORT))
-            outcomes = await door.apply(await changes_due(door, wanted))
-        assert all(isinstance(outcome.cause, PortInUse) for outcome in outcomes)
-        assert {outcome.error for outcome in outcomes} == {
-            "UDP port 51820 is in use by another program: stop it or set mesh.listen_port"
-        }
-        assert (await door.observe()).link is None
-        assert door.netlink_writes == 0
-        await converge(door, wanted)
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", PORT))
+        outcomes = await door.apply(await changes_due(door, wanted))
+    assert all(isinstance(outcome.cause, PortInUse) for outcome in outcomes)
+    assert {outcome.error for outcome in outcomes} == {
+        "UDP port 51820 is in use by another program: stop it or set mesh.listen_port"
+    }
+    assert (await door.observe()).link is None
+    assert door.netlink_writes == 0
+    await converge(door, wanted)
+    await door.close()
 
 
-def test_busy_port_of_a_running_interface_is_told(namespace: str, interface: str) -> None:
+async def test_busy_port_of_a_running_interface_is_told(namespace: str, interface: str) -> None:
     own = settings(interface)
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(own))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind(("0.0.0.0", 51821))
-            (outcome,) = await door.apply(await changes_due(door, target(replace(own, listen_port=51821))))
-        assert isinstance(outcome.cause, PortInUse)
-        assert outcome.error == "UDP port 51821 is in use by another program: stop it or set mesh.listen_port"
-        await converge(door, target(own))
-        assert await changes_due(door, target(own)) == ()
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(own))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("0.0.0.0", 51821))
+        (outcome,) = await door.apply(await changes_due(door, target(replace(own, listen_port=51821))))
+    assert isinstance(outcome.cause, PortInUse)
+    assert outcome.error == "UDP port 51821 is in use by another program: stop it or set mesh.listen_port"
+    await converge(door, target(own))
+    assert await changes_due(door, target(own)) == ()
+    await door.close()
 
 
-def test_a_thousand_peers_go_out_in_a_few_writes_and_come_back_equal(namespace: str, interface: str) -> None:
+async def test_a_thousand_peers_go_out_in_a_few_writes_and_come_back_equal(namespace: str, interface: str) -> None:
     wanted = target(settings(interface), *(peer(number) for number in range(1000)))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(wanted.settings))
-        before = door.netlink_writes
-        await converge(door, replace(wanted, routes=frozenset()))
-        assert door.netlink_writes - before <= 4
-        await converge(door, wanted)
-        assert await changes_due(door, wanted) == ()
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(wanted.settings))
+    before = door.netlink_writes
+    await converge(door, replace(wanted, routes=frozenset()))
+    assert door.netlink_writes - before <= 4
+    await converge(door, wanted)
+    assert await changes_due(door, wanted) == ()
+    await door.close()
     assert len(wg_dump(interface)) == 1000
 
 
@@ -495,31 +453,25 @@ def test_tear_down_leaves_nothing(namespace: str, interface: str) -> None:
     assert run("ip", "route", "show", "table", "all", "proto", "112") == ""
 
 
-def test_interface_without_alias_but_with_our_key_is_taken_down(namespace: str, interface: str) -> None:
+async def test_interface_without_alias_but_with_our_key_is_taken_down(namespace: str, interface: str) -> None:
     own = settings(interface)
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(own))
-        run("ip", "link", "set", interface, "alias", "")
-        assert await door.tear_down(PrivateKey.generate().public()) == []
-        assert await door.tear_down(own.private_key.public()) == [interface]
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(own))
+    run("ip", "link", "set", interface, "alias", "")
+    assert await door.tear_down(PrivateKey.generate().public()) == []
+    assert await door.tear_down(own.private_key.public()) == [interface]
+    await door.close()
 
 
-def test_no_key_in_arguments_or_environment(namespace: str, interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_key_in_arguments_or_environment(
+    namespace: str, interface: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = settings(interface)
     known = peer(1)
     monkeypatch.setenv("PLEXD_BOOTSTRAP_TOKEN", "plx_not-for-children")
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(own, known))
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(own, known))
+    await door.close()
     proc = Path(f"/proc/{pid_of(interface)}")
     shown = (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
     assert b"plx_not-for-children" not in shown
@@ -529,14 +481,10 @@ def test_no_key_in_arguments_or_environment(namespace: str, interface: str, monk
     assert {(proc / "fd" / name).readlink() for name in "012"} == {Path("/dev/null")}
 
 
-def test_missing_program_is_said_with_what_to_install(namespace: str, interface: str) -> None:
-    async def scenario() -> Outcome:
-        door = Kernel(interface, "auto", "wireguard-nowhere")
-        (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
-        await door.close()
-        return outcome
-
-    outcome = asyncio.run(scenario())
+async def test_missing_program_is_said_with_what_to_install(namespace: str, interface: str) -> None:
+    door = Kernel(interface, "auto", "wireguard-nowhere")
+    (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
+    await door.close()
     if outcome.error is None:
         pytest.skip("this kernel has WireGuard")
     assert isinstance(outcome.cause, BackendUnavailable)
@@ -544,32 +492,24 @@ def test_missing_program_is_said_with_what_to_install(namespace: str, interface:
     assert "install wireguard-go" in outcome.error
 
 
-def test_program_that_ends_at_once_is_said(namespace: str, interface: str, tmp_path: Path) -> None:
+async def test_program_that_ends_at_once_is_said(namespace: str, interface: str, tmp_path: Path) -> None:
     broken = tmp_path / "wireguard-broken"
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
-
-    async def scenario() -> None:
-        door = Kernel(interface, "userspace", str(broken))
-        (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
-        assert outcome.error == f"{broken} ended at its start (exit status 3)"
-        await door.close()
-
-    asyncio.run(scenario())
+    door = Kernel(interface, "userspace", str(broken))
+    (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
+    assert outcome.error == f"{broken} ended at its start (exit status 3)"
+    await door.close()
 
 
-def test_socket_left_by_a_killed_process_is_no_obstacle(namespace: str, interface: str) -> None:
+async def test_socket_left_by_a_killed_process_is_no_obstacle(namespace: str, interface: str) -> None:
     directory = Path("/var/run/wireguard")
     directory.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(directory / f"{interface}.sock"))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(settings(interface)))
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(settings(interface)))
+    await door.close()
 
 
 def test_socket_of_another_program_is_said_and_left_alone(namespace: str, interface: str) -> None:
@@ -590,132 +530,108 @@ def test_socket_of_another_program_is_said_and_left_alone(namespace: str, interf
         path.unlink()
 
 
-def test_one_refused_peer_does_not_keep_the_others_out(namespace: str, interface: str) -> None:
+async def test_one_refused_peer_does_not_keep_the_others_out(namespace: str, interface: str) -> None:
     def put(number: int, keepalive: int) -> PutPeer:
         each = peer(number)
         return PutPeer(each.id, each.public_key, True, each.psk, None, keepalive, each.allowed_ips, ("added",))
 
     changes = [put(1, 25), put(2, 70_000), put(3, 25)]
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(settings(interface)))
-        outcomes = await door.apply(changes)
-        assert [outcome.change for outcome in outcomes] == changes
-        assert [outcome.error for outcome in outcomes] == [None, "could not write peer n_2: Invalid argument", None]
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(settings(interface)))
+    outcomes = await door.apply(changes)
+    assert [outcome.change for outcome in outcomes] == changes
+    assert [outcome.error for outcome in outcomes] == [None, "could not write peer n_2: Invalid argument", None]
+    await door.close()
     assert {str(changes[0].public_key), str(changes[2].public_key)} <= wg_dump(interface).keys()
 
 
-def test_changes_to_a_link_that_is_gone_say_so_and_deleting_it_succeeds(namespace: str, interface: str) -> None:
+async def test_changes_to_a_link_that_is_gone_say_so_and_deleting_it_succeeds(namespace: str, interface: str) -> None:
     known = peer(1)
     route = Route(known.allowed_ips[0], None, ROUTE_METRIC)
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        changes: list[Change] = [
-            SetUp(),
-            DeleteLink("test"),
-            AddAddress(Prefix.parse("10.99.0.1")),
-            RemovePeer("n_1", known.public_key),
-            RemovePeer("n_2", known.public_key),
-            AddRoute(route),
-            RemoveRoute(route),
-        ]
-        outcomes = await door.apply(changes)
-        assert [outcome.error for outcome in outcomes] == [
-            f"could not bring the interface up: {interface} is gone",
-            None,
-            f"could not add address 10.99.0.1/32: {interface} is gone",
-            f"could not remove peer n_1: {interface} is gone",
-            f"could not remove peer n_2: {interface} is gone",
-            f"could not add route 10.99.1.1/32: {interface} is gone",
-            f"could not remove route 10.99.1.1/32: {interface} is gone",
-        ]
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    changes: list[Change] = [
+        SetUp(),
+        DeleteLink("test"),
+        AddAddress(Prefix.parse("10.99.0.1")),
+        RemovePeer("n_1", known.public_key),
+        RemovePeer("n_2", known.public_key),
+        AddRoute(route),
+        RemoveRoute(route),
+    ]
+    outcomes = await door.apply(changes)
+    assert [outcome.error for outcome in outcomes] == [
+        f"could not bring the interface up: {interface} is gone",
+        None,
+        f"could not add address 10.99.0.1/32: {interface} is gone",
+        f"could not remove peer n_1: {interface} is gone",
+        f"could not remove peer n_2: {interface} is gone",
+        f"could not add route 10.99.1.1/32: {interface} is gone",
+        f"could not remove route 10.99.1.1/32: {interface} is gone",
+    ]
+    await door.close()
 
 
-def test_everything_may_be_done_twice(namespace: str, interface: str) -> None:
+async def test_everything_may_be_done_twice(namespace: str, interface: str) -> None:
     own = settings(interface)
     known = peer(1)
     address = Prefix.parse("10.77.0.1")
     route = Route(known.allowed_ips[0], own.mesh_ip, ROUTE_METRIC)
     other_route = Route(Prefix.parse("fd00:99::/64"), None, ROUTE_METRIC)
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(own))
-        steps: list[Change] = [
-            AddAddress(address),
-            AddRoute(route),
-            AddRoute(other_route),
-            RemoveRoute(route),
-            RemoveRoute(other_route),
-            RemoveAddress(address),
-            SetUp(),
-        ]
-        for change in steps:
-            for _ in range(2):
-                assert await door.apply([change]) == [Outcome(change)]
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(own))
+    steps: list[Change] = [
+        AddAddress(address),
+        AddRoute(route),
+        AddRoute(other_route),
+        RemoveRoute(route),
+        RemoveRoute(other_route),
+        RemoveAddress(address),
+        SetUp(),
+    ]
+    for change in steps:
+        for _ in range(2):
+            assert await door.apply([change]) == [Outcome(change)]
+    await door.close()
 
 
-def test_endpoint_alone_leaves_psk_and_allowed_ips(namespace: str, interface: str) -> None:
+async def test_endpoint_alone_leaves_psk_and_allowed_ips(namespace: str, interface: str) -> None:
     known = peer(1)
     moved = Endpoint(bytes((192, 0, 2, 200)), 1)
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(settings(interface), known))
-        change = PutPeer(known.id, known.public_key, False, None, moved, None, None, ("endpoint",))
-        assert await door.apply([change]) == [Outcome(change)]
-        device = (await door.observe()).device
-        assert device is not None
-        held = device.peers[known.public_key]
-        assert (held.endpoint, held.psk, held.allowed_ips) == (moved, known.psk, known.allowed_ips)
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(settings(interface), known))
+    change = PutPeer(known.id, known.public_key, False, None, moved, None, None, ("endpoint",))
+    assert await door.apply([change]) == [Outcome(change)]
+    device = (await door.observe()).device
+    assert device is not None
+    held = device.peers[known.public_key]
+    assert (held.endpoint, held.psk, held.allowed_ips) == (moved, known.psk, known.allowed_ips)
+    await door.close()
 
 
-def test_what_is_gone_is_removed_with_success_and_not_updated(namespace: str, interface: str) -> None:
+async def test_what_is_gone_is_removed_with_success_and_not_updated(namespace: str, interface: str) -> None:
     stranger = PublicKey(os.urandom(32))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(settings(interface)))
-        update = PutPeer("n_1", stranger, False, NO_PRESHARED_KEY, None, None, (), ("psk",))
-        outcomes = await door.apply([RemovePeer(None, stranger), update])
-        assert [outcome.error for outcome in outcomes] == [None, None]
-        device = (await door.observe()).device
-        assert device is not None
-        assert device.peers == {}
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(settings(interface)))
+    update = PutPeer("n_1", stranger, False, NO_PRESHARED_KEY, None, None, (), ("psk",))
+    outcomes = await door.apply([RemovePeer(None, stranger), update])
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    device = (await door.observe()).device
+    assert device is not None
+    assert device.peers == {}
+    await door.close()
 
 
-def test_route_of_another_program_is_not_replaced(namespace: str, interface: str) -> None:
+async def test_route_of_another_program_is_not_replaced(namespace: str, interface: str) -> None:
     wanted = target(settings(interface), peer(1), peer(2))
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(wanted.settings))
-        run("ip", "route", "add", "10.99.1.1/32", "dev", "lo", "metric", "2048", "proto", "static")
-        outcomes = await door.apply(await changes_due(door, wanted))
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
-        assert [type(outcome.change) for outcome in failed] == [AddRoute]
-        assert failed[0].error is not None
-        assert failed[0].error.startswith("could not add route 10.99.1.1/32: another program has a route")
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(wanted.settings))
+    run("ip", "route", "add", "10.99.1.1/32", "dev", "lo", "metric", "2048", "proto", "static")
+    outcomes = await door.apply(await changes_due(door, wanted))
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    assert [type(outcome.change) for outcome in failed] == [AddRoute]
+    assert failed[0].error is not None
+    assert failed[0].error.startswith("could not add route 10.99.1.1/32: another program has a route")
+    await door.close()
     assert "10.99.1.1 dev lo proto static" in run("ip", "route")
 
 
@@ -741,7 +657,7 @@ asyncio.run(main())
     )
 
 
-def test_under_systemd_the_program_gets_a_scope_of_its_own(
+async def test_under_systemd_the_program_gets_a_scope_of_its_own(
     namespace: str, interface: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for systemd-run, which becomes the command it is given, as the real one does with --scope."""
@@ -752,13 +668,9 @@ def test_under_systemd_the_program_gets_a_scope_of_its_own(
     monkeypatch.setenv("INVOCATION_ID", "0123456789abcdef0123456789abcdef")
     monkeypatch.setattr(program, "SYSTEMD_RUNNING", tmp_path)
     monkeypatch.setattr(program, "SEARCH_PATH", f"{tmp_path}:{program.SEARCH_PATH}")
-
-    async def scenario() -> None:
-        door = kernel(interface)
-        await converge(door, target(settings(interface)))
-        await door.close()
-
-    asyncio.run(scenario())
+    door = kernel(interface)
+    await converge(door, target(settings(interface)))
+    await door.close()
     path = shutil.which("wireguard-go")
     assert asked.read_text() == (
         f"--scope --quiet --collect --description=WireGuard of {interface}, for plexd -- {path} -f {interface}\n"

@@ -25,16 +25,13 @@ from plexd.wire import models
 REGISTRATION = models.RegisterRequest(token=SecretStr("a token"), public_key="k", hostname="h")
 
 
-def test_names_resolve_as_ever() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        use_own_threads(loop)
-        infos = await loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
-        assert infos[0][4] == ("127.0.0.1", 80)
-        with pytest.raises(socket.gaierror):
-            await loop.getaddrinfo("no-such-name.invalid", 80)
-
-    asyncio.run(main())
+async def test_names_resolve_as_ever() -> None:
+    loop = asyncio.get_running_loop()
+    use_own_threads(loop)
+    infos = await loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
+    assert infos[0][4] == ("127.0.0.1", 80)
+    with pytest.raises(socket.gaierror):
+        await loop.getaddrinfo("no-such-name.invalid", 80)
 
 
 def test_hung_lookups_leave_the_executor_free_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,24 +60,23 @@ def test_hung_lookups_leave_the_executor_free_and_are_bounded(monkeypatch: pytes
     assert ended < 20  # the lookups would have held the executor, and so the end of the loop, for 30
 
 
-def test_shortage_of_threads_costs_the_lookups_it_meets_and_no_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shortage_of_threads_costs_the_lookups_it_meets_and_no_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def main() -> None:
-        use_own_threads(asyncio.get_running_loop())
-        control = ControlPlane("http://localhost:1", ssl.create_default_context())
-        with monkeypatch.context() as shortage:
-            shortage.setattr(threading.Thread, "start", refuse)
-            for _ in range(MAX_LOOKUPS):
-                with pytest.raises(Unresolved, match=r"^localhost does not resolve: .*can't start new thread"):
-                    await look_up("localhost")
-            with pytest.raises(Transient, match="can't start new thread"):
-                await control.register(REGISTRATION, retry_for=0)
-        assert parse_ip("127.0.0.1") in await look_up("localhost")
-        await control.close()
-
-    asyncio.run(main())
+    use_own_threads(asyncio.get_running_loop())
+    control = ControlPlane("http://localhost:1", ssl.create_default_context())
+    with monkeypatch.context() as shortage:
+        shortage.setattr(threading.Thread, "start", refuse)
+        for _ in range(MAX_LOOKUPS):
+            with pytest.raises(Unresolved, match=r"^localhost does not resolve: .*can't start new thread"):
+                await look_up("localhost")
+        with pytest.raises(Transient, match="can't start new thread"):
+            await control.register(REGISTRATION, retry_for=0)
+    assert parse_ip("127.0.0.1") in await look_up("localhost")
+    await control.close()
 
 
 # which of a name's addresses comes first

@@ -61,138 +61,115 @@ def stand_in(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("namespace")
 class TestWithTheKernel:
     @pytest.mark.parametrize("count", [0, 3, 100])
-    def test_table_is_there_when_apply_returns_and_reads_the_same_again_and_again(self, count: int) -> None:
-        async def scenario() -> None:
-            document = render(SETTINGS, rules(count), visible=[parse_ip("10.100.1.2")])
-            async with opened() as door:
-                assert await door.read_table() is None
-                seen = set()
-                for _ in range(3):
-                    await door.apply(document)
-                    table = await door.read_table()
-                    assert table is not None
-                    seen.add(fingerprint(table))
-                assert len(seen) == 1
-                await door.apply(BASELINE)
+    async def test_table_is_there_when_apply_returns_and_reads_the_same_again_and_again(self, count: int) -> None:
+        document = render(SETTINGS, rules(count), visible=[parse_ip("10.100.1.2")])
+        async with opened() as door:
+            assert await door.read_table() is None
+            seen = set()
+            for _ in range(3):
+                await door.apply(document)
                 table = await door.read_table()
                 assert table is not None
-                assert (fingerprint(table) in seen) is False
+                seen.add(fingerprint(table))
+            assert len(seen) == 1
+            await door.apply(BASELINE)
+            table = await door.read_table()
+            assert table is not None
+            assert (fingerprint(table) in seen) is False
 
-        asyncio.run(scenario())
+    async def test_apply_replaces_what_others_did_to_the_table(self) -> None:
+        async with opened() as door:
+            await door.apply(BASELINE)
+            clean = await door.read_table()
+            nft("insert", "rule", "inet", "plexd", "mesh", "accept")
+            dirty = await door.read_table()
+            await door.apply(BASELINE)
+            again = await door.read_table()
+            assert clean is not None
+            assert dirty is not None
+            assert again is not None
+            assert fingerprint(dirty) != fingerprint(clean) == fingerprint(again)
 
-    def test_apply_replaces_what_others_did_to_the_table(self) -> None:
-        async def scenario() -> None:
-            async with opened() as door:
-                await door.apply(BASELINE)
-                clean = await door.read_table()
-                nft("insert", "rule", "inet", "plexd", "mesh", "accept")
-                dirty = await door.read_table()
-                await door.apply(BASELINE)
-                again = await door.read_table()
-                assert clean is not None
-                assert dirty is not None
-                assert again is not None
-                assert fingerprint(dirty) != fingerprint(clean) == fingerprint(again)
+    async def test_refused_transaction_leaves_the_table_as_it_was_and_says_why_in_one_line(self) -> None:
+        async with opened() as door:
+            await door.apply(render(SETTINGS, rules(100)))
+            before = nft("-s", "list", "ruleset")
+            broken: dict[str, Any] = {
+                "nftables": [
+                    *BASELINE["nftables"],
+                    {"add": {"rule": {"family": "inet", "table": "plexd", "chain": "nowhere", "expr": []}}},
+                ]
+            }
+            with pytest.raises(PolicyRejected) as refused:
+                await door.apply(broken)
+            assert "\n" not in str(refused.value)
+            assert "No such file or directory" in str(refused.value)
+            assert nft("-s", "list", "ruleset") == before
 
-        asyncio.run(scenario())
+    async def test_delete_takes_the_table_and_nothing_else_and_succeeds_without_one(self) -> None:
+        nft("add table inet other; add chain inet other c")
+        before = nft("list", "ruleset")
+        async with opened() as door:
+            await door.delete_table()
+            await door.apply(BASELINE)
+            await door.delete_table()
+            assert await door.read_table() is None
+        assert nft("list", "ruleset") == before
 
-    def test_refused_transaction_leaves_the_table_as_it_was_and_says_why_in_one_line(self) -> None:
-        async def scenario() -> None:
-            async with opened() as door:
-                await door.apply(render(SETTINGS, rules(100)))
-                before = nft("-s", "list", "ruleset")
-                broken: dict[str, Any] = {
-                    "nftables": [
-                        *BASELINE["nftables"],
-                        {"add": {"rule": {"family": "inet", "table": "plexd", "chain": "nowhere", "expr": []}}},
-                    ]
-                }
-                with pytest.raises(PolicyRejected) as refused:
-                    await door.apply(broken)
-                assert "\n" not in str(refused.value)
-                assert "No such file or directory" in str(refused.value)
-                assert nft("-s", "list", "ruleset") == before
+    async def test_generation_changes_with_every_change_and_only_then(self) -> None:
+        async with opened() as door:
+            first = door.generation()
+            await door.read_table()
+            assert door.generation() == first
+            await door.apply(BASELINE)
+            second = door.generation()
+            nft("add table ip other")
+            assert len({first, second, door.generation()}) == 3
 
-        asyncio.run(scenario())
-
-    def test_delete_takes_the_table_and_nothing_else_and_succeeds_without_one(self) -> None:
-        async def scenario() -> None:
-            nft("add table inet other; add chain inet other c")
-            before = nft("list", "ruleset")
-            async with opened() as door:
-                await door.delete_table()
-                await door.apply(BASELINE)
-                await door.delete_table()
-                assert await door.read_table() is None
-            assert nft("list", "ruleset") == before
-
-        asyncio.run(scenario())
-
-    def test_generation_changes_with_every_change_and_only_then(self) -> None:
-        async def scenario() -> None:
-            async with opened() as door:
-                first = door.generation()
-                await door.read_table()
-                assert door.generation() == first
-                await door.apply(BASELINE)
-                second = door.generation()
-                nft("add table ip other")
-                assert len({first, second, door.generation()}) == 3
-
-        asyncio.run(scenario())
-
-    def test_watch_wakes_at_its_start_and_at_changes_of_our_table_however_many_rules_they_are(self) -> None:
-        async def scenario() -> None:
-            noticed = asyncio.Event()
-            task = asyncio.create_task(nftables.watch(lambda _: False, noticed))
-            try:
-                async with opened() as door:
-                    await noticed.wait()
-                    changes = (
-                        door.apply(render(SETTINGS, rules(10_000))),  # more than a socket holds
-                        door.apply(BASELINE),
-                        asyncio.to_thread(nft, "flush", "ruleset"),
-                    )
-                    for change in changes:
-                        noticed.clear()
-                        await change
-                        await noticed.wait()
-                    assert not task.done()
-            finally:
-                task.cancel()
-                await asyncio.wait({task})
-
-        asyncio.run(scenario())
-
-    def test_generation_that_is_known_wakes_nobody(self) -> None:
-        async def scenario() -> None:
-            noticed, told = asyncio.Event(), asyncio.Event()
-
-            def is_known(_: int) -> bool:
-                told.set()
-                return True
-
-            task = asyncio.create_task(nftables.watch(is_known, noticed))
+    async def test_watch_wakes_at_its_start_and_at_changes_of_our_table_however_many_rules_they_are(self) -> None:
+        noticed = asyncio.Event()
+        task = asyncio.create_task(nftables.watch(lambda _: False, noticed))
+        try:
             async with opened() as door:
                 await noticed.wait()
-                noticed.clear()
-                await door.apply(BASELINE)
-                await told.wait()
-                assert not noticed.is_set()
+                changes = (
+                    door.apply(render(SETTINGS, rules(10_000))),  # more than a socket holds
+                    door.apply(BASELINE),
+                    asyncio.to_thread(nft, "flush", "ruleset"),
+                )
+                for change in changes:
+                    noticed.clear()
+                    await change
+                    await noticed.wait()
+                assert not task.done()
+        finally:
             task.cancel()
             await asyncio.wait({task})
 
-        asyncio.run(scenario())
+    async def test_generation_that_is_known_wakes_nobody(self) -> None:
+        noticed, told = asyncio.Event(), asyncio.Event()
 
-    def test_change_that_nobody_announces_is_done_when_nft_has_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def is_known(_: int) -> bool:
+            told.set()
+            return True
+
+        task = asyncio.create_task(nftables.watch(is_known, noticed))
+        async with opened() as door:
+            await noticed.wait()
+            noticed.clear()
+            await door.apply(BASELINE)
+            await told.wait()
+            assert not noticed.is_set()
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def test_change_that_nobody_announces_is_done_when_nft_has_ended(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(nftables, "_drain", lambda _: False)
-
-        async def scenario() -> None:
-            async with opened() as door:
-                await door.apply(BASELINE)
-                assert await door.read_table() is not None
-
-        asyncio.run(scenario())
+        async with opened() as door:
+            await door.apply(BASELINE)
+            assert await door.read_table() is not None
 
     def test_without_the_capability_it_says_so(self, tmp_path: Path) -> None:
         """In a process of its own, which gives up what root may do."""
@@ -218,16 +195,12 @@ class TestWithTheKernel:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nftables is for root")
-def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nftables, "_table_handle", lambda _: b"1")
-
-    async def scenario() -> None:
-        async with opened("no-such-nft") as door:
-            for call in (door.apply(BASELINE), door.read_table(), door.delete_table()):
-                with pytest.raises(FirewallUnavailable, match="no-such-nft not found: install the package nftables"):
-                    await call
-
-    asyncio.run(scenario())
+    async with opened("no-such-nft") as door:
+        for call in (door.apply(BASELINE), door.read_table(), door.delete_table()):
+            with pytest.raises(FirewallUnavailable, match="no-such-nft not found: install the package nftables"):
+                await call
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nftables is for root")
@@ -239,19 +212,15 @@ def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     ],
     ids=["no program of this machine", "another nft"],
 )
-def test_program_that_is_none_is_named(
+async def test_program_that_is_none_is_named(
     monkeypatch: pytest.MonkeyPatch, stand_in: Path, program: bytes, error: type[KernelError], says: str
 ) -> None:
     monkeypatch.setattr(nftables, "_table_handle", lambda _: b"1")
     stand_in.write_bytes(program)
-
-    async def scenario() -> None:
-        async with opened(str(stand_in)) as door:
-            with pytest.raises(error, match=says) as raised:
-                await door.read_table()
-            assert type(raised.value) is error
-
-    asyncio.run(scenario())
+    async with opened(str(stand_in)) as door:
+        with pytest.raises(error, match=says) as raised:
+            await door.read_table()
+        assert type(raised.value) is error
 
 
 @pytest.mark.parametrize(
@@ -265,53 +234,41 @@ def test_program_that_is_none_is_named(
         (errno.ENOBUFS, KernelError),
     ],
 )
-def test_what_the_kernel_answers_becomes_what_to_do(
+async def test_what_the_kernel_answers_becomes_what_to_do(
     monkeypatch: pytest.MonkeyPatch, code: int, error: type[KernelError]
 ) -> None:
     def refuse(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(nftables, "NetlinkSocket", refuse)
-
-    async def scenario() -> None:
-        async with opened() as door:
-            for call in (door.apply(BASELINE), door.read_table(), door.delete_table()):
-                with pytest.raises(KernelError) as raised:
-                    await call
-                assert type(raised.value) is error
-            with pytest.raises(error):
-                door.generation()
-
-    asyncio.run(scenario())
+    async with opened() as door:
+        for call in (door.apply(BASELINE), door.read_table(), door.delete_table()):
+            with pytest.raises(KernelError) as raised:
+                await call
+            assert type(raised.value) is error
+        with pytest.raises(error):
+            door.generation()
 
 
 @pytest.mark.namespaces
 @pytest.mark.usefixtures("namespace")
 class TestWithAStandIn:
-    def test_nft_that_does_not_end_is_ended(self, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_nft_that_does_not_end_is_ended(self, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stand_in.write_text("#!/bin/sh\nexec sleep 1000\n")
         monkeypatch.setattr(nftables, "TIMEOUT_SECONDS", 0.2)
+        async with opened(str(stand_in)) as door:
+            with pytest.raises(KernelError, match="did not end"):
+                await door.apply(BASELINE)
 
-        async def scenario() -> None:
-            async with opened(str(stand_in)) as door:
-                with pytest.raises(KernelError, match="did not end"):
-                    await door.apply(BASELINE)
-
-        asyncio.run(scenario())
-
-    def test_long_complaint_is_cut_and_bytes_that_are_no_text_are_replaced(self, stand_in: Path) -> None:
+    async def test_long_complaint_is_cut_and_bytes_that_are_no_text_are_replaced(self, stand_in: Path) -> None:
         stand_in.write_text(
             "#!/bin/sh\nprintf 'Error:\\n  \\377 ' >&2; head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1\n"
         )
-
-        async def scenario() -> None:
-            async with opened(str(stand_in)) as door:
-                with pytest.raises(PolicyRejected) as refused:
-                    await door.apply(BASELINE)
-                assert str(refused.value).startswith("Error: \ufffd xxx")
-                assert len(str(refused.value)) == nftables.MAX_MESSAGE
-
-        asyncio.run(scenario())
+        async with opened(str(stand_in)) as door:
+            with pytest.raises(PolicyRejected) as refused:
+                await door.apply(BASELINE)
+            assert str(refused.value).startswith("Error: \ufffd xxx")
+            assert len(str(refused.value)) == nftables.MAX_MESSAGE
 
     def test_nft_gets_nothing_of_our_environment(self, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PLEXD_SECRET", "s")

@@ -294,20 +294,16 @@ def test_host_whose_addresses_change_is_told(namespace: str, interface: str, com
     watch(interface, script)
 
 
-def test_door_tells_of_damage(namespace: str, interface: str) -> None:
+async def test_door_tells_of_damage(namespace: str, interface: str) -> None:
     ours(interface)
-
-    async def main() -> None:
-        kernel = Kernel(interface, "userspace", "wireguard-go")
-        task = asyncio.create_task(kernel.watch(lambda _: False))
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await kernel.noticed.wait()
-            await kernel.observe(frozenset(), device=False)
-            kernel.noticed.clear()
-            run("ip", "link", "delete", interface)
-            await kernel.noticed.wait()
-        task.cancel()
-        await asyncio.wait({task})
-        await kernel.close()
-
-    asyncio.run(main())
+    kernel = Kernel(interface, "userspace", "wireguard-go")
+    task = asyncio.create_task(kernel.watch(lambda _: False))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await kernel.noticed.wait()
+        await kernel.observe(frozenset(), device=False)
+        kernel.noticed.clear()
+        run("ip", "link", "delete", interface)
+        await kernel.noticed.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await kernel.close()

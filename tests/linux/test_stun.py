@@ -103,25 +103,19 @@ def test_error_answer_ends_the_wait_at_once() -> None:
     assert len(server.came) == 1
 
 
-def test_datagram_of_somebody_else_is_not_received() -> None:
-    async def main() -> None:
-        port = free_port()
-        with PlainChannel(port, Endpoint(LOOPBACK, free_port())) as channel:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-                stranger.sendto(good(bytes(12)), ("127.0.0.1", port))
-            with pytest.raises(BlockingIOError):
-                channel.sock.recv(100)
-
-    asyncio.run(main())
+async def test_datagram_of_somebody_else_is_not_received() -> None:
+    port = free_port()
+    with PlainChannel(port, Endpoint(LOOPBACK, free_port())) as channel:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(good(bytes(12)), ("127.0.0.1", port))
+        with pytest.raises(BlockingIOError):
+            channel.sock.recv(100)
 
 
-def test_server_that_is_down_fails_without_a_wait() -> None:
-    async def main() -> None:
-        with pytest.raises(StunError, match="refused"):
-            async with asyncio.timeout(1):
-                await StunClient(free_port(), PlainChannel).ask(Endpoint(LOOPBACK, free_port()), 5.0)
-
-    asyncio.run(main())
+async def test_server_that_is_down_fails_without_a_wait() -> None:
+    with pytest.raises(StunError, match="refused"):
+        async with asyncio.timeout(1):
+            await StunClient(free_port(), PlainChannel).ask(Endpoint(LOOPBACK, free_port()), 5.0)
 
 
 def test_port_that_is_held_cannot_be_asked_from_by_an_ordinary_socket() -> None:
@@ -132,19 +126,16 @@ def test_port_that_is_held_cannot_be_asked_from_by_an_ordinary_socket() -> None:
             asyncio.run(client.ask(Endpoint(LOOPBACK, 9), 1.0))
 
 
-def test_the_labs_server_keeps_its_port_over_a_break() -> None:
-    async def main() -> None:
-        client = StunClient(free_port(), PlainChannel)
-        async with StunServer("127.0.0.1", 0) as server:
-            at = Endpoint(LOOPBACK, server.port)
-            assert (await client.ask(at, 5.0)).packed == LOOPBACK
-            await server.stop()
-            with pytest.raises(StunError):
-                await client.ask(at, 0.1)
-            await server.start()
-            assert (await client.ask(at, 5.0)).packed == LOOPBACK
-
-    asyncio.run(main())
+async def test_the_labs_server_keeps_its_port_over_a_break() -> None:
+    client = StunClient(free_port(), PlainChannel)
+    async with StunServer("127.0.0.1", 0) as server:
+        at = Endpoint(LOOPBACK, server.port)
+        assert (await client.ask(at, 5.0)).packed == LOOPBACK
+        await server.stop()
+        with pytest.raises(StunError):
+            await client.ask(at, 0.1)
+        await server.start()
+        assert (await client.ask(at, 5.0)).packed == LOOPBACK
 
 
 def test_name_that_does_not_exist_is_unresolved() -> None:
@@ -171,13 +162,10 @@ def held(port: int) -> Iterator[None]:
 @pytest.mark.namespaces
 @pytest.mark.usefixtures("namespace")
 @pytest.mark.parametrize("loopback", [LOOPBACK, LOOPBACK6], ids=["IPv4", "IPv6"])
-def test_held_port_is_asked_from_by_a_raw_socket(loopback: bytes) -> None:
-    async def main() -> None:
-        async with StunServer(format_ip(loopback), 3478):
-            with held(PORT):
-                assert await StunClient(PORT).ask(Endpoint(loopback, 3478), 1.0) == Endpoint(loopback, PORT)
-
-    asyncio.run(main())
+async def test_held_port_is_asked_from_by_a_raw_socket(loopback: bytes) -> None:
+    async with StunServer(format_ip(loopback), 3478):
+        with held(PORT):
+            assert await StunClient(PORT).ask(Endpoint(loopback, 3478), 1.0) == Endpoint(loopback, PORT)
 
 
 @pytest.mark.namespaces

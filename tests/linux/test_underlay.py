@@ -158,44 +158,32 @@ FAR, FAR6, NEAR = "198.51.100.1", "2001:db8:1::1", "192.0.2.7"
         ([DEFAULT], ["192.0.2.1"], 1450),
     ],
 )
-def test_underlay_mtu_is_that_of_the_narrowest_way_to_a_peer(
+async def test_underlay_mtu_is_that_of_the_narrowest_way_to_a_peer(
     links: str, commands: list[str], endpoints: list[str], mtu: int | None
 ) -> None:
     for command in commands:
         ip(links, command)
     wanted = frozenset(map(parse_ip, endpoints))
-
-    async def scenario() -> None:
-        door = Network()
-        assert (await door.observe(links, wanted)).underlay_mtu == mtu
-        assert (await door.observe(links, wanted)).underlay_mtu == mtu  # by what it remembers
-        assert (await door.observe(links)).underlay_mtu is None
-
-    asyncio.run(scenario())
+    door = Network()
+    assert (await door.observe(links, wanted)).underlay_mtu == mtu
+    assert (await door.observe(links, wanted)).underlay_mtu == mtu  # by what it remembers
+    assert (await door.observe(links)).underlay_mtu is None
 
 
-def test_way_through_the_mesh_itself_is_none(links: str) -> None:
+async def test_way_through_the_mesh_itself_is_none(links: str) -> None:
     ip(links, DEFAULT)
     ip(links, "tuntap add {i} mode tun")
     ip(links, "link set {i} mtu 1300 up")
     ip(links, "route add 198.51.100.0/24 dev {i}")
-
-    async def scenario() -> None:
-        assert (await Network().observe(links, frozenset({parse_ip(FAR)}))).underlay_mtu == 1450
-
-    asyncio.run(scenario())
+    assert (await Network().observe(links, frozenset({parse_ip(FAR)}))).underlay_mtu == 1450
 
 
-def test_mtu_of_a_link_is_read_at_every_look(links: str) -> None:
+async def test_mtu_of_a_link_is_read_at_every_look(links: str) -> None:
     ip(links, DEFAULT)
-
-    async def scenario() -> None:
-        door, wanted = Network(), frozenset({parse_ip(FAR)})
-        assert (await door.observe(links, wanted)).underlay_mtu == 1450
-        ip(links, "link set {i}a mtu 1400")
-        assert (await door.observe(links, wanted)).underlay_mtu == 1400
-
-    asyncio.run(scenario())
+    door, wanted = Network(), frozenset({parse_ip(FAR)})
+    assert (await door.observe(links, wanted)).underlay_mtu == 1450
+    ip(links, "link set {i}a mtu 1400")
+    assert (await door.observe(links, wanted)).underlay_mtu == 1400
 
 
 def put(number: int, endpoint: str) -> PutPeer:
@@ -204,26 +192,22 @@ def put(number: int, endpoint: str) -> PutPeer:
     return PutPeer(f"n_{number}", key, True, NO_PRESHARED_KEY, at, 25, (), ("added",))
 
 
-def test_peer_at_the_end_of_a_narrower_way_makes_a_look_due(links: str) -> None:
+async def test_peer_at_the_end_of_a_narrower_way_makes_a_look_due(links: str) -> None:
     ip(links, DEFAULT)
     ip(links, "route add 198.51.100.0/25 dev {i}c")
     ip(links, "route add 198.51.100.128/25 dev {i}d")
-
-    async def scenario() -> None:
-        door = Kernel(links, "userspace", "wireguard-go")
-        await door.apply([put(1, FAR)])
-        assert not door.noticed.is_set()  # nobody asked for the MTU
-        await door.observe(frozenset({parse_ip(NEAR)}), device=False)
-        for endpoint, is_due in (("203.0.113.1", False), ("198.51.100.200", False), (FAR, True), (FAR, False)):
-            door.noticed.clear()
-            await door.apply([put(1, endpoint)])
-            assert door.noticed.is_set() == is_due, endpoint
-            if is_due:
-                wanted = frozenset(map(parse_ip, (NEAR, FAR)))
-                assert (await door.observe(wanted, device=False)).underlay_mtu == 1440
-        await door.close()
-
-    asyncio.run(scenario())
+    door = Kernel(links, "userspace", "wireguard-go")
+    await door.apply([put(1, FAR)])
+    assert not door.noticed.is_set()  # nobody asked for the MTU
+    await door.observe(frozenset({parse_ip(NEAR)}), device=False)
+    for endpoint, is_due in (("203.0.113.1", False), ("198.51.100.200", False), (FAR, True), (FAR, False)):
+        door.noticed.clear()
+        await door.apply([put(1, endpoint)])
+        assert door.noticed.is_set() == is_due, endpoint
+        if is_due:
+            wanted = frozenset(map(parse_ip, (NEAR, FAR)))
+            assert (await door.observe(wanted, device=False)).underlay_mtu == 1440
+    await door.close()
 
 
 def test_peer_that_roamed_to_a_narrower_way_counts(links: str) -> None:

@@ -37,7 +37,7 @@ def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Conditio
             health.set(condition, True)
         node = make_node(health=health)
         for _ in range(passes):
-            node.contact.pass_ended(failed=False, corrections=0)
+            node.connection.pass_ended(failed=False, corrections=0)
         control = ControlPlane("http://127.0.0.1:1", ssl.create_default_context(), transport=httpx.MockTransport(take))
         control.use_identity(lambda: NODE_ID, node.credential, node.suspect)
 

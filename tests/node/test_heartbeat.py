@@ -15,7 +15,8 @@ from plexd.node.capabilities import Capabilities
 from plexd.node.heartbeat import Heartbeat
 from tests.node.heartbeats import GONE, REFUSED, UNKNOWN, Beats, Hints, beats, gaps
 from tests.node_harness import highest, lowest, make_node
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 # --- pace
 
@@ -56,32 +57,23 @@ def test_retry_after_skips_ticks() -> None:
     assert watched.times[:2] == [0, 100]
 
 
-def test_request_sends_one_at_once_and_the_interval_counts_from_there() -> None:
-    async def main() -> Beats:
-        watched = Beats()
-        await watched.run(70, (7.0, watched.heartbeat.request), (7.0, watched.heartbeat.request))
-        return watched
-
-    assert run_virtual(main()).times == [0, 7, 37, 67]
+async def test_request_sends_one_at_once_and_the_interval_counts_from_there() -> None:
+    watched = Beats()
+    await watched.run(70, (7.0, watched.heartbeat.request), (7.0, watched.heartbeat.request))
+    assert watched.times == [0, 7, 37, 67]
 
 
-def test_request_during_a_heartbeat_sends_one_behind_it() -> None:
-    async def main() -> Beats:
-        watched = Beats(takes=10.0)
-        await watched.run(45, (3.0, watched.heartbeat.request))
-        return watched
-
-    assert run_virtual(main()).times == [0, 10, 40]
+async def test_request_during_a_heartbeat_sends_one_behind_it() -> None:
+    watched = Beats(takes=10.0)
+    await watched.run(45, (3.0, watched.heartbeat.request))
+    assert watched.times == [0, 10, 40]
 
 
-def test_request_does_not_overrule_retry_after() -> None:
-    async def main() -> Beats:
-        limited = RateLimited("429", status=429, retry_after=100.0)
-        watched = Beats(lambda n: limited if n == 1 else Hints(), uniform=lowest)
-        await watched.run(110, (3.0, watched.heartbeat.request))
-        return watched
-
-    assert run_virtual(main()).times == [0, 100]
+async def test_request_does_not_overrule_retry_after() -> None:
+    limited = RateLimited("429", status=429, retry_after=100.0)
+    watched = Beats(lambda n: limited if n == 1 else Hints(), uniform=lowest)
+    await watched.run(110, (3.0, watched.heartbeat.request))
+    assert watched.times == [0, 100]
 
 
 # --- flags
@@ -99,31 +91,24 @@ def test_flag_asks_for_a_rotation() -> None:
     assert watched.reconcile.calls == []
 
 
-def test_rotation_is_asked_for_before_the_reconciliation() -> None:
-    async def main() -> list[str]:
-        order: list[str] = []
-        watched = Beats(lambda _: Hints(reconcile=True, rotate_keys=True))
-        heartbeat = Heartbeat(
-            watched.beat, watched.node, 30.0, lambda _: order.append("reconcile"), lambda _: order.append("rotate")
-        )
-        task = asyncio.create_task(heartbeat.run())
-        await asyncio.sleep(1)
-        task.cancel()
-        return order
-
-    assert run_virtual(main()) == ["rotate", "reconcile"]
+async def test_rotation_is_asked_for_before_the_reconciliation() -> None:
+    order: list[str] = []
+    watched = Beats(lambda _: Hints(reconcile=True, rotate_keys=True))
+    heartbeat = Heartbeat(
+        watched.beat, watched.node, 30.0, lambda _: order.append("reconcile"), lambda _: order.append("rotate")
+    )
+    task = asyncio.create_task(heartbeat.run())
+    await asyncio.sleep(1)
+    task.cancel()
+    assert order == ["rotate", "reconcile"]
 
 
-def test_flag_from_before_the_last_rotation_is_stale() -> None:
+async def test_flag_from_before_the_last_rotation_is_stale() -> None:
     """The heartbeat was on its way when the rotation it asks for was finished."""
-
-    async def main() -> Beats:
-        watched = Beats(lambda n: Hints(rotate_keys=n <= 2), takes=2.0)
-        new = replace(watched.node.identity, private_key=PrivateKey(bytes([16] * 32)))
-        await watched.run(40, (1.0, lambda: watched.node.rotate(new)))
-        return watched
-
-    assert run_virtual(main()).rotation.calls == [(32, "heartbeat")]
+    watched = Beats(lambda n: Hints(rotate_keys=n <= 2), takes=2.0)
+    new = replace(watched.node.identity, private_key=PrivateKey(bytes([16] * 32)))
+    await watched.run(40, (1.0, lambda: watched.node.rotate(new)))
+    assert watched.rotation.calls == [(32, "heartbeat")]
 
 
 def test_two_404s_are_nothing() -> None:
@@ -149,16 +134,13 @@ class Told:
 @pytest.mark.parametrize(
     ("errors", "times"), [([], [0]), ([NotFound("404", status=404)], [0]), ([REFUSED, REFUSED], [0, 60, 120])]
 )
-def test_capabilities_are_told_once(errors: list[Exception], times: list[float]) -> None:
-    async def main() -> Told:
-        told = Told(list(errors))
-        task = asyncio.create_task(Capabilities(told, make_node()).run())
-        await asyncio.sleep(1000)
-        assert not task.done()
-        task.cancel()
-        return told
-
-    assert run_virtual(main()).times == times
+async def test_capabilities_are_told_once(errors: list[Exception], times: list[float]) -> None:
+    told = Told(list(errors))
+    task = asyncio.create_task(Capabilities(told, make_node()).run())
+    await asyncio.sleep(1000)
+    assert not task.done()
+    task.cancel()
+    assert told.times == times
 
 
 # --- what status tells
@@ -176,12 +158,12 @@ def test_capabilities_are_told_once(errors: list[Exception], times: list[float])
 )
 def test_contact_knows_how_the_last_heartbeat_went(answer: Hints | Exception, ok: bool) -> None:
     watched = beats(1, lambda _: answer)
-    assert watched.node.contact.last_heartbeat_ok is ok
-    assert watched.node.contact.last_heartbeat_at is not None
+    assert watched.node.connection.last_heartbeat_ok is ok
+    assert watched.node.connection.last_heartbeat_at is not None
 
 
 def test_contact_knows_that_heartbeats_are_taken_again() -> None:
-    assert beats(100, lambda n: GONE if n == 1 else Hints()).node.contact.last_heartbeat_ok is True
+    assert beats(100, lambda n: GONE if n == 1 else Hints()).node.connection.last_heartbeat_ok is True
 
 
 def test_404s_with_other_failures_between_are_not_in_a_row() -> None:
@@ -190,11 +172,8 @@ def test_404s_with_other_failures_between_are_not_in_a_row() -> None:
     assert set(gaps(watched.times)) == {30}
 
 
-def test_new_node_says_at_once_that_it_is_alive_whatever_the_old_one_was_to_wait_for() -> None:
-    async def main() -> Beats:
-        watched = Beats(lambda n: RateLimited("429", status=429, retry_after=300.0) if n == 1 else Hints())
-        other = replace(watched.node.identity, node_id="n_new")
-        await watched.run(50, (40.0, lambda: watched.node.renew(other, watched.node.desired, 0.0)))
-        return watched
-
-    assert run_virtual(main()).times == [0, 40]
+async def test_new_node_says_at_once_that_it_is_alive_whatever_the_old_one_was_to_wait_for() -> None:
+    watched = Beats(lambda n: RateLimited("429", status=429, retry_after=300.0) if n == 1 else Hints())
+    other = replace(watched.node.identity, node_id="n_new")
+    await watched.run(50, (40.0, lambda: watched.node.renew(other, watched.node.desired, 0.0)))
+    assert watched.times == [0, 40]

@@ -8,7 +8,8 @@ import pytest
 
 from plexd.runtime.clocks import Clocks, Reading, gap, read_clocks
 from tests.node_harness import Asked
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 BEFORE = Reading(100.0, 500.0, 1_800_000_000.0)
 
@@ -34,27 +35,24 @@ def test_own_clocks_agree_about_a_moment() -> None:
     assert gap(read_clocks(), read_clocks()) is None
 
 
-def test_gap_is_told_once() -> None:
-    async def main() -> None:
-        asleep = 0.0
+async def test_gap_is_told_once() -> None:
+    asleep = 0.0
 
-        def read() -> Reading:
-            now = asyncio.get_running_loop().time()
-            return Reading(now, now + asleep, now + asleep)
+    def read() -> Reading:
+        now = asyncio.get_running_loop().time()
+        return Reading(now, now + asleep, now + asleep)
 
-        asked = Asked()
-        clocks = Clocks(read)
-        clocks.on_gap.append(asked)
-        task = asyncio.create_task(clocks.run())
-        await asyncio.sleep(61)
-        assert asked.calls == []
-        asleep = 3600.0
-        await asyncio.sleep(60)
-        assert asked.calls == [(62.0, "resumed after 3600 s")]
-        task.cancel()
-        await asyncio.wait({task})
-
-    run_virtual(main())
+    asked = Asked()
+    clocks = Clocks(read)
+    clocks.on_gap.append(asked)
+    task = asyncio.create_task(clocks.run())
+    await asyncio.sleep(61)
+    assert asked.calls == []
+    asleep = 3600.0
+    await asyncio.sleep(60)
+    assert asked.calls == [(62.0, "resumed after 3600 s")]
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def test_who_looks_at_once_knows_of_a_gap_before_the_timer_does() -> None:

@@ -12,6 +12,8 @@ from plexd.errors import ConfigError, FatalError, LocalStateError
 from plexd.runtime.supervisor import Groups, Supervisor
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
@@ -122,17 +124,13 @@ def test_service_that_ran_five_minutes_starts_again_as_quickly_as_at_first() -> 
     assert 301.75 <= service.pauses[4] <= 302.25
 
 
-def test_cancellation_reaches_every_service_and_the_caller() -> None:
+async def test_cancellation_reaches_every_service_and_the_caller() -> None:
     services = [Scripted(live, "a"), Scripted(live, "b")]
-
-    async def main() -> None:
-        task = asyncio.create_task(Supervisor(lambda names: None).run(services))
-        await asyncio.sleep(5)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    run_virtual(main())
+    task = asyncio.create_task(Supervisor(lambda names: None).run(services))
+    await asyncio.sleep(5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert [service.cancelled for service in services] == [True, True]
 
 
@@ -142,31 +140,26 @@ def test_cancellation_ends_a_service_that_waits_for_its_restart() -> None:
     assert service.starts == [0.0]
 
 
-def test_fatal_error_ends_all_and_reaches_the_caller_as_itself() -> None:
+@pytest.mark.virtual_time
+async def test_fatal_error_ends_all_and_reaches_the_caller_as_itself() -> None:
     steady = Scripted(live, "steady")
-
-    async def main() -> None:
-        await Supervisor(lambda names: None).run([Scripted(fail_fatally, "config"), steady, Scripted(fail, "broken")])
-
     with pytest.raises(ConfigError, match="key x is wrong") as caught:
-        run_virtual(main())
+        await Supervisor(lambda names: None).run([Scripted(fail_fatally, "config"), steady, Scripted(fail, "broken")])
     assert caught.value.exit_code == 5
     assert caught.value.__cause__ is None
     assert steady.cancelled
 
 
-def test_first_of_several_fatal_errors_is_the_one_that_is_told() -> None:
+@pytest.mark.virtual_time
+async def test_first_of_several_fatal_errors_is_the_one_that_is_told() -> None:
     async def worse_while_stopping() -> None:
         try:
             await live()
         finally:
             raise LocalStateError("a consequence")
 
-    async def main() -> None:
-        await Supervisor(lambda names: None).run([Scripted(worse_while_stopping, "a"), Scripted(fail_fatally, "b")])
-
     with pytest.raises(FatalError, match="key x is wrong"):
-        run_virtual(main())
+        await Supervisor(lambda names: None).run([Scripted(worse_while_stopping, "a"), Scripted(fail_fatally, "b")])
 
 
 # flapping
@@ -302,37 +295,29 @@ def test_failed_service_is_not_started_again_during_a_pause() -> None:
     assert service.starts == [0, 20.5]
 
 
-def test_stop_during_a_pause_is_a_stop() -> None:
+async def test_stop_during_a_pause_is_a_stop() -> None:
     service = Scripted(live)
-
-    async def main() -> None:
-        supervisor = Supervisor(lambda names: None)
-        task = asyncio.create_task(supervisor.run([service]))
-        await asyncio.sleep(1)
-        async with supervisor.paused():
-            task.cancel()
-            await asyncio.wait({task})
-            assert task.cancelled()
-
-    run_virtual(main())
+    supervisor = Supervisor(lambda names: None)
+    task = asyncio.create_task(supervisor.run([service]))
+    await asyncio.sleep(1)
+    async with supervisor.paused():
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
     assert service.starts == [0]
 
 
-def test_groups_tell_of_all_that_keep_failing_and_forget_those_of_a_group_that_begins_anew() -> None:
+async def test_groups_tell_of_all_that_keep_failing_and_forget_those_of_a_group_that_begins_anew() -> None:
     told: list[frozenset[str]] = []
-
-    async def main() -> None:
-        groups = Groups(told.append)
-        first = groups.start("first", [Scripted(fail, "a")])
-        second = groups.start("second", [Scripted(fail, "b")])
-        await asyncio.sleep(700)
-        first.cancel()
-        await asyncio.wait({first})
-        third = groups.start("first", [Scripted(live, "c")])
-        await asyncio.sleep(1)
-        for task in (second, third):
-            task.cancel()
-        await asyncio.wait({second, third})
-
-    run_virtual(main())
+    groups = Groups(told.append)
+    first = groups.start("first", [Scripted(fail, "a")])
+    second = groups.start("second", [Scripted(fail, "b")])
+    await asyncio.sleep(700)
+    first.cancel()
+    await asyncio.wait({first})
+    third = groups.start("first", [Scripted(live, "c")])
+    await asyncio.sleep(1)
+    for task in (second, third):
+        task.cancel()
+    await asyncio.wait({second, third})
     assert told[-2:] == [{"a", "b"}, {"b"}]

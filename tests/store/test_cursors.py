@@ -13,7 +13,8 @@ from plexd.store import cursors as module
 from plexd.store.cursors import Cursors
 from plexd.store.files import write_whole
 from plexd.store.quarantine import MAX_BYTES, quarantine
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 
 def loaded(directory: Path) -> Cursors:
@@ -28,35 +29,29 @@ def test_first_start_is_known(tmp_path: Path) -> None:
     assert not loaded(tmp_path / "telemetry").is_new
 
 
-def test_positions_come_back(tmp_path: Path) -> None:
-    async def main() -> None:
-        cursors = loaded(tmp_path / "telemetry")
-        assert cursors.register("journald", lambda: {"cursor": "s=1"}) is None
-        saved: list[Any] = []
-        cursors.register("auditd", lambda: {"last_event": "1:2"}, saved.append)
-        assert await cursors.save()
-        assert saved == [{"last_event": "1:2"}]
-
-    asyncio.run(main())
+async def test_positions_come_back(tmp_path: Path) -> None:
+    cursors = loaded(tmp_path / "telemetry")
+    assert cursors.register("journald", lambda: {"cursor": "s=1"}) is None
+    saved: list[Any] = []
+    cursors.register("auditd", lambda: {"last_event": "1:2"}, saved.append)
+    assert await cursors.save()
+    assert saved == [{"last_event": "1:2"}]
     cursors = loaded(tmp_path / "telemetry")
     assert cursors.register("journald", dict) == {"cursor": "s=1"}
     assert (tmp_path / "telemetry" / "cursors.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_position_that_is_registered_during_a_save_is_in_the_next(tmp_path: Path) -> None:
-    async def main() -> None:
-        cursors = loaded(tmp_path / "telemetry")
-        saved: list[str] = []
-        cursors.register("journald", lambda: {"cursor": "s=1"}, lambda _: saved.append("journald"))
-        saving = asyncio.create_task(cursors.save())
-        await asyncio.sleep(0)
-        cursors.register("auditd", lambda: {"last_event": "1:2"}, lambda _: saved.append("auditd"))
-        assert await saving
-        assert saved == ["journald"]
-        assert await cursors.save()
-        assert saved == ["journald", "journald", "auditd"]
-
-    asyncio.run(main())
+async def test_position_that_is_registered_during_a_save_is_in_the_next(tmp_path: Path) -> None:
+    cursors = loaded(tmp_path / "telemetry")
+    saved: list[str] = []
+    cursors.register("journald", lambda: {"cursor": "s=1"}, lambda _: saved.append("journald"))
+    saving = asyncio.create_task(cursors.save())
+    await asyncio.sleep(0)
+    cursors.register("auditd", lambda: {"last_event": "1:2"}, lambda _: saved.append("auditd"))
+    assert await saving
+    assert saved == ["journald"]
+    assert await cursors.save()
+    assert saved == ["journald", "journald", "auditd"]
 
 
 def test_positions_of_a_pipeline_that_is_off_stay(tmp_path: Path) -> None:
@@ -83,34 +78,31 @@ def test_unreadable_file_is_moved_aside(tmp_path: Path, content: bytes) -> None:
     assert kept.read_bytes() == content
 
 
-def test_positions_are_written_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.virtual_time
+async def test_positions_are_written_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
     monkeypatch.setattr(module, "write_whole", lambda _path, raw: writes.append(raw))
-
-    async def main() -> None:
-        cursors = loaded(tmp_path / "telemetry")
-        positions: list[int] = []
-        cursors.register("journald", lambda: len(positions))
-        running = asyncio.create_task(cursors.run())
-        for number in range(30):
-            positions.append(number)
-            cursors.touch()
-            await asyncio.sleep(0.1)
-        await asyncio.sleep(2)
-        running.cancel()
-
-    run_virtual(main())
+    cursors = loaded(tmp_path / "telemetry")
+    positions: list[int] = []
+    cursors.register("journald", lambda: len(positions))
+    running = asyncio.create_task(cursors.run())
+    for number in range(30):
+        positions.append(number)
+        cursors.touch()
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(2)
+    running.cancel()
     assert 3 <= len(writes) <= 5
     assert json.loads(writes[-1])["journald"] == 30
 
 
-def test_disk_that_refuses_is_said_once_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disk_that_refuses_is_said_once_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = write_whole
 
     def refuse(_path: Path, _raw: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    async def main() -> None:
+    with capture_logs() as logs:
         cursors = loaded(tmp_path / "telemetry")
         cursors.register("journald", lambda: 1)
         monkeypatch.setattr(module, "write_whole", refuse)
@@ -122,9 +114,6 @@ def test_disk_that_refuses_is_said_once_and_recovers(tmp_path: Path, monkeypatch
         await asyncio.sleep(2)
         assert cursors.problem == ""
         running.cancel()
-
-    with capture_logs() as logs:
-        run_virtual(main())
     assert [line["event"] for line in logs] == ["positions not saved", "positions saved again"]
     assert json.loads((tmp_path / "telemetry" / "cursors.json").read_bytes())["journald"] == 1
 

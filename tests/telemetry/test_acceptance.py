@@ -24,58 +24,49 @@ from tests.telemetry.harness import Hand, Plane, Stage, body, error, eventually
 from tests.telemetry.test_files import Desk, desk
 from tests.telemetry.test_metrics import Scripted
 from tests.telemetry.test_spooled import Process
-from tests.virtual_time import run_virtual
 
 __all__ = ["desk"]  # a fixture
 
 
-def test_ten_minutes_without_a_control_plane_lose_nothing(desk: Desk) -> None:
+@pytest.mark.virtual_time
+async def test_ten_minutes_without_a_control_plane_lose_nothing(desk: Desk) -> None:
     """T1: 50 lines a second meanwhile, with a window that holds a part of them."""
-
-    async def main() -> None:
-        desk.write()
-        desk.plane.judge = lambda _: error(503)
-        async with desk.life(limits=Limits(1000, 1 << 20, 10.0, 10_000, 16 << 20)) as stage:
-            await asyncio.sleep(2)
-            for second in range(600):
-                desk.write(*range(second * 50, second * 50 + 50))
-                await asyncio.sleep(1)
-            assert stage.pipeline.window.count == 10_000
-            desk.plane.judge = lambda _: None
-            await asyncio.sleep(120)
-            assert stage.pipeline.counters.dropped == {}
-
-    run_virtual(main())
+    desk.write()
+    desk.plane.judge = lambda _: error(503)
+    async with desk.life(limits=Limits(1000, 1 << 20, 10.0, 10_000, 16 << 20)) as stage:
+        await asyncio.sleep(2)
+        for second in range(600):
+            desk.write(*range(second * 50, second * 50 + 50))
+            await asyncio.sleep(1)
+        assert stage.pipeline.window.count == 10_000
+        desk.plane.judge = lambda _: None
+        await asyncio.sleep(120)
+        assert stage.pipeline.counters.dropped == {}
     assert desk.arrived == list(range(30_000))
 
 
-def test_group_that_never_ends_neither_stretches_the_cycle_nor_holds_others_up() -> None:
+@pytest.mark.virtual_time
+async def test_group_that_never_ends_neither_stretches_the_cycle_nor_holds_others_up() -> None:
     """T4."""
-
-    async def main() -> None:
-        stage = Stage(limits=Limits(500, 1 << 20, 1.0, 20_000, 16 << 20))
-        slow, quick = Scripted("latency"), Scripted("system")
-        slow.steps = [1e6] * 10
-        stage.pipeline.sources[:] = [Metrics(stage.pipeline, [slow, quick], 15.0)]
-        async with stage:
-            await asyncio.sleep(62)
-            assert quick.times == slow.times == [0, 15, 30, 45, 60]
-            assert [point["group"] for point in stage.plane.taken].count("system") >= 4
-
-    run_virtual(main())
+    stage = Stage(limits=Limits(500, 1 << 20, 1.0, 20_000, 16 << 20))
+    slow, quick = Scripted("latency"), Scripted("system")
+    slow.steps = [1e6] * 10
+    stage.pipeline.sources[:] = [Metrics(stage.pipeline, [slow, quick], 15.0)]
+    async with stage:
+        await asyncio.sleep(62)
+        assert quick.times == slow.times == [0, 15, 30, 45, 60]
+        assert [point["group"] for point in stage.plane.taken].count("system") >= 4
 
 
-def test_stalled_pipeline_delays_no_other() -> None:
-    async def main() -> None:
-        async with Stage(Plane(seconds=1e9)) as stalled, Stage() as other:
-            await stalled.hand.put(*range(10))
-            await other.hand.put(*range(10))
-            await asyncio.sleep(1)
-            assert stalled.plane.numbers == []
-            assert other.plane.numbers == list(range(10))
-            assert isinstance(other.hand, Hand)
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_stalled_pipeline_delays_no_other() -> None:
+    async with Stage(Plane(seconds=1e9)) as stalled, Stage() as other:
+        await stalled.hand.put(*range(10))
+        await other.hand.put(*range(10))
+        await asyncio.sleep(1)
+        assert stalled.plane.numbers == []
+        assert other.plane.numbers == list(range(10))
+        assert isinstance(other.hand, Hand)
 
 
 def cursors_of(stage: Stage) -> Cursors:
@@ -134,29 +125,25 @@ ON_A_SMALL_DISK = pytest.mark.parametrize(
 
 
 @ON_A_SMALL_DISK
-def test_disk_that_takes_nothing_is_seen_and_recovered_from(
+async def test_disk_that_takes_nothing_is_seen_and_recovered_from(
     desk: Desk,
     small_disk: Path,
     how: str,
 ) -> None:
     desk.data = small_disk / "t"
-
-    async def main() -> None:
-        desk.write()
-        async with desk.life(limits=Limits(1000, 1 << 20, 0.2, 10_000, 16 << 20)) as stage:
-            cursors = asyncio.create_task(cursors_of(stage).run())
-            await asyncio.sleep(1.5)
-            with taking_nothing(small_disk, how):
-                desk.write(*range(100))
-                await eventually(lambda: desk.arrived == list(range(100)))  # delivery goes on
-                await eventually(lambda: "positions not saved" in stage.pipeline.status()["sources"][1]["detail"])
-            await eventually(lambda: "positions not saved" not in stage.pipeline.status()["sources"][1]["detail"])
-            cursors.cancel()
-        desk.write(100)
-        async with desk.life():
-            await eventually(lambda: 100 in desk.arrived)
-
-    asyncio.run(main())
+    desk.write()
+    async with desk.life(limits=Limits(1000, 1 << 20, 0.2, 10_000, 16 << 20)) as stage:
+        cursors = asyncio.create_task(cursors_of(stage).run())
+        await asyncio.sleep(1.5)
+        with taking_nothing(small_disk, how):
+            desk.write(*range(100))
+            await eventually(lambda: desk.arrived == list(range(100)))  # delivery goes on
+            await eventually(lambda: "positions not saved" in stage.pipeline.status()["sources"][1]["detail"])
+        await eventually(lambda: "positions not saved" not in stage.pipeline.status()["sources"][1]["detail"])
+        cursors.cancel()
+    desk.write(100)
+    async with desk.life():
+        await eventually(lambda: 100 in desk.arrived)
     assert desk.arrived == list(range(101))
 
 

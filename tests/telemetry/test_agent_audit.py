@@ -18,7 +18,8 @@ from plexd.telemetry.agent_audit import AgentAudit, leave_for_daemon, own_entry
 from plexd.telemetry.spooled import Spooled
 from tests.node_harness import EPOCH
 from tests.telemetry.harness import Plane, Stage
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 KEY = PublicKey(bytes(range(32)))
 FINGERPRINT = hashlib.sha256(bytes(range(32))).hexdigest()[:16]
@@ -84,7 +85,7 @@ def on_disk(directory: Path) -> list[dict[str, Any]]:
         ),
     ],
 )  # fmt: skip
-def test_what_was_told_is_on_disk(
+async def test_what_was_told_is_on_disk(
     tmp_path: Path,
     tell: Callable[[AgentAudit], Awaitable[None]],
     event_type: str,
@@ -92,11 +93,8 @@ def test_what_was_told_is_on_disk(
     about: dict[str, Any],
     subject: dict[str, Any],
 ) -> None:
-    async def main() -> None:
-        trail, _ = make_trail(tmp_path)
-        await tell(trail)
-
-    run_virtual(main())
+    trail, _ = make_trail(tmp_path)
+    await tell(trail)
     assert on_disk(tmp_path) == [
         {
             "timestamp": "2027-01-15T08:00:00Z", "source": "plexd", "event_type": event_type, "subject": subject,
@@ -105,43 +103,33 @@ def test_what_was_told_is_on_disk(
     ]  # fmt: skip
 
 
-def test_a_secret_that_was_not_given_is_told_with_the_reason(tmp_path: Path) -> None:
-    async def main() -> None:
-        trail, _ = make_trail(tmp_path)
-        await trail.secret_read("db", None, None, None, None, "secret_forbidden")
-
-    run_virtual(main())
+async def test_a_secret_that_was_not_given_is_told_with_the_reason(tmp_path: Path) -> None:
+    trail, _ = make_trail(tmp_path)
+    await trail.secret_read("db", None, None, None, None, "secret_forbidden")
     (entry,) = on_disk(tmp_path)
     assert (entry["result"], entry["subject"]) == ("failure", {})
     assert entry["object"] == {"key": "db", "reason": "secret_forbidden"}
 
 
-def test_what_is_left_for_the_daemon_is_delivered_by_it(tmp_path: Path) -> None:
+async def test_what_is_left_for_the_daemon_is_delivered_by_it(tmp_path: Path) -> None:
     leave_for_daemon(tmp_path, 4 << 20, own_entry("edge-03", EPOCH, "node_registered", "register", {"node_id": "n"}))
     (tmp_path / "telemetry" / "audit-spool").rename(tmp_path / "telemetry" / "spool")
-
-    async def main() -> None:
-        trail, stage = make_trail(tmp_path)
-        async with stage:
-            await trail.agent_started("0.1.0", "sha256:12")
-            await asyncio.sleep(30)
-        assert [entry["event_type"] for entry in stage.plane.taken] == ["node_registered", "agent_started"]
-
-    run_virtual(main())
+    trail, stage = make_trail(tmp_path)
+    async with stage:
+        await trail.agent_started("0.1.0", "sha256:12")
+        await asyncio.sleep(30)
+    assert [entry["event_type"] for entry in stage.plane.taken] == ["node_registered", "agent_started"]
 
 
-def test_a_rejected_event_holds_nobody_up_and_reaches_the_control_plane(tmp_path: Path) -> None:
-    async def main() -> None:
-        trail, stage = make_trail(tmp_path)
-        async with stage:
-            trail.event_rejected("bad_signature", "ev-9", "policy_updated")
-            trail.event_rejected("malformed", "", "")
-            await stage.pipeline.sources[0].flush()  # type: ignore[attr-defined]
-        first, second = on_disk(tmp_path)
-        assert (first["action"], first["result"]) == ("bad_signature", "failure")
-        assert first["object"] == {"event_id": "ev-9", "event_type": "policy_updated"}
-        assert first["subject"] == {"control_plane": True, "event_id": "ev-9"}
-        assert second["subject"] == {"control_plane": True}
-        assert stage.pipeline.row("plexd").entries == 2
-
-    run_virtual(main())
+async def test_a_rejected_event_holds_nobody_up_and_reaches_the_control_plane(tmp_path: Path) -> None:
+    trail, stage = make_trail(tmp_path)
+    async with stage:
+        trail.event_rejected("bad_signature", "ev-9", "policy_updated")
+        trail.event_rejected("malformed", "", "")
+        await stage.pipeline.sources[0].flush()  # type: ignore[attr-defined]
+    first, second = on_disk(tmp_path)
+    assert (first["action"], first["result"]) == ("bad_signature", "failure")
+    assert first["object"] == {"event_id": "ev-9", "event_type": "policy_updated"}
+    assert first["subject"] == {"control_plane": True, "event_id": "ev-9"}
+    assert second["subject"] == {"control_plane": True}
+    assert stage.pipeline.row("plexd").entries == 2

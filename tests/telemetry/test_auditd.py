@@ -24,7 +24,8 @@ from plexd.telemetry.window import Limits
 from tests.audit.captures import CAPTURED, datagram, logged
 from tests.node_harness import unix_time
 from tests.telemetry.harness import Plane, Stage
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 SYSCALL = 'arch=c000003e syscall=257 success=yes exit=3 pid={pid} uid=0 comm="x"'
 
@@ -113,98 +114,74 @@ def line(n: int, at: int | None = None) -> str:
     return f"type=USER msg=audit({at or n}.000:{n}): pid=7 uid=0 msg='n={n} res=success'\n"
 
 
-def test_events_reach_the_control_plane_in_order(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        stream = FakeStream(*(said(n) for n in range(1, 3000)))
-        await live(life, stream)
-        assert life.told == [str(n) for n in range(1, 3000)]
-        row = life.pipeline.row("auditd").as_json()
-        assert (row["entries"], row["position"]) == (2999, "2999.000:2999")
-
-    run_virtual(main())
+async def test_events_reach_the_control_plane_in_order(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    stream = FakeStream(*(said(n) for n in range(1, 3000)))
+    await live(life, stream)
+    assert life.told == [str(n) for n in range(1, 3000)]
+    row = life.pipeline.row("auditd").as_json()
+    assert (row["entries"], row["position"]) == (2999, "2999.000:2999")
 
 
-def test_an_event_is_one_entry_with_all_its_records(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        records = [datagram(int(raw[:4]), raw[5:]) for raw in (CAPTURED / "multicast.txt").read_bytes().splitlines()]
-        await live(life, FakeStream(*records))
-        assert len(life.plane.taken) == 24
-        assert sum(entry["raw"].count("\n") + 1 for entry in life.plane.taken) == len(logged())
-
-    run_virtual(main())
+async def test_an_event_is_one_entry_with_all_its_records(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    records = [datagram(int(raw[:4]), raw[5:]) for raw in (CAPTURED / "multicast.txt").read_bytes().splitlines()]
+    await live(life, FakeStream(*records))
+    assert len(life.plane.taken) == 24
+    assert sum(entry["raw"].count("\n") + 1 for entry in life.plane.taken) == len(logged())
 
 
-def test_an_overrun_is_marked_where_it_was_and_counted(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        await live(life, FakeStream(said(1), Overrun(), said(5)))
-        assert life.told == ["1", "gap kernel_overrun", "5"]
-        marker = life.plane.taken[1]
-        assert marker["object"]["source"] == "auditd"
-        assert marker["object"]["lost"] == -1
-        assert marker["object"]["since"] == "1970-01-01T00:00:01Z"
-        assert life.pipeline.counters.kernel_lost == 1
-
-    run_virtual(main())
+async def test_an_overrun_is_marked_where_it_was_and_counted(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    await live(life, FakeStream(said(1), Overrun(), said(5)))
+    assert life.told == ["1", "gap kernel_overrun", "5"]
+    marker = life.plane.taken[1]
+    assert marker["object"]["source"] == "auditd"
+    assert marker["object"]["lost"] == -1
+    assert marker["object"]["since"] == "1970-01-01T00:00:01Z"
+    assert life.pipeline.counters.kernel_lost == 1
 
 
-def test_many_overruns_in_a_minute_make_two_markers(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        await live(life, FakeStream(*[Overrun()] * 30), seconds=90)
-        assert life.told == ["gap kernel_overrun"] * 2
-        assert life.pipeline.counters.kernel_lost == 30
-
-    run_virtual(main())
+async def test_many_overruns_in_a_minute_make_two_markers(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    await live(life, FakeStream(*[Overrun()] * 30), seconds=90)
+    assert life.told == ["gap kernel_overrun"] * 2
+    assert life.pipeline.counters.kernel_lost == 30
 
 
-def test_an_event_without_end_is_sent_when_the_agent_stops(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        await live(life, FakeStream(datagram(types.SYSCALL, b"audit(1.000:1): syscall=1 arch=c000003e")), seconds=0.5)
-        assert [entry["action"] for entry in life.plane.taken] == ["write"]
-
-    run_virtual(main())
+async def test_an_event_without_end_is_sent_when_the_agent_stops(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    await live(life, FakeStream(datagram(types.SYSCALL, b"audit(1.000:1): syscall=1 arch=c000003e")), seconds=0.5)
+    assert [entry["action"] for entry in life.plane.taken] == ["write"]
 
 
-def test_what_is_excluded_is_filtered(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path, frozenset({1124}))
-        await live(life, FakeStream(datagram(1124, b"audit(1.000:1): pid=7 msg='data=7073'"), said(2)))
-        assert life.told == ["2"]
-        assert life.pipeline.counters.filtered == 1
-
-    run_virtual(main())
+async def test_what_is_excluded_is_filtered(tmp_path: Path) -> None:
+    life = Life(tmp_path, frozenset({1124}))
+    await live(life, FakeStream(datagram(1124, b"audit(1.000:1): pid=7 msg='data=7073'"), said(2)))
+    assert life.told == ["2"]
+    assert life.pipeline.counters.filtered == 1
 
 
-def test_the_agents_own_writing_makes_no_entries(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        own = [
-            datagram(types.SYSCALL, b"audit(1.000:1): " + SYSCALL.format(pid=os.getpid()).encode()),
-            datagram(types.PATH, f'audit(1.000:1): item=0 name="{tmp_path}/telemetry/x" nametype=CREATE'.encode()),
-            datagram(types.EOE, b"audit(1.000:1): "),
-        ]
-        await live(life, FakeStream(*own, said(2)))
-        assert life.told == ["2"]
-        assert +life.pipeline.counters.dropped == {Dropped.SELF: 1}
-
-    run_virtual(main())
+async def test_the_agents_own_writing_makes_no_entries(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    own = [
+        datagram(types.SYSCALL, b"audit(1.000:1): " + SYSCALL.format(pid=os.getpid()).encode()),
+        datagram(types.PATH, f'audit(1.000:1): item=0 name="{tmp_path}/telemetry/x" nametype=CREATE'.encode()),
+        datagram(types.EOE, b"audit(1.000:1): "),
+    ]
+    await live(life, FakeStream(*own, said(2)))
+    assert life.told == ["2"]
+    assert +life.pipeline.counters.dropped == {Dropped.SELF: 1}
 
 
-def test_a_malformed_datagram_is_counted(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path)
-        await live(life, FakeStream(datagram(types.USER, b"nonsense"), said(2)))
-        assert life.told == ["2"]
-        assert +life.pipeline.counters.dropped == {Dropped.MALFORMED: 1}
-
-    run_virtual(main())
+async def test_a_malformed_datagram_is_counted(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    await live(life, FakeStream(datagram(types.USER, b"nonsense"), said(2)))
+    assert life.told == ["2"]
+    assert +life.pipeline.counters.dropped == {Dropped.MALFORMED: 1}
 
 
-def test_an_event_that_cannot_be_understood_does_not_stop_the_others(
+async def test_an_event_that_cannot_be_understood_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = linux.normalise
@@ -215,62 +192,48 @@ def test_an_event_that_cannot_be_understood_does_not_stop_the_others(
         return right(event, hostname)
 
     monkeypatch.setattr(linux, "normalise", wrong)
-
-    async def main() -> None:
-        life = Life(tmp_path)
-        await live(life, FakeStream(said(1), said(2), said(3)))
-        assert life.told == ["1", "3"]
-        assert +life.pipeline.counters.dropped == {Dropped.MALFORMED: 1}
-
-    run_virtual(main())
+    life = Life(tmp_path)
+    await live(life, FakeStream(said(1), said(2), said(3)))
+    assert life.told == ["1", "3"]
+    assert +life.pipeline.counters.dropped == {Dropped.MALFORMED: 1}
 
 
-def test_long_text_is_cut_and_counted(tmp_path: Path) -> None:
-    async def main() -> None:
-        life = Life(tmp_path, max_raw=1024)
-        await live(life, FakeStream(datagram(types.USER, f"audit(1.000:1): pid=7 msg='n={'é' * 2000}'".encode())))
-        raw = life.plane.taken[0]["raw"]
-        assert 1022 <= len(raw.encode()) <= 1024
-        assert raw.endswith("é[truncated]")
-        assert life.pipeline.counters.truncated == 1
-
-    run_virtual(main())
+async def test_long_text_is_cut_and_counted(tmp_path: Path) -> None:
+    life = Life(tmp_path, max_raw=1024)
+    await live(life, FakeStream(datagram(types.USER, f"audit(1.000:1): pid=7 msg='n={'é' * 2000}'".encode())))
+    raw = life.plane.taken[0]["raw"]
+    assert 1022 <= len(raw.encode()) <= 1024
+    assert raw.endswith("é[truncated]")
+    assert life.pipeline.counters.truncated == 1
 
 
-def test_the_nodes_own_secrets_do_not_travel(tmp_path: Path) -> None:
+async def test_the_nodes_own_secrets_do_not_travel(tmp_path: Path) -> None:
     register_secret("the-bootstrap-token")
-
-    async def main() -> None:
-        life = Life(tmp_path)
-        command = b'audit(1.000:1): argc=2 a0="plexd" a1="the-bootstrap-token"'
-        await live(life, FakeStream(datagram(types.EXECVE, command)))
-        assert 'a1="[redacted]"' in life.plane.taken[0]["raw"]
-
-    run_virtual(main())
+    life = Life(tmp_path)
+    command = b'audit(1.000:1): argc=2 a0="plexd" a1="the-bootstrap-token"'
+    await live(life, FakeStream(datagram(types.EXECVE, command)))
+    assert 'a1="[redacted]"' in life.plane.taken[0]["raw"]
 
 
-def test_what_the_disk_refused_is_not_taken_for_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_disk_refused_is_not_taken_for_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async def main() -> None:
-        life = Life(tmp_path)
-        stream = FakeStream(said(1))
-        with monkeypatch.context() as full:
-            full.setattr(life.spool, "append", refuse)
-            async with life.stage:
-                listening = asyncio.create_task(life.audit.collect(stream))  # type: ignore[arg-type]
-                await asyncio.sleep(5)
-                assert life.pipeline.row("auditd").position() == ""
-                full.undo()
-                stream.send(said(2))
-                await asyncio.sleep(20)
-                assert life.pipeline.row("auditd").position() == "2.000:2"
-                listening.cancel()
-                await asyncio.wait({listening})
-        assert life.told == ["1", "2"]
-
-    run_virtual(main())
+    life = Life(tmp_path)
+    stream = FakeStream(said(1))
+    with monkeypatch.context() as full:
+        full.setattr(life.spool, "append", refuse)
+        async with life.stage:
+            listening = asyncio.create_task(life.audit.collect(stream))  # type: ignore[arg-type]
+            await asyncio.sleep(5)
+            assert life.pipeline.row("auditd").position() == ""
+            full.undo()
+            stream.send(said(2))
+            await asyncio.sleep(20)
+            assert life.pipeline.row("auditd").position() == "2.000:2"
+            listening.cancel()
+            await asyncio.wait({listening})
+    assert life.told == ["1", "2"]
 
 
 # what was missed
@@ -284,97 +247,68 @@ async def after(directory: Path, *live_events: bytes, **settings: Any) -> Life:
     return life
 
 
-def test_what_happened_meanwhile_is_read_from_the_log_of_auditd(tmp_path: Path) -> None:
+async def test_what_happened_meanwhile_is_read_from_the_log_of_auditd(tmp_path: Path) -> None:
     (tmp_path / "audit.log.1").write_text(line(1) + line(2) + line(3))
     (tmp_path / "audit.log").write_text(line(4) + line(5))
-
-    async def main() -> None:
-        life = await after(tmp_path, said(6))
-        assert life.told == ["4", "5", "6"]
-
-    run_virtual(main())
+    life = await after(tmp_path, said(6))
+    assert life.told == ["4", "5", "6"]
 
 
-def test_what_both_bring_comes_once(tmp_path: Path) -> None:
-    async def main() -> None:
-        await live(Life(tmp_path), FakeStream(said(1)))
-        now = int(unix_time())
-        whole = f"type=SYSCALL msg=audit({now}.000:3): arch=c000003e syscall=1 success=yes\n"
-        (tmp_path / "audit.log").write_text(line(1) + line(2, now) + whole + "type=CWD msg=audit(")
-        stream = FakeStream(
-            said(2, now),
-            datagram(types.SYSCALL, f"audit({now}.000:3): arch=c000003e syscall=1 success=yes".encode()),
-            datagram(types.CWD, f'audit({now}.000:3): cwd="/"'.encode()),
-            datagram(types.EOE, f"audit({now}.000:3): ".encode()),
-            said(4, now),
-        )
-        life = Life(tmp_path)
-        await live(life, stream)
-        assert life.told == ["2", "?", "4"]
-        assert life.plane.taken[1]["raw"].count("\n") == 1
-
-    run_virtual(main())
+async def test_what_both_bring_comes_once(tmp_path: Path) -> None:
+    await live(Life(tmp_path), FakeStream(said(1)))
+    now = int(unix_time())
+    whole = f"type=SYSCALL msg=audit({now}.000:3): arch=c000003e syscall=1 success=yes\n"
+    (tmp_path / "audit.log").write_text(line(1) + line(2, now) + whole + "type=CWD msg=audit(")
+    stream = FakeStream(
+        said(2, now),
+        datagram(types.SYSCALL, f"audit({now}.000:3): arch=c000003e syscall=1 success=yes".encode()),
+        datagram(types.CWD, f'audit({now}.000:3): cwd="/"'.encode()),
+        datagram(types.EOE, f"audit({now}.000:3): ".encode()),
+        said(4, now),
+    )
+    life = Life(tmp_path)
+    await live(life, stream)
+    assert life.told == ["2", "?", "4"]
+    assert life.plane.taken[1]["raw"].count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [None, "", line(9), line(2)])
-def test_what_the_log_cannot_tell_is_a_gap(tmp_path: Path, content: str | None) -> None:
+async def test_what_the_log_cannot_tell_is_a_gap(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "audit.log").write_text(content)
-
-    async def main() -> None:
-        life = await after(tmp_path, said(12))
-        assert life.told == ["gap agent_down", *(["9"] if content == line(9) else []), "12"]
-        assert life.plane.taken[0]["object"]["since"] == "1970-01-01T00:00:03Z"
-
-    run_virtual(main())
+    life = await after(tmp_path, said(12))
+    assert life.told == ["gap agent_down", *(["9"] if content == line(9) else []), "12"]
+    assert life.plane.taken[0]["object"]["since"] == "1970-01-01T00:00:03Z"
 
 
-def test_lines_of_the_log_that_are_no_records_are_counted(tmp_path: Path) -> None:
+async def test_lines_of_the_log_that_are_no_records_are_counted(tmp_path: Path) -> None:
     (tmp_path / "audit.log").write_text("junk\n" + line(3) + "junk\n" + line(4) + "type=?\n")
-
-    async def main() -> None:
-        life = await after(tmp_path)
-        assert life.told == ["4"]
-        assert +life.pipeline.counters.dropped == {Dropped.MALFORMED: 2}
-
-    run_virtual(main())
+    life = await after(tmp_path)
+    assert life.told == ["4"]
+    assert +life.pipeline.counters.dropped == {Dropped.MALFORMED: 2}
 
 
-def test_without_backfill_every_start_shows_the_gap(tmp_path: Path) -> None:
+async def test_without_backfill_every_start_shows_the_gap(tmp_path: Path) -> None:
     (tmp_path / "audit.log").write_text(line(3) + line(4))
-
-    async def main() -> None:
-        assert (await after(tmp_path, said(5), backfill=False)).told == ["gap agent_down", "5"]
-
-    run_virtual(main())
+    assert (await after(tmp_path, said(5), backfill=False)).told == ["gap agent_down", "5"]
 
 
-def test_the_first_start_has_no_gap(tmp_path: Path) -> None:
+async def test_the_first_start_has_no_gap(tmp_path: Path) -> None:
     (tmp_path / "audit.log").write_text(line(3) + line(4))
-
-    async def main() -> None:
-        life = Life(tmp_path)
-        await live(life, FakeStream(said(5)))
-        assert life.told == ["5"]
-
-    run_virtual(main())
+    life = Life(tmp_path)
+    await live(life, FakeStream(said(5)))
+    assert life.told == ["5"]
 
 
-def test_positions_that_cannot_be_read_are_a_gap(tmp_path: Path) -> None:
-    async def main() -> None:
-        await live(Life(tmp_path), FakeStream(said(1)))
-        (tmp_path / "telemetry" / "cursors.json").write_text("{")
-        life = Life(tmp_path)
-        await live(life, FakeStream(said(2)))
-        assert life.told == ["1", "gap corrupt_state", "2"]  # where reading the spool began is not known either
-
-    run_virtual(main())
+async def test_positions_that_cannot_be_read_are_a_gap(tmp_path: Path) -> None:
+    await live(Life(tmp_path), FakeStream(said(1)))
+    (tmp_path / "telemetry" / "cursors.json").write_text("{")
+    life = Life(tmp_path)
+    await live(life, FakeStream(said(2)))
+    assert life.told == ["1", "gap corrupt_state", "2"]  # where reading the spool began is not known either
 
 
-def test_the_last_event_is_kept_with_the_positions(tmp_path: Path) -> None:
-    async def main() -> None:
-        await live(Life(tmp_path), FakeStream(said(1), said(2)))
-        stored = json.loads((tmp_path / "telemetry" / "cursors.json").read_text())
-        assert stored["auditd"] == {"last_event": "2.000:2"}
-
-    run_virtual(main())
+async def test_the_last_event_is_kept_with_the_positions(tmp_path: Path) -> None:
+    await live(Life(tmp_path), FakeStream(said(1), said(2)))
+    stored = json.loads((tmp_path / "telemetry" / "cursors.json").read_text())
+    assert stored["auditd"] == {"last_event": "2.000:2"}

@@ -26,6 +26,8 @@ from tests.telemetry.test_journal import Reader, lines, messages, read
 from tests.telemetry.test_metrics import Scripted
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 __all__ = ["desk"]  # a fixture
 JUMPS = pytest.mark.parametrize("jump", [-86_400.0, -1.0, 3600.0, 1e9])
 
@@ -47,20 +49,17 @@ def set_clock(stage: Stage) -> WallClock:
 
 
 @JUMPS
-def test_batches_go_when_they_would_have_gone(jump: float) -> None:
-    async def main() -> None:
-        async with Stage() as stage:
-            clock = set_clock(stage)
-            await stage.hand.put(1)
-            await asyncio.sleep(4)
-            clock.offset = jump
-            await asyncio.sleep(5.9)
-            assert stage.plane.numbers == []
-            await asyncio.sleep(0.2)
-            assert stage.plane.numbers == [1]
-            assert stage.pipeline.status()["counters"]["oldest_age_seconds"] == 0.0
-
-    run_virtual(main())
+async def test_batches_go_when_they_would_have_gone(jump: float) -> None:
+    async with Stage() as stage:
+        clock = set_clock(stage)
+        await stage.hand.put(1)
+        await asyncio.sleep(4)
+        clock.offset = jump
+        await asyncio.sleep(5.9)
+        assert stage.plane.numbers == []
+        await asyncio.sleep(0.2)
+        assert stage.plane.numbers == [1]
+        assert stage.pipeline.status()["counters"]["oldest_age_seconds"] == 0.0
 
 
 @JUMPS
@@ -81,58 +80,51 @@ def test_tries_after_failures_are_as_far_apart_as_without(jump: float) -> None:
 
 
 @JUMPS
-def test_markers_are_spaced_by_the_monotonic_clock(jump: float) -> None:
-    async def main() -> None:
-        async with Stage(limits=Limits(10, 1 << 20, 1.0, 100, 16 << 20)) as stage:
-            clock = set_clock(stage)
-            for _ in range(3):
-                await stage.hand.feed.gap(Reason.ROTATED_AWAY, 2, 0)
-            clock.offset = jump
-            await asyncio.sleep(55)
-            assert [marker.rpartition(" ")[2] for marker in stage.plane.markers] == ["lost=2"]
-            await asyncio.sleep(10)
-            assert [marker.rpartition(" ")[2] for marker in stage.plane.markers] == ["lost=2", "lost=4"]
-
-    run_virtual(main())
-
-
-@JUMPS
-def test_cycles_of_metrics_stay_in_step_and_carry_the_time_that_is_told(jump: float) -> None:
-    async def main() -> None:
-        stage = Stage(limits=Limits(500, 1 << 20, 1.0, 20_000, 16 << 20))
-        group = Scripted("system")
-        stage.pipeline.sources[:] = [Metrics(stage.pipeline, [group], 15.0)]
+async def test_markers_are_spaced_by_the_monotonic_clock(jump: float) -> None:
+    async with Stage(limits=Limits(10, 1 << 20, 1.0, 100, 16 << 20)) as stage:
         clock = set_clock(stage)
-        async with stage:
-            await asyncio.sleep(20)
-            clock.offset = jump
-            await asyncio.sleep(30)
-            assert group.times == [0, 15, 30, 45]
-            stamps = [datetime.fromisoformat(point["timestamp"]).timestamp() for point in stage.plane.taken]
-            assert stamps == [EPOCH, EPOCH + 15, EPOCH + 30 + jump, EPOCH + 45 + jump]
-
-    run_virtual(main())
+        for _ in range(3):
+            await stage.hand.feed.gap(Reason.ROTATED_AWAY, 2, 0)
+        clock.offset = jump
+        await asyncio.sleep(55)
+        assert [marker.rpartition(" ")[2] for marker in stage.plane.markers] == ["lost=2"]
+        await asyncio.sleep(10)
+        assert [marker.rpartition(" ")[2] for marker in stage.plane.markers] == ["lost=2", "lost=4"]
 
 
 @JUMPS
-def test_files_are_followed_through_rotation_and_an_unfinished_line_waits_its_time(desk: Desk, jump: float) -> None:
-    async def main() -> None:
-        desk.write(1)
-        async with desk.life(from_beginning=True) as stage:
-            clock = set_clock(stage)
-            await asyncio.sleep(3)
-            desk.rotate()
-            clock.offset = jump
-            desk.write(2, path=desk.logs / "app.log.1")  # the writer has not noticed yet
-            with desk.log.open("a") as log:
-                log.write("line 3\nline 4")
-            await asyncio.sleep(25)
-            assert desk.arrived == [1, 2, 3]
-            await asyncio.sleep(15)
-            assert desk.arrived == [1, 2, 3, 4]
-            assert desk.gaps == []
+async def test_cycles_of_metrics_stay_in_step_and_carry_the_time_that_is_told(jump: float) -> None:
+    stage = Stage(limits=Limits(500, 1 << 20, 1.0, 20_000, 16 << 20))
+    group = Scripted("system")
+    stage.pipeline.sources[:] = [Metrics(stage.pipeline, [group], 15.0)]
+    clock = set_clock(stage)
+    async with stage:
+        await asyncio.sleep(20)
+        clock.offset = jump
+        await asyncio.sleep(30)
+        assert group.times == [0, 15, 30, 45]
+        stamps = [datetime.fromisoformat(point["timestamp"]).timestamp() for point in stage.plane.taken]
+        assert stamps == [EPOCH, EPOCH + 15, EPOCH + 30 + jump, EPOCH + 45 + jump]
 
-    run_virtual(main())
+
+@JUMPS
+async def test_files_are_followed_through_rotation_and_an_unfinished_line_waits_its_time(
+    desk: Desk, jump: float
+) -> None:
+    desk.write(1)
+    async with desk.life(from_beginning=True) as stage:
+        clock = set_clock(stage)
+        await asyncio.sleep(3)
+        desk.rotate()
+        clock.offset = jump
+        desk.write(2, path=desk.logs / "app.log.1")  # the writer has not noticed yet
+        with desk.log.open("a") as log:
+            log.write("line 3\nline 4")
+        await asyncio.sleep(25)
+        assert desk.arrived == [1, 2, 3]
+        await asyncio.sleep(15)
+        assert desk.arrived == [1, 2, 3, 4]
+        assert desk.gaps == []
 
 
 def entry(number: int, realtime: float, boot: str = "b0") -> bytes:

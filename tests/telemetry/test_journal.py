@@ -280,12 +280,10 @@ class TestRealJournal:
             assert messages(read(journald.directory, tmp_path / "t", "line 10", wanted=wanted)) == ["line 10"]
             assert messages(read(journald.directory, tmp_path / "u", "line 10")) == lines(0, 11)
 
-    def test_missing_program_is_a_property_of_the_host(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_missing_program_is_a_property_of_the_host(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(journalctl, "is_installed", lambda: False)
-
-        async def main() -> None:
-            reader = Reader(tmp_path, tmp_path / "t", Plane())
-            await reader.journal.collect()
-            assert reader.stage.pipeline.status()["sources"][1]["state"] == "unavailable"
-
-        asyncio.run(main())
+        reader = Reader(tmp_path, tmp_path / "t", Plane())
+        await reader.journal.collect()
+        assert reader.stage.pipeline.status()["sources"][1]["state"] == "unavailable"

@@ -82,16 +82,14 @@ def test_group_that_fails_or_hangs_harms_no_other() -> None:
     assert [line["event"] for line in logs] == ["metrics not read", "metrics read again"]
 
 
-def test_points_live_in_memory_and_the_oldest_give_way() -> None:
-    async def main() -> None:
-        stage = Stage(Plane(seconds=1e9), Limits(2, 1 << 20, 15.0, 6, 16 << 20))
-        stage.pipeline.sources[:] = [Metrics(stage.pipeline, [Scripted("system")], 15.0)]
-        async with stage:
-            await asyncio.sleep(15 * 20)
-            assert stage.pipeline.window.count == 6
-            assert stage.pipeline.counters.dropped.total() == stage.pipeline.counters.collected - 6 > 0
-
-    run_virtual(main())
+@pytest.mark.virtual_time
+async def test_points_live_in_memory_and_the_oldest_give_way() -> None:
+    stage = Stage(Plane(seconds=1e9), Limits(2, 1 << 20, 15.0, 6, 16 << 20))
+    stage.pipeline.sources[:] = [Metrics(stage.pipeline, [Scripted("system")], 15.0)]
+    async with stage:
+        await asyncio.sleep(15 * 20)
+        assert stage.pipeline.window.count == 6
+        assert stage.pipeline.counters.dropped.total() == stage.pipeline.counters.collected - 6 > 0
 
 
 def test_system_reads_this_machine() -> None:
@@ -197,31 +195,28 @@ def test_latency_is_the_median_of_what_came_back(monkeypatch: pytest.MonkeyPatch
     assert (found["n_4"]["rtt_nano"], found["n_4"]["rtt_min_nano"], found["n_4"]["rtt_max_nano"]) == (-1, -1, -1)
 
 
-def test_packet_loss_is_that_of_the_last_twenty_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_packet_loss_is_that_of_the_last_twenty_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     rtts = {"n_2": [1, 1]}
     latency = make_latency(monkeypatch, rtts)
-
-    async def main() -> None:
+    await latency.read()
+    assert latency.packet_loss_percent("n_2") == -1  # too few to tell
+    for _ in range(10):
         await latency.read()
-        assert latency.packet_loss_percent("n_2") == -1  # too few to tell
-        for _ in range(10):
-            await latency.read()
-        assert latency.packet_loss_percent("n_2") == pytest.approx(35, abs=5)
-        rtts["n_2"] = [1, 1, 1]
-        for _ in range(7):
-            await latency.read()
-        assert latency.packet_loss_percent("n_2") == 0
-
-    asyncio.run(main())
+    assert latency.packet_loss_percent("n_2") == pytest.approx(35, abs=5)
+    rtts["n_2"] = [1, 1, 1]
+    for _ in range(7):
+        await latency.read()
+    assert latency.packet_loss_percent("n_2") == 0
 
 
-def test_peers_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peers_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     latency = make_latency(monkeypatch, {}, peers=5, at_once=2)
-
-    async def main() -> list[list[str]]:
-        return [[reading.peer_id for reading in await latency.read()] for _ in range(4)]
-
-    assert asyncio.run(main()) == [["n_2", "n_3"], ["n_4", "n_5"], ["n_6", "n_2"], ["n_3", "n_4"]]
+    assert [[reading.peer_id for reading in await latency.read()] for _ in range(4)] == [
+        ["n_2", "n_3"],
+        ["n_4", "n_5"],
+        ["n_6", "n_2"],
+        ["n_3", "n_4"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -237,25 +232,21 @@ def test_no_more_peers_are_pinged_than_fit_into_a_cycle() -> None:
     assert icmp.seconds_for(latency._max_peers, 3) <= 7.5
 
 
-def test_without_permission_there_are_no_points_and_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_permission_there_are_no_points_and_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     latency = make_latency(monkeypatch, {})
 
     async def refuse(*_: object) -> dict[str, icmp.Echoes]:
         raise NotPermitted("no")
 
     monkeypatch.setattr(icmp, "probe", refuse)
-
-    async def main() -> None:
+    with capture_logs() as logs:
         for _ in range(3):
             assert await latency.read() == []
-
-    with capture_logs() as logs:
-        asyncio.run(main())
     assert not latency.available
     assert [line["event"] for line in logs] == ["latency not measured"]
 
 
-def test_agent_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_agent_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     contact = ConnectionStatus()
     contact.stream_is(Stream.CONNECTED)
     for ok in (True, True, False):
@@ -265,13 +256,9 @@ def test_agent_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     contact.state_pulled("no answer")
     latency = make_latency(monkeypatch, {})
     group = Agent(contact, Tunnel(Mesh([], None), lambda _: 0, 1.0), latency, lambda: {"logs": {"sent": 3}})
-
-    async def main() -> Any:
-        await group.read()
-        await asyncio.sleep(0)
-        return (await group.read())[0].data
-
-    data = asyncio.run(main())
+    await group.read()
+    await asyncio.sleep(0)
+    data = (await group.read())[0].data
     assert data["rss_bytes"] > 1 << 20
     assert data["open_fds"] > 2
     assert data["thread_count"] >= 1
@@ -285,15 +272,12 @@ def test_agent_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data["pipelines"] == {"logs": {"sent": 3}}
 
 
-def test_agent_measures_how_late_the_loop_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.virtual_time
+async def test_agent_measures_how_late_the_loop_is(monkeypatch: pytest.MonkeyPatch) -> None:
     group = Agent(ConnectionStatus(), Tunnel(Mesh([], None), lambda _: 0, 1.0), make_latency(monkeypatch, {}), dict)
-
-    async def main() -> float:
-        await group.read()
-        await asyncio.sleep(2.5)
-        loop = asyncio.get_running_loop()
-        loop._jumping.now += 0.9  # type: ignore[attr-defined]  # something held the loop up
-        await asyncio.sleep(1.0)
-        return float((await group.read())[0].data["event_loop_lag_ms_max"])
-
-    assert run_virtual(main()) == pytest.approx(400, abs=1)
+    await group.read()
+    await asyncio.sleep(2.5)
+    loop = asyncio.get_running_loop()
+    loop._jumping.now += 0.9  # type: ignore[attr-defined]  # something held the loop up
+    await asyncio.sleep(1.0)
+    assert float((await group.read())[0].data["event_loop_lag_ms_max"]) == pytest.approx(400, abs=1)

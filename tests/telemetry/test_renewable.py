@@ -13,7 +13,8 @@ from plexd.telemetry.gaps import Reason
 from plexd.telemetry.pipeline import Pipeline
 from plexd.telemetry.renewable import Renewable
 from tests.telemetry.harness import Stage, error
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 
 class Numbers:
@@ -64,79 +65,70 @@ class Bench:
 
 
 @pytest.mark.parametrize("status", [None, 503])
-def test_successor_goes_on_where_the_other_one_got(tmp_path: Path, status: int | None) -> None:
-    async def main() -> None:
-        bench = Bench(tmp_path)
-        service = Renewable("logs", bench.build, bench.retire)
-        running = asyncio.create_task(service.run())
-        await asyncio.sleep(15)
-        if status is not None:
-            bench.plane.judge = lambda _: error(status)
-        await bench.stages[0].hand.feed.gap(Reason.ROTATED_AWAY, 1, 0)
-        service.renew()
-        await asyncio.sleep(30)
-        bench.plane.judge = lambda _: None
-        await asyncio.sleep(60)
-        bench.is_on = False
-        service.renew()
-        await asyncio.sleep(30)
-        last = bench.plane.numbers[-1]
-        bench.is_on = True
-        service.renew()
-        await asyncio.sleep(30)
-        assert len(bench.stages) == 3
-        assert bench.plane.numbers == list(range(bench.plane.numbers[-1] + 1))
-        assert bench.plane.numbers[-1] > last > 60
-        assert bench.stages[-1].pipeline.imbalance() == 0
-        running.cancel()
-        await asyncio.wait({running})
-
-    run_virtual(main())
+async def test_successor_goes_on_where_the_other_one_got(tmp_path: Path, status: int | None) -> None:
+    bench = Bench(tmp_path)
+    service = Renewable("logs", bench.build, bench.retire)
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(15)
+    if status is not None:
+        bench.plane.judge = lambda _: error(status)
+    await bench.stages[0].hand.feed.gap(Reason.ROTATED_AWAY, 1, 0)
+    service.renew()
+    await asyncio.sleep(30)
+    bench.plane.judge = lambda _: None
+    await asyncio.sleep(60)
+    bench.is_on = False
+    service.renew()
+    await asyncio.sleep(30)
+    last = bench.plane.numbers[-1]
+    bench.is_on = True
+    service.renew()
+    await asyncio.sleep(30)
+    assert len(bench.stages) == 3
+    assert bench.plane.numbers == list(range(bench.plane.numbers[-1] + 1))
+    assert bench.plane.numbers[-1] > last > 60
+    assert bench.stages[-1].pipeline.imbalance() == 0
+    running.cancel()
+    await asyncio.wait({running})
 
 
-def test_end_that_was_interrupted_is_gone_through_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        bench = Bench(tmp_path)
-        bench.plane.seconds = 3.0
-        service = Renewable("logs", bench.build, bench.retire)
-        running = asyncio.create_task(service.run())
-        await asyncio.sleep(15)
-        service.renew()
-        await asyncio.sleep(1)
-        running.cancel()
-        await asyncio.wait({running})
-        assert len(bench.stages) == 1
-        running = asyncio.create_task(service.run())
-        await asyncio.sleep(60)
-        assert len(bench.stages) == 2
-        numbers = list(dict.fromkeys(bench.plane.numbers))
-        assert numbers == list(range(numbers[-1] + 1))
-        assert numbers[-1] > 40
-        running.cancel()
-        await asyncio.wait({running})
-
-    run_virtual(main())
+async def test_end_that_was_interrupted_is_gone_through_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.plane.seconds = 3.0
+    service = Renewable("logs", bench.build, bench.retire)
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(15)
+    service.renew()
+    await asyncio.sleep(1)
+    running.cancel()
+    await asyncio.wait({running})
+    assert len(bench.stages) == 1
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(60)
+    assert len(bench.stages) == 2
+    numbers = list(dict.fromkeys(bench.plane.numbers))
+    assert numbers == list(range(numbers[-1] + 1))
+    assert numbers[-1] > 40
+    running.cancel()
+    await asyncio.wait({running})
 
 
-def test_failure_is_the_supervisors_to_see_and_the_pipeline_stays(tmp_path: Path) -> None:
-    async def main() -> None:
-        bench = Bench(tmp_path)
-        service = Renewable("logs", bench.build, bench.retire)
-        pipeline = bench.stages[0].pipeline
-        run = pipeline.run
+async def test_failure_is_the_supervisors_to_see_and_the_pipeline_stays(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    service = Renewable("logs", bench.build, bench.retire)
+    pipeline = bench.stages[0].pipeline
+    run = pipeline.run
 
-        async def fail() -> None:
-            raise RuntimeError
+    async def fail() -> None:
+        raise RuntimeError
 
-        pipeline.run = fail  # type: ignore[method-assign]
-        with pytest.raises(RuntimeError):
-            await service.run()
-        pipeline.run = run  # type: ignore[method-assign]
-        running = asyncio.create_task(service.run())
-        await asyncio.sleep(20)
-        assert bench.plane.numbers
-        assert len(bench.stages) == 1
-        running.cancel()
-        await asyncio.wait({running})
-
-    run_virtual(main())
+    pipeline.run = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        await service.run()
+    pipeline.run = run  # type: ignore[method-assign]
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(20)
+    assert bench.plane.numbers
+    assert len(bench.stages) == 1
+    running.cancel()
+    await asyncio.wait({running})

@@ -23,7 +23,8 @@ from plexd.traversal import assembly
 from plexd.traversal.assembly import Traversal
 from tests.fakes import FakeKernel
 from tests.node_harness import Asked, make_node, settings_of, unix_time
-from tests.virtual_time import run_virtual
+
+pytestmark = pytest.mark.virtual_time
 
 
 def finding(text: str, nat_type: NatType) -> Finding:
@@ -99,19 +100,16 @@ class Stage:
         pytest.param([{"enabled": False}, {}], None, id="on again"),
     ],
 )
-def test_what_was_found_outlives_a_reload_that_does_not_ask_for_something_else(
+async def test_what_was_found_outlives_a_reload_that_does_not_ask_for_something_else(
     monkeypatch: pytest.MonkeyPatch, reloads: list[dict[str, object]], known: Finding | None
 ) -> None:
-    async def main() -> Finding | None:
-        stage = Stage(monkeypatch)
-        running = asyncio.create_task(stage.traversal.services.run())
-        await asyncio.sleep(1)
-        assert stage.traversal.finding == FOUND
-        stage.answers = False
-        for keys in reloads:
-            now = await stage.reload(**keys)
-        running.cancel()
-        await asyncio.wait({running})
-        return now
-
-    assert run_virtual(main()) == known
+    stage = Stage(monkeypatch)
+    running = asyncio.create_task(stage.traversal.services.run())
+    await asyncio.sleep(1)
+    assert stage.traversal.finding == FOUND
+    stage.answers = False
+    for keys in reloads:
+        now = await stage.reload(**keys)
+    running.cancel()
+    await asyncio.wait({running})
+    assert now == known

@@ -21,6 +21,8 @@ from tests.fakes import FakeKernel
 from tests.node_harness import make_node, peer, public_key, settings_of, state_of, unix_time
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 E, R = EndpointSource.EVENT, EndpointSource.REPORT
 DIRECT, RELAY, NEWS = "192.0.2.2:51820", "203.0.113.5:51821", "192.0.2.9:51820"
 ROAMED = Endpoint(parse_ip("192.0.2.2"), 4444)
@@ -154,24 +156,21 @@ def test_endpoint_that_roamed_is_left_alone_by_passes_and_rounds() -> None:
     assert [endpoint for _, endpoint in stage.seen] == [DIRECT, str(ROAMED)]
 
 
-def test_peer_that_roamed_keeps_its_endpoint_when_an_event_about_another_finds_its_name_resolved_anew() -> None:
-    async def main() -> None:
-        stage = Stage()
-        name = "p2.example.org:51820"
-        stage.node.fold(EndpointOffered("n_2", name, E))
-        stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.2"), 51820)
-        await stage.converger.converge()
-        stage.kernel.roam(public_key(2), ROAMED, unix_time())
-        stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.77"), 51820)
-        stage.node.fold(PeerAdded(peer(3)))
-        assert await stage.converger.apply_event()
-        assert public_key(3) in stage.kernel.peers
-        assert stage.endpoint() == str(ROAMED)
-        await asyncio.sleep(200)  # silent by now: the new address is tried
-        await stage.converger.converge()
-        assert stage.endpoint() == "192.0.2.77:51820"
-
-    run_virtual(main())
+async def test_peer_that_roamed_keeps_its_endpoint_when_an_event_about_another_finds_its_name_resolved_anew() -> None:
+    stage = Stage()
+    name = "p2.example.org:51820"
+    stage.node.fold(EndpointOffered("n_2", name, E))
+    stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.2"), 51820)
+    await stage.converger.converge()
+    stage.kernel.roam(public_key(2), ROAMED, unix_time())
+    stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.77"), 51820)
+    stage.node.fold(PeerAdded(peer(3)))
+    assert await stage.converger.apply_event()
+    assert public_key(3) in stage.kernel.peers
+    assert stage.endpoint() == str(ROAMED)
+    await asyncio.sleep(200)  # silent by now: the new address is tried
+    await stage.converger.converge()
+    assert stage.endpoint() == "192.0.2.77:51820"
 
 
 async def hear_of_no_endpoint(stage: Stage) -> None:
@@ -190,36 +189,30 @@ async def pull_no_endpoint(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("lose_endpoint", [hear_of_no_endpoint, pull_no_endpoint])
-def test_peer_that_answers_stays_where_it_is_when_its_endpoint_is_taken_back(
+async def test_peer_that_answers_stays_where_it_is_when_its_endpoint_is_taken_back(
     lose_endpoint: Callable[[Stage], Awaitable[None]],
 ) -> None:
-    async def main() -> None:
-        stage = Stage()
-        await stage.converger.converge()
-        await lose_endpoint(stage)
-        await stage.converger.converge()
-        assert stage.endpoint() == NEWS
-        await asyncio.sleep(HANDSHAKE_FRESH_SECONDS + 1)
-        await stage.converger.converge()
-        assert stage.endpoint() == DIRECT
-
-    run_virtual(main())
+    stage = Stage()
+    await stage.converger.converge()
+    await lose_endpoint(stage)
+    await stage.converger.converge()
+    assert stage.endpoint() == NEWS
+    await asyncio.sleep(HANDSHAKE_FRESH_SECONDS + 1)
+    await stage.converger.converge()
+    assert stage.endpoint() == DIRECT
 
 
-def test_peers_that_come_and_go_leave_nothing_in_memory() -> None:
-    async def main() -> None:
-        stage = Stage()
-        await stage.converger.converge()
-        for number in range(20):
-            passing = peer(3, endpoint=NEWS)._replace(id=f"n_{number}00")
-            stage.node.fold(PeerAdded(passing))
-            assert await stage.converger.apply_event()
-            stage.node.fold(PeerRemoved(passing.id))
-            assert await stage.converger.apply_event()
-            await asyncio.sleep(60)
-        assert len(stage.converger._endpoint_set) == 1
-
-    run_virtual(main())
+async def test_peers_that_come_and_go_leave_nothing_in_memory() -> None:
+    stage = Stage()
+    await stage.converger.converge()
+    for number in range(20):
+        passing = peer(3, endpoint=NEWS)._replace(id=f"n_{number}00")
+        stage.node.fold(PeerAdded(passing))
+        assert await stage.converger.apply_event()
+        stage.node.fold(PeerRemoved(passing.id))
+        assert await stage.converger.apply_event()
+        await asyncio.sleep(60)
+    assert len(stage.converger._endpoint_set) == 1
 
 
 def test_rounds_write_nothing_but_endpoints() -> None:

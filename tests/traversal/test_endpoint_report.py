@@ -21,6 +21,8 @@ from plexd.traversal.endpoint_report import Discovery, EndpointReport, stated
 from tests.node_harness import Asked, highest, lowest, make_node, middle, peer
 from tests.virtual_time import run_virtual
 
+pytestmark = pytest.mark.virtual_time
+
 R = EndpointSource.REPORT
 PORT = 51820
 LOCAL = frozenset({parse_ip("198.51.100.7")})
@@ -104,15 +106,11 @@ def gaps(times: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize(("uniform", "expected"), [(lowest, 54.0), (highest, 66.0)])
-def test_every_discovery_is_reported_at_the_refresh_interval_spread_by_a_tenth(
+async def test_every_discovery_is_reported_at_the_refresh_interval_spread_by_a_tenth(
     uniform: Callable[[float, float], float], expected: float
 ) -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE), uniform=uniform)
-        await stage.run(200)
-        return stage
-
-    stage = run_virtual(main())
+    stage = Stage(Look(ONE), uniform=uniform)
+    await stage.run(200)
     assert set(gaps(stage.plane.times)) == {expected + 0.1}
     assert {report[1:] for report in stage.plane.reports} == {("198.51.100.9:40000", "full_cone")}
 
@@ -138,14 +136,11 @@ def test_failed_discovery_is_repeated_after_5_seconds_doubling_up_to_the_refresh
     ]
 
 
-def test_last_finding_is_kept_while_discovery_fails() -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE, StunError("nobody answers")))
-        assert stage.service.finding is None
-        await stage.run(500)
-        return stage
-
-    stage = run_virtual(main())
+async def test_last_finding_is_kept_while_discovery_fails() -> None:
+    stage = Stage(Look(ONE, StunError("nobody answers")))
+    before = stage.service.finding
+    assert before is None
+    await stage.run(500)
     assert stage.service.finding == ONE
     assert len(stage.plane.reports) == 1
 
@@ -162,13 +157,10 @@ def test_missing_capability_is_one_error_and_no_report() -> None:
     assert (stage.plane.reports, stage.service.finding) == ([], None)
 
 
-def test_kernel_that_refuses_counts_as_a_failure() -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(KernelError("no answer"), ONE))
-        await stage.run(10)
-        return stage
-
-    assert run_virtual(main()).plane.times == [5.2]
+async def test_kernel_that_refuses_counts_as_a_failure() -> None:
+    stage = Stage(Look(KernelError("no answer"), ONE))
+    await stage.run(10)
+    assert stage.plane.times == [5.2]
 
 
 def test_failed_report_is_repeated_in_the_next_cycle() -> None:
@@ -183,15 +175,10 @@ def test_failed_report_is_repeated_in_the_next_cycle() -> None:
     assert [line["log_level"] for line in lines if line["event"] == "endpoint report failed"] == ["warning"]
 
 
-def test_answer_becomes_candidates_of_known_peers_and_nothing_else_changes() -> None:
+async def test_answer_becomes_candidates_of_known_peers_and_nothing_else_changes() -> None:
     offers = [EndpointOffered("n_2", "203.0.113.9:41000", R), EndpointOffered("n_9", "203.0.113.9:41001", R)]
-
-    async def main() -> Stage:
-        stage = Stage(Look(ONE), Plane([offers]))
-        await stage.run(150)
-        return stage
-
-    stage = run_virtual(main())
+    stage = Stage(Look(ONE), Plane([offers]))
+    await stage.run(150)
     desired = stage.node.desired
     assert desired.candidates["n_2"].offers == ((R, "203.0.113.9:41000"),)
     assert "n_9" not in desired.candidates
@@ -199,80 +186,62 @@ def test_answer_becomes_candidates_of_known_peers_and_nothing_else_changes() -> 
     assert stage.applied == 1  # the second and third answer say nothing new
 
 
-def test_look_that_is_wanted_does_not_keep_the_answer_from_being_applied() -> None:
+async def test_look_that_is_wanted_does_not_keep_the_answer_from_being_applied() -> None:
     """As when a pass is under way, which has the kernel to itself."""
-
-    async def main() -> Stage:
-        stage = Stage(Look(ONE), Plane([[EndpointOffered("n_2", "203.0.113.9:41000", R)]]))
-        stage.apply_seconds = 5
-        asyncio.get_running_loop().call_later(2, stage.service.request, "stream connected again")
-        await stage.run(20)
-        return stage
-
-    stage = run_virtual(main())
+    stage = Stage(Look(ONE), Plane([[EndpointOffered("n_2", "203.0.113.9:41000", R)]]))
+    stage.apply_seconds = 5
+    asyncio.get_running_loop().call_later(2, stage.service.request, "stream connected again")
+    await stage.run(20)
     assert (stage.applied, stage.passes.calls) == (1, [])
     assert stage.look.times == [0.0, 5.1]
 
 
 @pytest.mark.parametrize("how", ["refused", "ended"])
-def test_answer_that_could_not_be_applied_earns_a_pass(how: str) -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE), Plane([[EndpointOffered("n_2", "203.0.113.9:41000", R)]]))
-        stage.apply_seconds = 5
-        stage.applies = how == "ended"
-        await stage.run(3 if how == "ended" else 20)
-        return stage
-
-    stage = run_virtual(main())
+async def test_answer_that_could_not_be_applied_earns_a_pass(how: str) -> None:
+    stage = Stage(Look(ONE), Plane([[EndpointOffered("n_2", "203.0.113.9:41000", R)]]))
+    stage.apply_seconds = 5
+    stage.applies = how == "ended"
+    await stage.run(3 if how == "ended" else 20)
     assert (stage.applied, stage.passes.reasons) == (0, ["peer endpoints not applied"])
 
 
 @pytest.mark.parametrize("mesh_first", [True, False])
-def test_discovery_waits_for_the_mesh_and_for_the_identity(mesh_first: bool) -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE))
-        stage.mesh_up.clear()
-        stage.node.refuse()
-        running = asyncio.create_task(stage.run(100))
-        accept = partial(stage.node.accept, stage.node.credential())
-        for ready in (stage.mesh_up.set, accept) if mesh_first else (accept, stage.mesh_up.set):
-            await asyncio.sleep(10)
-            ready()
-        await running
-        return stage
-
-    assert run_virtual(main()).plane.times == [20.1, 80.2]
-
-
-def test_request_is_answered_at_once_and_a_storm_of_them_once_a_second() -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE))
-        running = asyncio.create_task(stage.run(40))
-        await asyncio.sleep(20)
-        stage.service.request("stream connected again")
+async def test_discovery_waits_for_the_mesh_and_for_the_identity(mesh_first: bool) -> None:
+    stage = Stage(Look(ONE))
+    stage.mesh_up.clear()
+    stage.node.refuse()
+    running = asyncio.create_task(stage.run(100))
+    accept = partial(stage.node.accept, stage.node.credential())
+    for ready in (stage.mesh_up.set, accept) if mesh_first else (accept, stage.mesh_up.set):
         await asyncio.sleep(10)
-        for _ in range(20):
-            stage.service.request("stream connected again")
-            await asyncio.sleep(0.1)
-        await running
-        return stage
-
-    assert [round(at, 1) for at in run_virtual(main()).look.times] == [0.0, 20.0, 30.0, 31.0, 32.0]
+        ready()
+    await running
+    assert stage.plane.times == [20.1, 80.2]
 
 
-def test_request_during_a_discovery_earns_another() -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE))
-        running = asyncio.create_task(stage.run(10))
-        await asyncio.sleep(0.05)
-        stage.service.request("interface created")
-        await running
-        return stage
+async def test_request_is_answered_at_once_and_a_storm_of_them_once_a_second() -> None:
+    stage = Stage(Look(ONE))
+    running = asyncio.create_task(stage.run(40))
+    await asyncio.sleep(20)
+    stage.service.request("stream connected again")
+    await asyncio.sleep(10)
+    for _ in range(20):
+        stage.service.request("stream connected again")
+        await asyncio.sleep(0.1)
+    await running
+    assert [round(at, 1) for at in stage.look.times] == [0.0, 20.0, 30.0, 31.0, 32.0]
 
-    assert [round(at, 1) for at in run_virtual(main()).look.times] == [0.0, 1.0]
+
+async def test_request_during_a_discovery_earns_another() -> None:
+    stage = Stage(Look(ONE))
+    running = asyncio.create_task(stage.run(10))
+    await asyncio.sleep(0.05)
+    stage.service.request("interface created")
+    await running
+    assert [round(at, 1) for at in stage.look.times] == [0.0, 1.0]
 
 
-def test_report_whose_answer_does_not_come_holds_up_no_look_that_is_wanted() -> None:
+async def test_report_whose_answer_does_not_come_holds_up_no_look_that_is_wanted() -> None:
     """As when the host's address went away between the request and its answer."""
 
     class Lost(Plane):
@@ -282,13 +251,9 @@ def test_report_whose_answer_does_not_come_holds_up_no_look_that_is_wanted() -> 
                 await asyncio.sleep(30)
             return offers
 
-    async def main() -> Stage:
-        stage = Stage(Look(ONE, OTHER), Lost())
-        asyncio.get_running_loop().call_later(2, stage.service.request, "host addresses changed")
-        await stage.run(10)
-        return stage
-
-    stage = run_virtual(main())
+    stage = Stage(Look(ONE, OTHER), Lost())
+    asyncio.get_running_loop().call_later(2, stage.service.request, "host addresses changed")
+    await stage.run(10)
     assert [(at, public) for at, public, _ in stage.plane.reports] == [
         (0.1, str(ONE.public_endpoint)),
         (3.1, str(OTHER.public_endpoint)),
@@ -398,23 +363,16 @@ def test_missing_capability_ends_a_discovery() -> None:
         Servers({A: NotPermitted("grant CAP_NET_RAW"), B: MAPPED}).discover(A, B)
 
 
-def test_reports_wait_as_long_as_the_control_plane_asks() -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=300.0), ()]))
-        await stage.run(500)
-        return stage
-
-    stage = run_virtual(main())
+async def test_reports_wait_as_long_as_the_control_plane_asks() -> None:
+    stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=300.0), ()]))
+    await stage.run(500)
     assert stage.plane.times[1] - stage.plane.times[0] >= 300
     assert len(stage.look.times) > 6
 
 
-def test_new_node_does_not_serve_the_wait_of_the_old_one() -> None:
-    async def main() -> Stage:
-        stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=3600.0), ()]))
-        other = replace(stage.node.identity, node_id="n_new")
-        asyncio.get_running_loop().call_at(10, stage.node.renew, other, stage.node.desired, 0.0)
-        await stage.run(100)
-        return stage
-
-    assert run_virtual(main()).plane.times == pytest.approx([0.1, 60.2], abs=0.2)
+async def test_new_node_does_not_serve_the_wait_of_the_old_one() -> None:
+    stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=3600.0), ()]))
+    other = replace(stage.node.identity, node_id="n_new")
+    asyncio.get_running_loop().call_at(10, stage.node.renew, other, stage.node.desired, 0.0)
+    await stage.run(100)
+    assert stage.plane.times == pytest.approx([0.1, 60.2], abs=0.2)

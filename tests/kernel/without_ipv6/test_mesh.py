@@ -48,18 +48,14 @@ def test_mesh_of_ipv4_works_and_prefixes_of_ipv6_are_left_out(network: Network) 
     live(left, right, script)
 
 
-def test_mesh_address_of_ipv6_is_said_to_be_impossible(network: Network) -> None:
+async def test_mesh_address_of_ipv6_is_said_to_be_impossible(network: Network) -> None:
     left = Member(network.namespace(), "plexdta", "fd00:100::1", endpoint(4, 2, 1))
-
-    async def scenario() -> None:
+    with inside(left.namespace.name):
         living = Living(left)
         assert (await living.converger.converge()).failed == 1
         await living.door.close()
         details = {finding.condition: finding.detail for finding in living.health.findings()}
         assert details[Condition.MESH_DOWN].startswith("the mesh address fd00:100::1 needs IPv6")
-
-    with inside(left.namespace.name):
-        asyncio.run(scenario())
 
 
 def test_stun_server_of_ipv6_is_one_that_does_not_answer() -> None:
