@@ -25,11 +25,11 @@ from plexd.mesh.changes import (
     Outcome,
     PutPeer,
     RemoveAddress,
-    RemoveFirewall,
+    RemoveTable,
     RemovePeer,
     RemoveRoute,
     RenewSessions,
-    ReplaceFirewall,
+    ReplaceTable,
     SetAlias,
     SetDevice,
     SetDown,
@@ -262,11 +262,11 @@ class FakeKernel:
 
     def _take(self, change: Change) -> str | None:
         """Carry a change out; the error, None when it was done."""
-        if isinstance(change, ReplaceFirewall):
+        if isinstance(change, ReplaceTable):
             if not change.ruleset.fault:
                 self.firewall = change.ruleset.digest
             return change.ruleset.fault or None
-        if isinstance(change, RemoveFirewall):
+        if isinstance(change, RemoveTable):
             self.firewall = None
             return None
         if isinstance(change, CreateLink):

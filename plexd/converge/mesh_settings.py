@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from plexd.config.models import Config
+from plexd.linux.interface import InterfaceName
 from plexd.mesh import firewall
-from plexd.mesh.observed import Backend
+from plexd.mesh.observed import MESH_ALIAS, MESH_SECTION, Backend
 from plexd.mesh.policy import Action
 from plexd.mesh.target import Settings
 from plexd.store.identity import Identity
+
+
+def mesh_interface_name(config: Config) -> InterfaceName:
+    return InterfaceName(config.mesh.interface, MESH_ALIAS, MESH_SECTION)
 
 
 def mesh_settings(config: Config, identity: Identity, control_plane: frozenset[bytes]) -> Settings | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from plexd.converge.passes import PassResult
+from plexd.converge.results import PassResult
 from plexd.errors import ControlError, Forbidden, NotFound, Transient, WireError
 from plexd.log import get_logger
 from plexd.mesh.desired import FullState, SigningKeys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
@@ -9,9 +10,10 @@ from urllib.parse import urlsplit
 from plexd.api.assembly import ApiServer
 from plexd.config.in_force import Configuration
 from plexd.control import ControlPlane
+from plexd.converge.assembly import build_mesh
 from plexd.converge.drift_reports import DriftReports
 from plexd.converge.handshakes import Handshakes
-from plexd.converge.mesh_settings import mesh_settings
+from plexd.converge.mesh_settings import mesh_interface_name, mesh_settings
 from plexd.converge.passes import Converger
 from plexd.converge.reconcile import Reconcile
 from plexd.converge.repair import Repair
@@ -114,8 +116,11 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
         heartbeat.request()
         traversal.look_again(reason)
 
-    converger = Converger(kernel, node, settings, health)
-    uplink = ControlCalls(control, node, health, upstream.description, converger.status, finding, ground.started_at)
+    interface = kernel.interface(mesh_interface_name(config), config.mesh.backend, config.mesh.userspace_program)
+    mesh = build_mesh(interface, kernel.table(), node, settings, health)
+    interface.is_wanted = mesh.wanted.is_wanted
+    converger = Converger([mesh.resource], health)
+    uplink = ControlCalls(control, node, health, upstream.description, mesh.view.status, finding, ground.started_at)
     persist = Persist(node, ground.snapshots, ground.identities)
     drift = DriftReports(uplink, node, ground.snapshots)
     reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
@@ -126,12 +131,13 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
         node,
         kernel,
         uplink,
+        mesh.resource,
         converger,
         reconcile.request_pass,
         reach_out_anew,
         clocks.look,
     )
-    resolve = Resolve(node, converger.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
+    resolve = Resolve(node, mesh.wanted.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
     rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)
     refusals = Rejections(uplink, node)
     effects = Effects(
@@ -159,10 +165,10 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
     )
     recovery = Recovery(node, renewal, heartbeat.probe, beat_interval)
 
-    ground.overview.membership = Membership(node, converger, finding)
-    converger.on_unresolved = resolve.names_changed.set
-    converger.on_created = partial(traversal.look_again, "interface created")
-    clocks.on_gap.append(lambda _: converger.restart_endpoint_trials())
+    ground.overview.membership = Membership(node, mesh.view, finding)
+    mesh.wanted.on_unresolved = resolve.names_changed.set
+    mesh.resource.on_created = partial(traversal.look_again, "interface created")
+    clocks.on_gap.append(lambda _: mesh.trials.restart(asyncio.get_running_loop().time()))
     clocks.on_gap += [reach_out_anew, reconcile.request]
     rotation.on_rotated.append(heartbeat.request)
     listener.on_reconnected.append(partial(traversal.look_again, "stream connected again"))
@@ -199,15 +205,15 @@ def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work
             rotation,
             refusals,
             Capabilities(uplink, node),
-            Watch("watch network", partial(kernel.watch, converger.is_wanted)),
+            Watch("watch network", kernel.watch),
             Watch("watch firewall", kernel.watch_firewall),
-            Repair(kernel, converger, converger.up, drift.cycle_ended),
-            Handshakes(converger, reconcile.request_pass),
+            Repair(kernel, converger, mesh.resource.up, drift.cycle_ended),
+            Handshakes(interface, mesh.resource, mesh.retries, converger, reconcile.request_pass),
             clocks,
             *front.join(node, uplink, listener.on_connected, reconcile.request),
             Garbage(),
             traversal.services,
-            *telemetry.join(node, converger),
+            *telemetry.join(node, mesh.view),
         ],
         recovery=recovery,
         vital=vital,

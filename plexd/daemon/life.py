@@ -186,7 +186,7 @@ class _Life:
     # as a node
 
     async def _serve(self, identity: Identity, cached: CachedSnapshot, upstream: Upstream) -> None:
-        mesh, control = self._configuration.current.mesh, upstream.control
+        control = upstream.control
         register_secret(identity.node_key.get_secret_value())
         if identity.private_key is not None:
             register_secret(identity.private_key.reveal())
@@ -195,7 +195,7 @@ class _Life:
         if node.desired.signing_keys is None:
             node.adopt_signing_keys(await asyncio.to_thread(self._ground.identities.load_signing_keys))
         control.on_clock_offset = self._show_clock_offset
-        kernel = Kernel(mesh.interface, mesh.backend, mesh.userspace_program)
+        kernel = Kernel()
         try:
             await self._work_until_stopped(compose(self._ground, upstream, node, kernel, self._work), upstream)
         finally:

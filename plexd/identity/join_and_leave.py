@@ -19,6 +19,7 @@ from plexd import log as logging
 from plexd.config.load import Loaded
 from plexd.config.models import Config, effective_hostname
 from plexd.control import ControlPlane
+from plexd.converge.mesh_settings import mesh_interface_name
 from plexd.errors import ConfigError, ControlError, PlexdError, PrivilegeError, Unauthenticated
 from plexd.identity.enrolment import TokenSearch, describe, load_or_register, make_control_plane, make_registrar
 from plexd.linux.kernel import Kernel
@@ -184,7 +185,9 @@ def _known_identity(identities: IdentityStore) -> Identity | None:
 
 
 async def _tear_down(config: Config, identity: Identity | None) -> list[str]:
-    kernel = Kernel(config.mesh.interface, config.mesh.backend, config.mesh.userspace_program)
+    kernel = Kernel()
+    kernel.interface(mesh_interface_name(config), config.mesh.backend, config.mesh.userspace_program)
+    kernel.table()
     try:
         key = identity.private_key if identity is not None else None
         return await kernel.tear_down(key.public() if key is not None else None)

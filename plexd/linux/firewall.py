@@ -8,11 +8,13 @@ the one of the last reading, or of amendments since that no other change came be
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
-from plexd.mesh.firewall import Json, Ruleset, SetChange, amendment, fingerprint
+from plexd.mesh.changes import Outcome, ReplaceTable, TableChange
+from plexd.mesh.firewall import FAMILY, TABLE, Json, Ruleset, SetChange, amendment, fingerprint
 from plexd.runtime.threads import in_mesh_thread
 
 
@@ -20,6 +22,7 @@ class FirewallTable:
     """`writes` counts the transactions that changed something, `reads` how often the table was read."""
 
     def __init__(self) -> None:
+        self.name = f"{FAMILY} {TABLE}"
         self.writes = 0
         self.reads = 0
         self._nft = Nftables()
@@ -31,7 +34,9 @@ class FirewallTable:
         self._found: str | None = None  # in that generation
 
     async def observe(self) -> str | None:
-        """See `Observed.firewall`. A kernel without nf_tables has no table. Raises KernelError.
+        """The digest of the ruleset that is in force untouched; "" for an unknown table of that name, None for none.
+
+        A kernel without nf_tables has no table. Raises KernelError.
 
         A table that there is no program to list is one that is not known: it is left in force, and nothing is built on
         its being untouched.
@@ -104,6 +109,24 @@ class FirewallTable:
 
     def _forget_generation(self) -> None:
         self._generation, self._known = None, range(0)
+
+    async def apply(self, changes: Sequence[TableChange]) -> list[Outcome]:
+        """Try each change; the outcome of one that failed says why."""
+        return [await self._attempt(change) for change in changes]
+
+    async def _attempt(self, change: TableChange) -> Outcome:
+        try:
+            if isinstance(change, ReplaceTable):
+                await self.replace(change.ruleset)
+            else:
+                await self.remove()
+        except KernelError as exc:
+            return Outcome(change, str(exc), exc)
+        except OSError as exc:
+            doing = "replace" if isinstance(change, ReplaceTable) else "delete"
+            cause = KernelError(f"could not {doing} table {self.name}: {exc.strerror or exc}")
+            return Outcome(change, str(cause), cause)
+        return Outcome(change)
 
     async def remove(self) -> bool:
         """Whether there was one to remove; absent is done. Raises KernelError."""

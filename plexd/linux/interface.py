@@ -1,7 +1,6 @@
-"""The door to the kernel: look at the mesh interface, carry out changes, take it all down.
+"""One WireGuard interface of the kernel, known by its name and its alias: look at it, change it, take it down.
 
-Which WireGuard runs the interface, and how it is spoken to, stays behind this door, and so do the kernel's error
-numbers: beyond it there are sentences that say what to do, and types of `plexd.errors`.
+The interface hides which WireGuard runs it (the kernel's, or a program in user space) and how plexd speaks to that.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal, NamedTuple, cast
 
-from plexd.errors import BackendUnavailable, ForeignLink, KernelError, NotPermitted, PortInUse
-from plexd.linux import notifications
-from plexd.linux.firewall import FirewallTable
-from plexd.linux.network import Network, host_addresses, local_addresses
+from plexd.errors import BackendUnavailable, ForeignLink, KernelError
+from plexd.linux.kernel_errors import KernelErrors, describe, failed
+from plexd.linux.network import Network
 from plexd.linux.wireguard import WireGuardDevice
 from plexd.linux.wireguard.kernel import KernelDevice
 from plexd.linux.wireguard.program import Program
@@ -29,111 +27,89 @@ from plexd.mesh.changes import (
     Change,
     CreateLink,
     DeleteLink,
+    DeviceChange,
     Outcome,
     PeerChange,
     PutPeer,
     RemoveAddress,
-    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
     RenewSessions,
-    ReplaceFirewall,
     SetAlias,
     SetDevice,
     SetDown,
     SetMtu,
     SetUp,
 )
-from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.keys import PublicKey
-from plexd.mesh.observed import MESH_ALIAS, Backend, Observed, Route
+from plexd.mesh.observed import Backend, Observed, Route
 
 # a peer refused for one of these is no better off alone
 HOPELESS = {errno.ENODEV, errno.EPERM, errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
 REMOVED_AT_ONCE = 1000  # peers, at tear-down
-WITHOUT_NFTABLES_SECONDS = 60.0  # between looks for it where the kernel has none
 INSTALL = "install wireguard-go and provide /dev/net/tun, or run a kernel with WireGuard (Debian: linux-image-amd64)"
 
 
-class Kernel:
-    """`damaged` is set when a userspace WireGuard died, `noticed` (while `watch` runs) when something about the network
-    may differ from what the last look showed: a pass is due. `readdressed` (likewise) is set when another interface of
-    this host gets or loses an address."""
+class InterfaceName(NamedTuple):
+    """Which interface it is. `alias` marks the link as plexd's; `section` is the part of the configuration about it."""
 
-    def __init__(self, interface: str, backend: Literal["auto", "kernel", "userspace"], userspace_program: str) -> None:
-        self.interface = interface
-        self.damaged = asyncio.Event()
-        self.noticed = asyncio.Event()
-        self.readdressed = asyncio.Event()
+    name: str
+    alias: str
+    section: str
+
+
+class Interface:
+    """`is_wanted` tells whether a route belongs on the interface; notifications of such routes need no look.
+
+    `damaged` is set when the program that runs the interface in user space died, `noticed` when a look is due because a
+    new endpoint is reached over a narrower way than all others.
+    """
+
+    def __init__(
+        self,
+        name: InterfaceName,
+        backend: Literal["auto", "kernel", "userspace"],
+        userspace_program: str,
+        damaged: asyncio.Event,
+        noticed: asyncio.Event,
+    ) -> None:
+        self.name = name.name
+        self.network = Network()
+        self.is_wanted: Callable[[Route], bool] = lambda _: False
+        self._alias = name.alias
+        self._errors = KernelErrors(name.name, name.section)
+        self._noticed = noticed
         self._allowed = tuple(Backend) if backend == "auto" else (Backend(backend),)
-        self._network = Network()
-        self._firewall = FirewallTable()
-        self._program = Program(interface, userspace_program, self.damaged)
+        self._program = Program(name.name, userspace_program, damaged, name.section)
         self._devices: dict[Backend, WireGuardDevice] = {
-            Backend.KERNEL: KernelDevice(interface),
+            Backend.KERNEL: KernelDevice(name.name),
             Backend.USERSPACE: UserspaceDevice(self._program),
         }
         self._backend: Backend | None = None
-        self._roamed: frozenset[bytes] = frozenset()  # where peers were at the last dump, though nobody said so
+        self._roamed: frozenset[bytes] = frozenset()  # endpoints of peers at the last dump that no candidate names
 
     @property
-    def netlink_writes(self) -> int:
-        """How many messages, on netlink or UAPI or through nft, were sent to change something."""
-        return self._network.writes + self._firewall.writes + sum(device.writes for device in self._devices.values())
+    def writes(self) -> int:
+        """The number of messages, on netlink or UAPI, that were sent to change something."""
+        return self.network.writes + sum(device.writes for device in self._devices.values())
 
-    async def watch(self, is_wanted: Callable[[Route], bool]) -> None:
-        """Set `noticed` at changes, until cancelled. Raises KernelError.
+    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
+        """Without `device` the look leaves out keys and peers, without `endpoints` the MTU of the underlay.
 
-        Routes of ours that come or go as `is_wanted` has it are passed over: most of them are our own work.
+        `endpoints` are the packed addresses of the peers' endpoints. Raises KernelError.
         """
-        with self._door("listen for changes of the network"):
-            await notifications.watch(self.interface, self._network, is_wanted, self.noticed, self.readdressed)
-
-    async def watch_firewall(self) -> None:
-        """Set `noticed` when our table may have been changed, until cancelled. Raises KernelError."""
-        while True:
-            with self._door("listen for changes of the firewall"):
-                try:
-                    await self._firewall.watch(self.noticed)
-                except OSError as exc:
-                    if exc.errno not in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}:
-                        raise
-                    await asyncio.sleep(WITHOUT_NFTABLES_SECONDS)  # the module may still be loaded
-
-    async def observe(
-        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
-    ) -> Observed:
-        """Without `device` nobody is asked about keys and peers, without `endpoints` not about the underlay's MTU.
-
-        `endpoints` are the peers' packed addresses. Without `firewall` the table is not looked at. Raises KernelError.
-        """
-        with self._door("look at the interface"):
-            seen = await self._network.observe(
-                self.interface, self._roamed.union(endpoints) if endpoints is not None else None
+        with self._errors.translated("look at the interface"):
+            seen = await self.network.observe(
+                self.name, self._roamed.union(endpoints) if endpoints is not None else None
             )
             backend = seen.link.backend if seen.link is not None else None
             dump = await self._devices[backend].dump() if device and backend is not None else None
         if dump is not None and endpoints is not None:
             held = {peer.endpoint.packed for peer in dump.peers.values() if peer.endpoint is not None}
             self._roamed = frozenset(held.difference(endpoints))
-        table = await self._firewall.observe() if firewall else None
-        return Observed(seen.link, dump, seen.addresses, seen.routes, seen.underlay_mtu, seen.ipv6, table)
+        return Observed(seen.link, dump, seen.addresses, seen.routes, seen.underlay_mtu, seen.ipv6)
 
-    async def read_firewall(self) -> Any | None:
-        """The table as nft tells it, None when there is none. Raises KernelError."""
-        return await self._firewall.read()
-
-    async def local_addresses(self) -> frozenset[bytes]:
-        """Those of every interface of this host. Raises KernelError."""
-        with self._door("list the addresses of this host"):
-            return await local_addresses()
-
-    async def host_addresses(self) -> frozenset[bytes]:
-        """Those of other interfaces that reach beyond their link. Raises KernelError."""
-        with self._door("list the addresses of this host"):
-            return await host_addresses(self.interface)
-
-    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    async def apply(self, changes: Sequence[DeviceChange]) -> list[Outcome]:
         """Take each change on its own, in order; what failed says so in its outcome, and the next is tried.
 
         Peers next to each other go as one batch, and one by one when the batch is refused. When the link cannot be
@@ -156,8 +132,8 @@ class Kernel:
                         created = len(outcomes) - 1
                     if cause is not None and created is not None and isinstance(change, CreateLink | SetUp):
                         await self._undo_creation()
-                        outcomes[created] = _failed(changes[created], cause)
-                        return outcomes + [_failed(skipped, cause) for skipped in changes[len(outcomes) :]]
+                        outcomes[created] = failed(changes[created], cause)
+                        return outcomes + [failed(skipped, cause) for skipped in changes[len(outcomes) :]]
         await self._follow_new_endpoints(changes)
         return await self._begin_handshakes(outcomes)
 
@@ -167,79 +143,67 @@ class Kernel:
             for device in self._devices.values():
                 await device.begin_handshakes()
         except OSError as exc:
-            cause = self._translate(exc, "have the new peers shake hands")
+            cause = self._errors.translate(exc, "have the new peers shake hands")
             return [
-                _failed(outcome.change, cause) if outcome.error is None and _is_new_peer(outcome.change) else outcome
+                failed(outcome.change, cause) if outcome.error is None and _is_new_peer(outcome.change) else outcome
                 for outcome in outcomes
             ]
         return outcomes
 
-    async def _follow_new_endpoints(self, changes: Sequence[Change]) -> None:
+    async def _follow_new_endpoints(self, changes: Sequence[DeviceChange]) -> None:
         """A peer that an event brings may be at the end of a narrower way than all others: then a look is due."""
         endpoints = {
             change.endpoint.packed for change in changes if isinstance(change, PutPeer) and change.endpoint is not None
         }
         with contextlib.suppress(OSError):  # the next pass asks again
-            if endpoints and await self._network.follow_too(endpoints):
-                self.noticed.set()
+            if endpoints and await self.network.follow_too(endpoints):
+                self._noticed.set()
 
-    async def tear_down(self, own_public: PublicKey | None) -> list[str]:
-        """Remove peers, link, the process of a userspace WireGuard, and the table; the names of what was removed.
+    async def tear_down(self, own_public: PublicKey | None) -> bool:
+        """Remove the peers, the link and the process of a userspace WireGuard; False when there is no link of ours.
 
-        Touches only a link that is ours by its alias, or holds the private key of `own_public`. Absent is done.
-        Every step is tried; KernelError then tells what failed.
+        A link is ours by its alias, or when it holds the private key of `own_public`; no other link is touched. Every
+        step is tried; KernelError then tells what failed.
         """
-        observed = await self.observe(firewall=False)
+        observed = await self.observe()
         link, device = observed.link, observed.device
-        failures: list[str] = []
-        removed: list[str] = []
         key = device.private_key if device is not None else None
-        is_ours = link is not None and (
-            link.alias == MESH_ALIAS or (own_public is not None and key is not None and key.public() == own_public)
-        )
-        if link is not None and link.backend is not None and is_ours:
-            with self._collect(failures, "remove the peers"):
-                await self._empty(link.backend, tuple(device.peers) if device is not None else ())
-            with self._collect(failures, f"delete link {self.interface}"):
-                await self._delete_link()
-                removed.append(self.interface)
-            if failures:
-                with self._collect(failures, "remove the routes"):
-                    leftover = [RemoveRoute(route) for route in observed.routes]
-                    await self._network.change_routes(self.interface, leftover)
-        with self._collect(failures, f"delete table {FAMILY} {TABLE}"):
-            if await self._firewall.remove():
-                removed.append(f"{FAMILY} {TABLE}")
+        if link is None or link.backend is None:
+            return False
+        if link.alias != self._alias and (own_public is None or key is None or key.public() != own_public):
+            return False
+        failures: list[str] = []
+        with self._errors.collected(failures, "remove the peers"):
+            await self._empty(link.backend, tuple(device.peers) if device is not None else ())
+        with self._errors.collected(failures, f"delete link {self.name}"):
+            await self._delete_link()
         if failures:
+            with self._errors.collected(failures, "remove the routes"):
+                await self.network.change_routes(self.name, [RemoveRoute(route) for route in observed.routes])
             raise KernelError("; ".join(failures))
-        return removed
+        return True
 
-    async def close(self) -> None:
-        """Let go. What runs in the kernel, or in a program in its place, goes on."""
+    def close(self) -> None:
+        """Let go of the interface, which stays as it is."""
         self._program.close()
-        await self._firewall.close()
 
-    async def _attempt(self, change: Change) -> Outcome:
+    async def _attempt(self, change: DeviceChange) -> Outcome:
         try:
-            with self._door(_describe(change), change):
+            with self._errors.translated(describe(change), change):
                 await self._apply(change)
         except KernelError as exc:
-            return _failed(change, exc)
+            return failed(change, exc)
         return Outcome(change)
 
-    async def _apply(self, change: Change) -> None:
-        network, name = self._network, self.interface
+    async def _apply(self, change: DeviceChange) -> None:
+        network, name = self.network, self.name
         match change:
-            case ReplaceFirewall(ruleset):
-                await self._firewall.replace(ruleset)
-            case RemoveFirewall():
-                await self._firewall.remove()
             case CreateLink():
                 await self._create_link(change)
             case DeleteLink():
                 await self._delete_link()
             case SetAlias():
-                await network.set_alias(name)
+                await network.set_alias(name, self._alias)
             case SetDevice(private_key, listen_port):
                 await (await self._device()).set_device(private_key, listen_port)
             case RenewSessions(public_keys, keepalive):
@@ -255,28 +219,29 @@ class Kernel:
             case SetDown():
                 await network.set_down(name)
             case RemovePeer() | PutPeer() | AddRoute() | RemoveRoute():
-                raise AssertionError("applied in runs")
+                raise AssertionError("peers and routes are applied in runs")
 
     # the link
 
     async def _create_link(self, change: CreateLink) -> None:
         self._backend = None  # what is undone after a failure is what was made from here on
-        if await self._network.link(self.interface) is not None:
+        if await self.network.link(self.name) is not None:
             raise ForeignLink(
-                f"{self.interface} exists already: remove it (ip link delete {self.interface}) or set mesh.interface"
+                f"{self.name} exists already: remove it (ip link delete {self.name}) "
+                f"or set {self._errors.section}.interface"
             )
         # the kernel would tell only when the link is brought up, with addresses on it and the world notified
         _probe_port(change.listen_port)
         self._backend = backend = await self._create_by_some_backend()
-        await self._network.set_alias(self.interface)
+        await self.network.set_alias(self.name, self._alias)
         await self._devices[backend].set_device(change.private_key, change.listen_port)
-        await self._network.set_mtu(self.interface, change.mtu)
+        await self.network.set_mtu(self.name, change.mtu)
 
     async def _create_by_some_backend(self) -> Backend:
         causes: list[str] = []
         if Backend.KERNEL in self._allowed:
             try:
-                await self._network.create_wireguard_link(self.interface)
+                await self.network.create_wireguard_link(self.name)
                 return Backend.KERNEL
             except OSError as exc:
                 if exc.errno not in {errno.EOPNOTSUPP, errno.ENODEV}:
@@ -302,7 +267,7 @@ class Kernel:
             device = await self._devices[backend].dump()
             await self._empty(backend, tuple(device.peers) if device is not None else ())
         self._program.expect_end()
-        await self._network.delete_link(self.interface)
+        await self.network.delete_link(self.name)
         if backend is Backend.USERSPACE:
             await self._program.end()
         self._backend = None
@@ -321,7 +286,7 @@ class Kernel:
 
     async def _current_backend(self) -> Backend | None:
         if self._backend is None:
-            link = await self._network.link(self.interface)
+            link = await self.network.link(self.name)
             self._backend = link.backend if link is not None else None
         return self._backend
 
@@ -333,105 +298,32 @@ class Kernel:
             return [Outcome(change) for change in changes]
         except OSError as exc:
             if len(changes) == 1 or isinstance(exc, TimeoutError) or exc.errno in HOPELESS:
-                return [_failed(change, self._translate(exc, _describe(change), change)) for change in changes]
+                return [failed(change, self._errors.translate(exc, describe(change), change)) for change in changes]
         return [outcome for change in changes for outcome in await self._apply_peers([change])]
 
     async def _apply_routes(self, changes: Sequence[AddRoute | RemoveRoute]) -> list[Outcome]:
         try:
-            codes = await self._network.change_routes(self.interface, changes)
+            codes = await self.network.change_routes(self.name, changes)
         except OSError as exc:
-            return [_failed(change, self._translate(exc, _describe(change), change)) for change in changes]
+            return [failed(change, self._errors.translate(exc, describe(change), change)) for change in changes]
         return [
             Outcome(change)
             if not code
-            else _failed(change, self._translate(OSError(code, os.strerror(code)), _describe(change), change))
+            else failed(change, self._errors.translate(OSError(code, os.strerror(code)), describe(change), change))
             for change, code in zip(changes, codes, strict=True)
         ]
-
-    # errors
-
-    @contextlib.contextmanager
-    def _door(self, doing: str, change: Change | None = None) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise self._translate(exc, doing, change) from exc
-
-    @contextlib.contextmanager
-    def _collect(self, failures: list[str], doing: str) -> Iterator[None]:
-        try:
-            with self._door(doing):
-                yield
-        except KernelError as exc:
-            failures.append(str(exc))
-
-    def _translate(self, exc: OSError, doing: str, change: Change | None = None) -> KernelError:
-        code = exc.errno
-        if code in {errno.EPERM, errno.EACCES}:
-            return NotPermitted(f"no permission to {doing}: run as root or grant CAP_NET_ADMIN")
-        if code == errno.EADDRINUSE:
-            port = f" {change.listen_port}" if isinstance(change, CreateLink | SetDevice) else ""
-            return PortInUse(f"UDP port{port} is in use by another program: stop it or set mesh.listen_port")
-        if isinstance(exc, TimeoutError):
-            return KernelError(f"could not {doing}: no answer within 5 s")
-        if code in {errno.ENODEV, errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}:
-            return KernelError(f"could not {doing}: {self.interface} is gone")
-        if code == errno.EEXIST and isinstance(change, AddRoute):
-            return KernelError(f"could not {doing}: another program has a route with this prefix and metric, remove it")
-        return KernelError(f"could not {doing}: {exc.strerror}")
 
 
 # what is applied in runs
 _KINDS: dict[type, str] = {RemovePeer: "peers", PutPeer: "peers", AddRoute: "routes", RemoveRoute: "routes"}
 
 
-def _kind(change: Change) -> str:
+def _kind(change: DeviceChange) -> str:
     return _KINDS.get(type(change), "single")
 
 
 def _is_new_peer(change: Change) -> bool:
     return isinstance(change, PutPeer) and change.is_new
-
-
-def _failed(change: Change, cause: KernelError) -> Outcome:
-    return Outcome(change, str(cause), cause)
-
-
-def _describe(change: Change) -> str:
-    """What was being done, as it follows "could not"."""
-    match change:
-        case ReplaceFirewall():
-            return f"replace table {FAMILY} {TABLE}"
-        case RemoveFirewall():
-            return f"delete table {FAMILY} {TABLE}"
-        case CreateLink():
-            return "create a WireGuard interface"
-        case DeleteLink():
-            return "delete the interface"
-        case SetAlias():
-            return "set the alias"
-        case SetDevice():
-            return "set key and port"
-        case RenewSessions():
-            return "renew the sessions"
-        case AddAddress(address):
-            return f"add address {address}"
-        case RemoveAddress(address):
-            return f"remove address {address}"
-        case SetMtu(mtu):
-            return f"set MTU {mtu}"
-        case SetUp():
-            return "bring the interface up"
-        case SetDown():
-            return "take the interface down"
-        case RemovePeer(peer_id, public_key):
-            return f"remove peer {peer_id or public_key.short}"
-        case PutPeer(peer_id):
-            return f"write peer {peer_id}"
-        case AddRoute(route):
-            return f"add route {route.prefix}"
-        case RemoveRoute(route):
-            return f"remove route {route.prefix}"
 
 
 def _probe_port(port: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from plexd.linux.netlink import Message, attribute, attributes
@@ -99,12 +99,15 @@ def read_local(payloads: Iterable[bytes]) -> frozenset[bytes]:
     return frozenset(_own_address(payload, family) for payload, family in families if family in _ADDRESS_BYTES)
 
 
-def read_reachable(payloads: Iterable[bytes], besides: int | None) -> frozenset[bytes]:
-    """Those that reach beyond their link, of every link but one. Raises ValueError (or struct.error)."""
+def read_reachable(payloads: Iterable[bytes], without: Container[int]) -> frozenset[bytes]:
+    """The addresses that reach beyond their link, of every link whose index is not in `without`.
+
+    Raises ValueError (or struct.error).
+    """
     found: list[bytes] = []
     for payload in payloads:
         family, _, _, scope, ifindex = _IFADDRMSG.unpack_from(payload)
-        if ifindex != besides and scope < SCOPE_LINK and family in _ADDRESS_BYTES:
+        if ifindex not in without and scope < SCOPE_LINK and family in _ADDRESS_BYTES:
             found.append(_own_address(payload, family))
     return frozenset(found)
 

@@ -28,7 +28,7 @@ from plexd.linux.routes import Way
 from plexd.linux.underlay import Underlay, narrowest
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import AddRoute, RemoveRoute
-from plexd.mesh.observed import MESH_ALIAS, Link, Route
+from plexd.mesh.observed import Link, Route
 from plexd.runtime.threads import in_mesh_thread
 
 IFA_F_NODAD = 2
@@ -101,8 +101,8 @@ class Network:
             if exc.errno != errno.ENODEV:
                 raise
 
-    async def set_alias(self, name: str) -> None:
-        await self._set("set", index=_index(name), ifalias=MESH_ALIAS)
+    async def set_alias(self, name: str, alias: str) -> None:
+        await self._set("set", index=_index(name), ifalias=alias)
 
     async def set_mtu(self, name: str, mtu: int) -> None:
         await self._set("set", index=_index(name), mtu=mtu)
@@ -148,9 +148,9 @@ async def local_addresses() -> frozenset[bytes]:
     return await in_mesh_thread(_local_addresses)
 
 
-async def host_addresses(name: str) -> frozenset[bytes]:
-    """Those that reach beyond their link, of every link but the one of this name."""
-    return await in_mesh_thread(_host_addresses, name)
+async def host_addresses(without: Collection[str]) -> frozenset[bytes]:
+    """The addresses that reach beyond their link, of every link but those with the names in `without`."""
+    return await in_mesh_thread(_host_addresses, without)
 
 
 @contextlib.asynccontextmanager
@@ -265,10 +265,11 @@ def _local_addresses() -> frozenset[bytes]:
         return links.read_local(carrier.dump(links.dump_addresses()))
 
 
-def _host_addresses(name: str) -> frozenset[bytes]:
+def _host_addresses(without: Collection[str]) -> frozenset[bytes]:
     with _carrier() as carrier:
-        link = _get_link(carrier, name)
-        return links.read_reachable(carrier.dump(links.dump_addresses()), link.ifindex if link is not None else None)
+        own = [_get_link(carrier, name) for name in without]
+        ifindexes = {link.ifindex for link in own if link is not None}
+        return links.read_reachable(carrier.dump(links.dump_addresses()), ifindexes)
 
 
 def _get_link(carrier: NetlinkSocket, name: str) -> Link | None:

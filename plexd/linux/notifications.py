@@ -11,8 +11,9 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Protocol
 
 from plexd.linux import links, routes
 from plexd.linux.netlink import NETLINK_ROUTE, RECEIVE_BYTES, split
@@ -40,17 +41,26 @@ class Concern(IntEnum):
     WAYS = 2  # the ways to the peers may be others now
 
 
-async def watch(
-    interface: str,
-    network: Network,
-    is_wanted: Callable[[Route], bool],
-    noticed: asyncio.Event,
-    readdressed: asyncio.Event,
-) -> None:
-    """Set `noticed` whenever a look is due, for a start at once: what came before was not heard. Raises OSError.
+class Watched(Protocol):
+    """An interface of ours. `network` knows what its last look went by; a look forgets what may be others now.
 
-    `network` knows what the last look went by, and is made to forget what may be others now. A route that comes or goes
-    just as `is_wanted` wants it needs no look. `readdressed` is set when another link gets or loses an address.
+    A route that comes or goes just as `is_wanted` wants it needs no look.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def is_wanted(self) -> Callable[[Route], bool]: ...
+
+
+async def watch(watched: Sequence[Watched], noticed: asyncio.Event, readdressed: asyncio.Event) -> None:
+    """Set `noticed` whenever a look is due, and once at the start: earlier changes were not heard. Raises OSError.
+
+    `readdressed` is set when a link that is not `watched` gets or loses an address.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(
@@ -61,7 +71,8 @@ async def watch(
         sock.bind((0, GROUPS))
 
         def miss() -> None:
-            network.underlay.forget()
+            for interface in watched:
+                interface.network.underlay.forget()
             noticed.set()
             readdressed.set()
 
@@ -76,37 +87,42 @@ async def watch(
                     miss()
                     continue
                 try:
-                    concern, is_readdressed = judge(data, interface, network, is_wanted)
+                    concerns, is_readdressed = judge(data, watched)
                 except (ValueError, struct.error, OSError):
                     miss()
                     continue
-                if concern is Concern.WAYS:
-                    network.underlay.forget()
-                if concern:
+                for interface, concern in zip(watched, concerns, strict=True):
+                    if concern is Concern.WAYS:
+                        interface.network.underlay.forget()
+                if any(concerns):
                     noticed.set()
                 if is_readdressed:
                     readdressed.set()
             await asyncio.sleep(0)
 
 
-def judge(data: bytes, interface: str, network: Network, is_wanted: Callable[[Route], bool]) -> tuple[Concern, bool]:
-    """The furthest that any of these notifications reaches, and whether one is about an address of another link.
+def judge(data: bytes, watched: Sequence[Watched]) -> tuple[list[Concern], bool]:
+    """For each interface the furthest that any of these notifications reaches, and whether one of them is about an
+    address of another link.
 
-    Raises ValueError, struct.error or OSError when they are not understood.
+    Raises ValueError, struct.error or OSError for notifications that are malformed.
     """
-    furthest, is_readdressed = Concern.NONE, False
+    furthest, is_readdressed = [Concern.NONE] * len(watched), False
+    own = {interface.network.ifindex for interface in watched}
     for kind, _, _, start, end in split(data):
         payload = data[start:end]
-        furthest = max(furthest, _judge(kind, payload, interface, network, is_wanted))
+        for i, interface in enumerate(watched):
+            furthest[i] = max(furthest[i], _judge(kind, payload, interface))
         if kind in {links.RTM_NEWADDR, links.RTM_DELADDR}:
             ifindex, scope = links.read_owner(payload)
-            is_readdressed = is_readdressed or (ifindex != network.ifindex and scope < links.SCOPE_LINK)
+            is_readdressed = is_readdressed or (ifindex not in own and scope < links.SCOPE_LINK)
     return furthest, is_readdressed
 
 
-def _judge(kind: int, payload: bytes, interface: str, network: Network, is_wanted: Callable[[Route], bool]) -> Concern:
+def _judge(kind: int, payload: bytes, watched: Watched) -> Concern:
+    network = watched.network
     if kind in {links.RTM_NEWLINK, links.RTM_DELLINK}:
-        return _judge_link(kind, payload, interface, network)
+        return _judge_link(kind, payload, watched.name, network)
     if kind in {links.RTM_NEWADDR, links.RTM_DELADDR}:
         ifindex, scope = links.read_owner(payload)
         if ifindex == network.ifindex:
@@ -115,7 +131,7 @@ def _judge(kind: int, payload: bytes, interface: str, network: Network, is_wante
         is_a_loss = kind == links.RTM_DELADDR and scope < links.SCOPE_LINK
         return Concern.WAYS if is_a_loss and network.underlay.is_followed else Concern.NONE
     if kind in {routes.RTM_NEWROUTE, routes.RTM_DELROUTE}:
-        return _judge_route(kind, payload, network, is_wanted)
+        return _judge_route(kind, payload, network, watched.is_wanted)
     if kind in {RTM_NEWRULE, RTM_DELRULE}:
         return Concern.WAYS if network.underlay.is_followed else Concern.NONE
     return Concern.NONE

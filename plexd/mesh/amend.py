@@ -60,7 +60,7 @@ def _touched(before: Sources, after: Sources) -> list[str] | None:
         return None  # the first in the list gets a prefix that several claim
     touched = differing(was.peers, now.peers)
     touched += differing(was.candidates, now.candidates)
-    touched += differing(before.turned, after.turned)
+    touched += differing(before.overridden, after.overridden)
     return list(dict.fromkeys(touched))
 
 

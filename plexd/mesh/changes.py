@@ -13,15 +13,15 @@ from plexd.mesh.observed import Route
 
 
 @dataclass(frozen=True, slots=True)
-class ReplaceFirewall:
-    """Put the table `inet plexd` in the place of the one that is there, in one transaction."""
+class ReplaceTable:
+    """Replace the nftables table by the one of the ruleset, in one transaction."""
 
     ruleset: Ruleset
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveFirewall:
-    """Delete the table; deleting what is gone succeeds."""
+class RemoveTable:
+    """Delete the nftables table; deleting an absent table succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,23 @@ class RenewSessions:
 
 
 PeerChange = RemovePeer | PutPeer
-Change = (
-    ReplaceFirewall | RemoveFirewall | CreateLink | DeleteLink | SetAlias | SetDevice | AddAddress | RemoveAddress
-    | SetMtu | SetUp | SetDown | RemovePeer | PutPeer | AddRoute | RemoveRoute | RenewSessions
+TableChange = ReplaceTable | RemoveTable
+DeviceChange = (
+    CreateLink | DeleteLink | SetAlias | SetDevice | AddAddress | RemoveAddress | SetMtu | SetUp | SetDown | RemovePeer
+    | PutPeer | AddRoute | RemoveRoute | RenewSessions
 )  # fmt: skip
+Change = TableChange | DeviceChange
+
+
+class Subject(NamedTuple):
+    """The interface or the nftables table, or both, that changes are about: "plexd0" and "inet plexd"."""
+
+    interface: str = ""
+    table: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.interface or self.table
 
 
 class Outcome(NamedTuple):

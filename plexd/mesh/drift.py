@@ -16,19 +16,19 @@ from plexd.mesh.changes import (
     Outcome,
     PutPeer,
     RemoveAddress,
-    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    RemoveTable,
     RenewSessions,
-    ReplaceFirewall,
+    ReplaceTable,
     SetAlias,
     SetDevice,
     SetDown,
     SetMtu,
     SetUp,
+    Subject,
 )
 from plexd.mesh.desired import Desired, Rejection
-from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.keys import PublicKey
 from plexd.mesh.policy import faults
 
@@ -38,24 +38,25 @@ class Correction(NamedTuple):
     detail: str
 
 
-def interface_corrections(
-    interface: str, outcomes: Iterable[Outcome], known_ids: Mapping[PublicKey, str], known_firewall: str | None = None
+def pass_corrections(
+    subject: Subject, outcomes: Iterable[Outcome], known_ids: Mapping[PublicKey, str], known_table: str | None = None
 ) -> tuple[Correction, ...]:
-    """What the pass repaired. A link made anew is one correction that counts its peers and routes.
+    """What a pass repaired of `subject`. An interface that was created anew is one correction with counts.
 
-    `known_ids` names peers by public key as they were wanted until now, so that a withdrawn one is not a stranger.
-    `known_firewall` is the digest of the ruleset wanted until now: another one is a change of policies, no repair.
+    `known_ids` names peers by public key as they were wanted until now, so that a withdrawn peer is not a stranger.
+    `known_table` is the digest of the ruleset wanted until now: another digest is a change of policies, no repair.
     """
     done = [outcome.change for outcome in outcomes if outcome.error is None]
-    firewall = tuple(
-        Correction("firewall_repaired", f"{FAMILY} {TABLE}")
+    table = tuple(
+        Correction("firewall_repaired", subject.table)
         for change in done
-        if isinstance(change, ReplaceFirewall) and change.ruleset.digest == known_firewall
+        if isinstance(change, ReplaceTable) and change.ruleset.digest == known_table
     )
     if any(isinstance(change, CreateLink) for change in done):
         peers = sum(isinstance(change, PutPeer) for change in done)
         routes = sum(isinstance(change, AddRoute) for change in done)
-        return (*firewall, Correction("interface_repaired", f"{interface}: link, {peers} peers, {routes} routes"))
+        anew = f"{subject.interface}: link, {peers} peers, {routes} routes"
+        return (*table, Correction("interface_repaired", anew))
     repaired: dict[str, None] = {}
     corrections: list[Correction] = []
     for change in done:
@@ -74,8 +75,8 @@ def interface_corrections(
                 repaired["link"] = None
             case RemovePeer(peer_id, public_key):
                 known = peer_id or known_ids.get(public_key)
-                subject = f"peer {known}" if known else f"peer key {public_key.short}"
-                corrections.append(Correction("peer_removed", subject))
+                name = f"peer {known}" if known else f"peer key {public_key.short}"
+                corrections.append(Correction("peer_removed", name))
             case PutPeer(peer_id, is_new=True):
                 corrections.append(Correction("peer_added", f"peer {peer_id}"))
             case PutPeer(peer_id):
@@ -84,11 +85,11 @@ def interface_corrections(
                 corrections.append(Correction("route_added", str(route.prefix)))
             case RemoveRoute(route):
                 corrections.append(Correction("route_removed", str(route.prefix)))
-            case CreateLink() | ReplaceFirewall() | RemoveFirewall() | SetDown() | RenewSessions():
+            case CreateLink() | ReplaceTable() | RemoveTable() | SetDown() | RenewSessions():
                 pass  # reported above, or no repair
     if repaired:
-        corrections.insert(0, Correction("interface_repaired", f"{interface}: {', '.join(repaired)}"))
-    return (*firewall, *corrections)
+        corrections.insert(0, Correction("interface_repaired", f"{subject.interface}: {', '.join(repaired)}"))
+    return (*table, *corrections)
 
 
 def snapshot_corrections(before: Desired, after: Desired) -> tuple[Correction, ...]:

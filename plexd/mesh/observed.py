@@ -11,6 +11,7 @@ from plexd.mesh.address import Endpoint, Prefix
 from plexd.mesh.keys import PrivateKey
 
 MESH_ALIAS = "plexd:mesh"  # IFLA_IFALIAS of the mesh interface: the mark that it is ours
+MESH_SECTION = "mesh"  # of the configuration, about the mesh interface
 ROUTE_PROTOCOL = 112
 ROUTE_METRIC = 2048
 HANDSHAKE_FRESH_SECONDS = 180  # a peer with a handshake at most this old is FRESH
@@ -81,8 +82,6 @@ class Observed:
     `device` is None when there is no link, or nobody answers for it (a userspace process that died).
     `underlay_mtu` is the smallest MTU of the routes to the peers' endpoints, or that of the default route when there is
     none; None without either, or when nobody asked. `ipv6`: whether the interface has, or would have, IPv6 at all.
-    `firewall` is the digest of the ruleset that is in force untouched, "" when there is a table of that name which is
-    not known, None when there is none.
     """
 
     link: Link | None = None
@@ -91,4 +90,3 @@ class Observed:
     routes: frozenset[Route] = frozenset()
     underlay_mtu: int | None = None
     ipv6: bool = True
-    firewall: str | None = None

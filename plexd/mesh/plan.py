@@ -1,91 +1,153 @@
-"""The differ: what to do so that the kernel becomes the target. Pure, total, and empty when nothing differs.
+"""The changes that turn what the kernel holds into what is wanted. Pure, total, and empty when nothing differs.
 
-Two ways in. `plan` compares the target with a look at everything: start-up, the periodic pass, repair. `plan_event`
-compares two targets, before and after an event, and yields only what the event touches, without any look: one event
-among a thousand peers costs the messages of one peer.
+`plan` compares the target of one WireGuard device with a look at everything: start-up, the periodic pass, repair.
+`plan_event` compares two targets, before and after an event, and yields only what the event touches, without any look:
+one event among a thousand peers costs the messages of one peer. `plan_table` compares an nftables table with its
+ruleset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Protocol, TypeVar
 
 from plexd.errors import ForeignLink, NotAddressable
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.changes import (
     AddAddress,
     AddRoute,
-    Change,
     CreateLink,
     DeleteLink,
+    DeviceChange,
     PeerChange,
     PutPeer,
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
     RenewSessions,
-    ReplaceFirewall,
+    ReplaceTable,
     SetAlias,
     SetDevice,
     SetMtu,
     SetUp,
 )
-from plexd.mesh.keys import PublicKey
-from plexd.mesh.observed import MESH_ALIAS, Backend, Device, DevicePeer, Link, Observed, Route, is_fresh
+from plexd.mesh.firewall import Ruleset
+from plexd.mesh.keys import PrivateKey, PublicKey
+from plexd.mesh.observed import Backend, Device, DevicePeer, Link, Observed, Route, is_fresh
 from plexd.mesh.sharing import differing
-from plexd.mesh.target import Settings, Target, TargetPeer, derive_mtu
+from plexd.mesh.target import TargetPeer, derive_mtu
+
+ChangeT = TypeVar("ChangeT", bound=DeviceChange)
 
 
-def plan(target: Target, observed: Observed, now: float, moved: frozenset[str] = frozenset()) -> tuple[Change, ...]:
+class DeviceSettings(Protocol):
+    """A WireGuard device without its peers and routes.
+
+    `alias` marks the link as plexd's, `section` is the part of the configuration about the interface. `backend` None
+    takes either back end. `mtu` 0 follows the underlay. `keepalive` is in seconds, 0 for none.
+    """
+
+    @property
+    def interface(self) -> str: ...
+
+    @property
+    def alias(self) -> str: ...
+
+    @property
+    def section(self) -> str: ...
+
+    @property
+    def private_key(self) -> PrivateKey: ...
+
+    @property
+    def listen_port(self) -> int: ...
+
+    @property
+    def address(self) -> Prefix: ...
+
+    @property
+    def mtu(self) -> int: ...
+
+    @property
+    def keepalive(self) -> int: ...
+
+    @property
+    def backend(self) -> Backend | None: ...
+
+
+class DeviceTarget(Protocol):
+    """A WireGuard device as the kernel should hold it. `peers` are by peer id."""
+
+    @property
+    def settings(self) -> DeviceSettings: ...
+
+    @property
+    def peers(self) -> Mapping[str, TargetPeer]: ...
+
+    @property
+    def routes(self) -> frozenset[Route]: ...
+
+
+def plan(
+    target: DeviceTarget, observed: Observed, now: float, moved: frozenset[str] = frozenset()
+) -> tuple[DeviceChange, ...]:
     """Every step from `observed` to `target`, in the order they must be taken; `now` in Unix seconds.
 
     `moved` are the peers whose endpoint candidate is news since the last pass: it is written even to a fresh peer.
 
     Raises ForeignLink when a link of our name is not ours: it is never touched. Raises NotAddressable when no interface
-    of this host can have the mesh address.
+    of this host can have the address.
     """
-    if not _is_addressable(target.settings, observed):
+    settings = target.settings
+    if not _is_addressable(settings, observed):
         raise NotAddressable(
-            f"the mesh address {format_ip(target.settings.mesh_ip)} needs IPv6, which this host has not: switch it on "
-            f"(sysctl net.ipv6.conf.all.disable_ipv6=0) or register with an IPv4 address"
+            f"the {settings.section} address {format_ip(settings.address.packed)} needs IPv6, which this host has not: "
+            f"switch it on (sysctl net.ipv6.conf.all.disable_ipv6=0) or register with an IPv4 address"
         )
     link = observed.link
-    if link is not None and not is_ours(link, observed.device, target.settings):
+    if link is not None and not is_ours(link, observed.device, settings):
         raise ForeignLink(
-            f"{link.name} exists and is not plexd's: remove it (ip link delete {link.name}) or set mesh.interface"
+            f"{link.name} exists and is not plexd's: remove it (ip link delete {link.name}) "
+            f"or set {settings.section}.interface"
         )
-    changes: list[Change] = []
-    if link is not None and (reason := _unusable(link, observed.device, target.settings)) is not None:
+    changes: list[DeviceChange] = []
+    if link is not None and (reason := _unusable(link, observed.device, settings)) is not None:
         changes.append(DeleteLink(reason))
         link = None
     if link is None:
         changes.extend(_build(target, observed))
-        return (*_plan_firewall(target, observed), *changes)
+        return tuple(changes)
     device = observed.device
     assert device is not None  # noqa: S101 - _unusable() is about exactly this
-    changes.extend(_plan_device(link, device, target.settings))
-    changes.extend(_plan_link(link, observed, target.settings))
+    changes.extend(_plan_device(link, device, settings))
+    changes.extend(_plan_link(link, observed, settings))
     changes.extend(_plan_peers(target, device, now, moved))
     changes.extend(_plan_routes(_possible_routes(target, observed), observed.routes))
-    if device.private_key != target.settings.private_key:
+    if device.private_key != settings.private_key:
         changes.extend(_renew(target, (peer for peer in target.peers.values() if peer.public_key in device.peers)))
-    return (*_plan_firewall(target, observed), *changes)
+    return tuple(changes)
 
 
-def plan_network(target: Target, observed: Observed) -> tuple[Change, ...] | None:
+def plan_network(target: DeviceTarget, observed: Observed) -> tuple[DeviceChange, ...] | None:
     """The steps for link, addresses and routes alone, from a look without the device.
 
-    None when that says too little: the link is gone, or it takes the device to tell whether it is ours.
+    None when that look says too little: the link is gone, or only the device tells whether the link is ours.
     """
-    link = observed.link
-    if link is None or link.backend is None or link.alias != MESH_ALIAS:
+    link, settings = observed.link, target.settings
+    if link is None or link.backend is None or link.alias != settings.alias:
         return None
-    if target.settings.backend not in {None, link.backend} or not _is_addressable(target.settings, observed):
+    if settings.backend not in {None, link.backend} or not _is_addressable(settings, observed):
         return None
     routes = _plan_routes(_possible_routes(target, observed), observed.routes)
-    return (*_plan_firewall(target, observed), *_plan_link(link, observed, target.settings), *routes)
+    return (*_plan_link(link, observed, settings), *routes)
 
 
-def withhold(changes: Iterable[Change], admitted: Container[str]) -> tuple[Change, ...]:
+def plan_table(wanted: Ruleset | None, held: str | None) -> tuple[ReplaceTable, ...]:
+    """The change that puts `wanted` in force; `held` is the digest of the table that is there, None without one."""
+    return (ReplaceTable(wanted),) if wanted is not None and held != wanted.digest else ()
+
+
+def withhold(changes: Iterable[ChangeT], admitted: Container[str]) -> tuple[ChangeT, ...]:
     """The steps that may be taken although the firewall they go with was refused and another one is in force.
 
     No peer is added but those `admitted` under that one (mesh contract, section 6.7).
@@ -98,8 +160,8 @@ def withhold(changes: Iterable[Change], admitted: Container[str]) -> tuple[Chang
 
 
 def plan_event(
-    before: Target, after: Target, *, ipv6: bool = True, is_moved: Callable[[str], bool] = lambda _: True
-) -> tuple[Change, ...]:
+    before: DeviceTarget, after: DeviceTarget, *, ipv6: bool = True, is_moved: Callable[[str], bool] = lambda _: True
+) -> tuple[DeviceChange, ...]:
     """What changed between two targets, as steps that may be repeated and need no look at the kernel.
 
     `ipv6`: whether the interface has it. `is_moved` tells of a peer's id whether its endpoint is news of its own, and
@@ -128,34 +190,31 @@ def plan_event(
                 put.append(change)
     updated = [change for change in put if not change.is_new]
     added = [change for change in put if change.is_new]
-    device: tuple[Change, ...] = ()
-    renewed: Iterable[Change] = ()
+    device: tuple[DeviceChange, ...] = ()
+    renewed: Iterable[DeviceChange] = ()
     if before.settings.private_key != after.settings.private_key:
         # after new preshared keys: a handshake under the new key must find them in place
         device = (SetDevice(after.settings.private_key, after.settings.listen_port, ("key",)),)
         stayed = {peer.public_key for peer in before.peers.values()}
         renewed = _renew(after, (peer for peer in after.peers.values() if peer.public_key in stayed))
-    routes: Iterable[Change] = ()
+    routes: Iterable[DeviceChange] = ()
     if after.routes is not before.routes:
         new, old = after.routes - before.routes, before.routes - after.routes
         routes = _plan_routes(new if ipv6 else _without_ipv6(new), old if ipv6 else _without_ipv6(old))
-    firewall: tuple[Change, ...] = ()
-    if after.firewall is not None and after.firewall != before.firewall:
-        firewall = (ReplaceFirewall(after.firewall),)
-    return (*firewall, *removed, *updated, *device, *added, *routes, *renewed)
+    return (*removed, *updated, *device, *added, *routes, *renewed)
 
 
-def _renew(target: Target, peers: Iterable[TargetPeer]) -> Iterator[Change]:
+def _renew(target: DeviceTarget, peers: Iterable[TargetPeer]) -> Iterator[DeviceChange]:
     """Without keepalive the mesh is one that stays silent until there is something to send."""
     if target.settings.keepalive and (keys := tuple(peer.public_key for peer in peers)):
         yield RenewSessions(keys, target.settings.keepalive)
 
 
-def _is_addressable(settings: Settings, observed: Observed) -> bool:
-    return observed.ipv6 or len(settings.mesh_ip) == 4
+def _is_addressable(settings: DeviceSettings, observed: Observed) -> bool:
+    return observed.ipv6 or len(settings.address.packed) == 4
 
 
-def _possible_routes(target: Target, observed: Observed) -> frozenset[Route]:
+def _possible_routes(target: DeviceTarget, observed: Observed) -> frozenset[Route]:
     """Where there is no IPv6, its routes are not wanted: each would fail at every pass."""
     return target.routes if observed.ipv6 else _without_ipv6(target.routes)
 
@@ -164,7 +223,7 @@ def _without_ipv6(routes: frozenset[Route]) -> frozenset[Route]:
     return frozenset(route for route in routes if len(route.prefix.packed) == 4)
 
 
-def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
+def is_ours(link: Link, device: Device | None, settings: DeviceSettings) -> bool:
     """The ownership rule of the mesh contract, sections 3 and 3.2: the alias, or a device that holds our own key.
 
     A link without alias, key and peers that is down, or a TUN whose program has no key yet, is the remains of a start
@@ -172,7 +231,7 @@ def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
     """
     if link.backend is None:
         return False
-    if link.alias == MESH_ALIAS:
+    if link.alias == settings.alias:
         return True
     if device is None:
         return False
@@ -181,24 +240,18 @@ def is_ours(link: Link, device: Device | None, settings: Settings) -> bool:
     return device.private_key == settings.private_key
 
 
-def _unusable(link: Link, device: Device | None, settings: Settings) -> str | None:
+def _unusable(link: Link, device: Device | None, settings: DeviceSettings) -> str | None:
     if settings.backend is not None and link.backend is not settings.backend:
-        return f"mesh.backend asks for {settings.backend}"
+        return f"{settings.section}.backend asks for {settings.backend}"
     if device is None:
         return "no program answers for it"
     return None
 
 
-def _plan_firewall(target: Target, observed: Observed) -> Iterator[Change]:
-    """First of all, so that nothing ever passes that it has not judged."""
-    if target.firewall is not None and observed.firewall != target.firewall.digest:
-        yield ReplaceFirewall(target.firewall)
-
-
-def _build(target: Target, observed: Observed) -> Iterator[Change]:
+def _build(target: DeviceTarget, observed: Observed) -> Iterator[DeviceChange]:
     settings = target.settings
-    yield CreateLink(settings.private_key, settings.listen_port, derive_mtu(settings, observed.underlay_mtu))
-    yield AddAddress(Prefix.host(settings.mesh_ip))
+    yield CreateLink(settings.private_key, settings.listen_port, derive_mtu(settings.mtu, observed.underlay_mtu))
+    yield AddAddress(settings.address)
     yield SetUp()
     for peer in target.peers.values():
         yield new_peer(peer, settings)
@@ -206,8 +259,8 @@ def _build(target: Target, observed: Observed) -> Iterator[Change]:
         yield AddRoute(route)
 
 
-def _plan_device(link: Link, device: Device, settings: Settings) -> Iterator[Change]:
-    if link.alias != MESH_ALIAS:
+def _plan_device(link: Link, device: Device, settings: DeviceSettings) -> Iterator[DeviceChange]:
+    if link.alias != settings.alias:
         yield SetAlias()
     differing = tuple(
         name
@@ -222,10 +275,10 @@ def _plan_device(link: Link, device: Device, settings: Settings) -> Iterator[Cha
         yield SetDevice(settings.private_key, settings.listen_port, differing)
 
 
-def _plan_link(link: Link, observed: Observed, settings: Settings) -> Iterator[Change]:
-    if link.mtu != (mtu := derive_mtu(settings, observed.underlay_mtu)):
+def _plan_link(link: Link, observed: Observed, settings: DeviceSettings) -> Iterator[DeviceChange]:
+    if link.mtu != (mtu := derive_mtu(settings.mtu, observed.underlay_mtu)):
         yield SetMtu(mtu)  # before the address: below 1280 there is no IPv6 on the link
-    own = Prefix.host(settings.mesh_ip)
+    own = settings.address
     if own not in observed.addresses:
         yield AddAddress(own)
     for address in sorted(observed.addresses - {own}):
@@ -234,7 +287,7 @@ def _plan_link(link: Link, observed: Observed, settings: Settings) -> Iterator[C
         yield SetUp()
 
 
-def _plan_peers(target: Target, device: Device, now: float, moved: frozenset[str]) -> Iterator[Change]:
+def _plan_peers(target: DeviceTarget, device: Device, now: float, moved: frozenset[str]) -> Iterator[DeviceChange]:
     settings = target.settings
     ids = {peer.public_key: peer for peer in target.peers.values()}
     for key in device.peers:
@@ -269,7 +322,7 @@ def _endpoint_due(peer: TargetPeer, held: DevicePeer, now: float, moved: bool) -
     return moved or held.endpoint is None or not is_fresh(held.last_handshake, now)
 
 
-def new_peer(peer: TargetPeer, settings: Settings) -> PutPeer:
+def new_peer(peer: TargetPeer, settings: DeviceSettings) -> PutPeer:
     return PutPeer(
         peer.id, peer.public_key, True, peer.psk, peer.endpoint, settings.keepalive, peer.allowed_ips, ("added",)
     )
@@ -300,7 +353,7 @@ def _update(peer: TargetPeer, *, psk: bool, endpoint: bool, keepalive: int | Non
     )
 
 
-def _plan_routes(wanted: frozenset[Route], held: frozenset[Route]) -> Iterator[Change]:
+def _plan_routes(wanted: frozenset[Route], held: frozenset[Route]) -> Iterator[DeviceChange]:
     if held == wanted:
         return
     replaced = {_route_identity(route) for route in wanted}

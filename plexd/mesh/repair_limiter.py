@@ -19,22 +19,22 @@ from plexd.mesh.changes import (
     DeleteLink,
     PutPeer,
     RemoveAddress,
-    RemoveFirewall,
     RemovePeer,
     RemoveRoute,
+    RemoveTable,
     RenewSessions,
-    ReplaceFirewall,
+    ReplaceTable,
     SetAlias,
     SetDevice,
     SetDown,
     SetMtu,
     SetUp,
+    Subject,
 )
 from plexd.mesh.drift import Correction
-from plexd.mesh.firewall import FAMILY, TABLE
 from plexd.mesh.observed import Route
 
-_CAUSES = (ReplaceFirewall, CreateLink, DeleteLink, SetDevice, SetUp, AddAddress, SetMtu)  # others may lean on these
+_CAUSES = (ReplaceTable, CreateLink, DeleteLink, SetDevice, SetUp, AddAddress, SetMtu)  # others may lean on these
 
 REPAIRS_A_MINUTE = 10  # that are nothing special
 MINUTE = 60.0
@@ -60,7 +60,7 @@ class RepairLimiter:
     struggles: Mapping[str, Struggle] = field(default_factory=dict)
 
     @property
-    def contested(self) -> tuple[str, ...]:
+    def flapping(self) -> tuple[str, ...]:
         """Each contested object with the number of its repairs, as it is reported."""
         return tuple(
             f"{name}: {len(struggle.repairs)} repairs in {MINUTE:.0f} s"
@@ -83,9 +83,11 @@ class RepairLimiter:
         ]
         return min(times, default=None)
 
-    def admit(self, interface: str, repairs: Sequence[Change], now: float) -> tuple[RepairLimiter, tuple[Change, ...]]:
+    def admit(
+        self, subject: Subject, repairs: Sequence[Change], now: float
+    ) -> tuple[RepairLimiter, tuple[Change, ...]]:
         """What a look found, with those of `repairs` that may be made: not what is left alone nor what leans on it."""
-        damaged = {_object(interface, change) for change in repairs}
+        damaged = {_object(subject, change) for change in repairs}
         struggles = {}
         for name, struggle in self.struggles.items():
             if name in damaged or struggle.is_open:  # what was left broken was so until now
@@ -96,8 +98,8 @@ class RepairLimiter:
             if self._is_over(name, now):
                 del struggles[name]
         resting = {name for name in damaged & struggles.keys() if struggles[name].not_before > now}
-        left = tuple(change for change in repairs if _object(interface, change) not in resting)
-        causes = [change for change in repairs if isinstance(change, _CAUSES) and _object(interface, change) in resting]
+        left = tuple(change for change in repairs if _object(subject, change) not in resting)
+        causes = [change for change in repairs if isinstance(change, _CAUSES) and _object(subject, change) in resting]
         for cause in causes:  # which grow: what leans on one may be one itself
             causes += [change for change in left if isinstance(change, _CAUSES) and _leans_on(change, cause)]
             left = tuple(change for change in left if not _leans_on(change, cause))
@@ -108,7 +110,7 @@ class RepairLimiter:
         struggle = self.struggles[name]
         return not struggle.is_open and now - struggle.seen >= MINUTE
 
-    def record(self, interface: str, done: Iterable[Change], now: float) -> RepairLimiter:
+    def record(self, subject: Subject, done: Iterable[Change], now: float) -> RepairLimiter:
         """After these repairs. One that merely followed from another, like the routes of a link set up again, is none
         of its own."""
         done = tuple(done)
@@ -117,7 +119,7 @@ class RepairLimiter:
         for change in done:
             if isinstance(change, SetDown) or any(_leans_on(change, cause) for cause in causes):
                 continue  # taking the interface down is a measure of ours
-            name = _object(interface, change)
+            name = _object(subject, change)
             known = self.struggles.get(name, Struggle())
             if known.rest:
                 repairs, rest = known.repairs, min(2 * known.rest, LONGEST_REST_SECONDS)
@@ -137,36 +139,36 @@ def shut(due: Sequence[Change], admitted: Sequence[Change], *, is_up: bool) -> t
 
 def leaves_firewall(due: Sequence[Change], admitted: Sequence[Change]) -> bool:
     """Whether a firewall that is not what it should be stays so."""
-    return any(isinstance(change, ReplaceFirewall) and change not in admitted for change in due)
+    return any(isinstance(change, ReplaceTable) and change not in admitted for change in due)
 
 
-def contest_correction(before: RepairLimiter, after: RepairLimiter) -> tuple[Correction, ...]:
+def flapping_correction(before: RepairLimiter, after: RepairLimiter) -> tuple[Correction, ...]:
     """One correction when a fight has begun, however many objects it is about."""
     known = {name for name, struggle in before.struggles.items() if struggle.rest}
-    new = [text for text in after.contested if text.rpartition(": ")[0] not in known]
+    new = [text for text in after.flapping if text.rpartition(": ")[0] not in known]
     if not new:
         return ()
     more = f", and {len(new) - 1} more" if len(new) > 1 else ""
     return (Correction("repair_contested", new[0] + more),)
 
 
-def _object(interface: str, change: Change) -> str:
+def _object(subject: Subject, change: Change) -> str:
     """What the change repairs, by kind and name."""
     match change:
-        case ReplaceFirewall() | RemoveFirewall():
-            return f"table {FAMILY} {TABLE}"
+        case ReplaceTable() | RemoveTable():
+            return f"table {subject.table}"
         case CreateLink() | DeleteLink():
-            return f"link {interface}"
+            return f"link {subject.interface}"
         case SetAlias():
-            return f"alias of {interface}"
+            return f"alias of {subject.interface}"
         case SetDevice():
-            return f"{' and '.join(change.fields)} of {interface}"
+            return f"{' and '.join(change.fields)} of {subject.interface}"
         case RenewSessions():
-            return f"sessions of {interface}"
+            return f"sessions of {subject.interface}"
         case SetMtu():
-            return f"mtu of {interface}"
+            return f"mtu of {subject.interface}"
         case SetUp() | SetDown():
-            return f"up state of {interface}"
+            return f"up state of {subject.interface}"
         case AddAddress(address) | RemoveAddress(address):
             return f"address {address}"
         case AddRoute(route) | RemoveRoute(route):
@@ -178,7 +180,7 @@ def _object(interface: str, change: Change) -> str:
 def _leans_on(change: Change, other: Change) -> bool:
     """Whether `change` follows from what made `other` necessary, and cannot be without it."""
     match other:
-        case ReplaceFirewall():  # nothing may pass that it has not judged
+        case ReplaceTable():  # nothing may pass that it has not judged
             return isinstance(change, CreateLink | SetUp) or (isinstance(change, PutPeer) and change.is_new)
         case CreateLink() | DeleteLink():
             return not isinstance(change, CreateLink | DeleteLink)

@@ -17,7 +17,7 @@ from plexd.mesh.address import Endpoint, HostPort, Prefix, is_unicast, parse_end
 from plexd.mesh.desired import NO_CANDIDATES, Candidates, Desired
 from plexd.mesh.firewall import Ruleset
 from plexd.mesh.keys import PresharedKey, PrivateKey, PublicKey
-from plexd.mesh.observed import ROUTE_METRIC, Backend, Route
+from plexd.mesh.observed import MESH_ALIAS, MESH_SECTION, ROUTE_METRIC, Backend, Route
 from plexd.mesh.sharing import Shared
 
 MTU_OVERHEAD = 80  # outer IPv6 and UDP headers, WireGuard's header and tag
@@ -43,6 +43,18 @@ class Settings:
     backend: Backend | None
     control_plane: frozenset[bytes] = frozenset()
     policy: firewall.Settings | None = None
+
+    @property
+    def alias(self) -> str:
+        return MESH_ALIAS
+
+    @property
+    def section(self) -> str:
+        return MESH_SECTION
+
+    @property
+    def address(self) -> Prefix:
+        return Prefix.host(self.mesh_ip)
 
 
 class TargetPeer(NamedTuple):
@@ -85,14 +97,14 @@ class Target:
 class Sources(NamedTuple):
     """All that a target is made of.
 
-    `resolved` maps endpoint texts that are names to the address found for them. `turned` has the endpoint texts of
+    `resolved` maps endpoint texts that are names to the address found for them. `overridden` has the endpoint texts of
     peers that use another than the newest candidate.
     """
 
     desired: Desired
     settings: Settings
     resolved: Mapping[str, Endpoint]
-    turned: Mapping[str, str]
+    overridden: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +127,9 @@ def build_target(
     desired: Desired,
     settings: Settings,
     resolved: Mapping[str, Endpoint],
-    turned: Mapping[str, str] = MappingProxyType({}),
+    overridden: Mapping[str, str] = MappingProxyType({}),
 ) -> Target:
-    return build(Sources(desired, settings, resolved, turned)).target
+    return build(Sources(desired, settings, resolved, overridden)).target
 
 
 def build(sources: Sources) -> Built:
@@ -170,10 +182,10 @@ def usable_endpoint(text: str, settings: Settings, resolved: Mapping[str, Endpoi
     return endpoint if endpoint is not None and _can_be_a_peers(endpoint, settings) else None
 
 
-def derive_mtu(settings: Settings, underlay_mtu: int | None) -> int:
-    """`mesh.mtu`, or what the underlay's MTU leaves, within 1280..8920."""
-    if settings.mtu:
-        return settings.mtu
+def derive_mtu(mtu: int, underlay_mtu: int | None) -> int:
+    """The MTU that is set, or with 0 what the MTU of the underlay leaves, within 1280..8920."""
+    if mtu:
+        return mtu
     if underlay_mtu is None:
         return MTU_FALLBACK
     return min(max(underlay_mtu - MTU_OVERHEAD, MTU_MIN), MTU_MAX)
@@ -195,7 +207,7 @@ def _can_be_a_peers(endpoint: Endpoint, settings: Settings) -> bool:
 
 def choose_endpoint(peer_id: str, sources: Sources) -> tuple[Endpoint | None, Warned | None]:
     """The endpoint of the candidate in use, if it can be used, and what is wrong with it."""
-    text = sources.turned.get(peer_id) or sources.desired.candidates.get(peer_id, NO_CANDIDATES).current
+    text = sources.overridden.get(peer_id) or sources.desired.candidates.get(peer_id, NO_CANDIDATES).current
     if not text:
         return None, None
     parsed = _parse(text)

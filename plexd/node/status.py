@@ -47,7 +47,11 @@ class Phase(StrEnum):
 
 
 class Mesh(Protocol):
-    """Where the peers are; `converge.Converger` is the real one."""
+    """A look at the mesh; `converge.view.View` is the real one.
+
+    `resolved` maps endpoint names to addresses. `since` tells when a peer was put on the interface, in Unix seconds by
+    peer id, `policies_applied_at` when the policies in force were applied.
+    """
 
     @property
     def resolved(self) -> Mapping[str, Endpoint]: ...

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from plexd.config.in_force import Configuration
+from plexd.converge.mesh import Mesh
 from plexd.converge.passes import Converger
 from plexd.linux.kernel import Kernel
 from plexd.linux.lookup import look_up
@@ -29,6 +31,7 @@ class Traversal:
         node: Node,
         kernel: Kernel,
         uplink: ControlCalls,
+        mesh: Mesh,
         converger: Converger,
         request_pass: Callable[[str], None],
         on_readdressed: Callable[[str], None],
@@ -40,6 +43,7 @@ class Traversal:
         self._node = node
         self._kernel = kernel
         self._uplink = uplink
+        self._mesh = mesh
         self._converger = converger
         self._request_pass = request_pass
         self._on_readdressed = on_readdressed
@@ -62,7 +66,8 @@ class Traversal:
         if self._report is not None:
             services += [self._report, HostAddresses(self._kernel, self._on_readdressed)]
         if self._configuration.current.nat_traversal.fallback == "relay":
-            services.append(Fallback(self._converger, self._look_at_clocks))
+            try_next = partial(self._converger.step, self._mesh, self._mesh.look_at_endpoints, "endpoints not changed")
+            services.append(Fallback(try_next, self._look_at_clocks))
         return self._groups.start("nat traversal", services)
 
     def _make_report(self) -> EndpointReport | None:
@@ -79,7 +84,7 @@ class Traversal:
         return EndpointReport(
             self._uplink,
             self._node,
-            self._converger.up,
+            self._mesh.up,
             self._converger.apply_event,
             self._request_pass,
             discover,

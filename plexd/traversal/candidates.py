@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 INTERVAL_SECONDS = 15.0
-
-
-class Converger(Protocol):
-    async def try_next_endpoints(self) -> None: ...
 
 
 class Fallback:
@@ -18,12 +13,12 @@ class Fallback:
 
     name = "fallback"
 
-    def __init__(self, converger: Converger, look_at_clocks: Callable[[], None]) -> None:
-        self._converger = converger
+    def __init__(self, try_next_endpoints: Callable[[], Awaitable[object]], look_at_clocks: Callable[[], None]) -> None:
+        self._try_next_endpoints = try_next_endpoints
         self._look_at_clocks = look_at_clocks
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             self._look_at_clocks()
-            await self._converger.try_next_endpoints()
+            await self._try_next_endpoints()

@@ -33,7 +33,7 @@ from plexd.events.listener import Listener
 from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.changes import Change, Outcome, ReplaceFirewall
+from plexd.mesh.changes import Change, Outcome, ReplaceTable
 from plexd.mesh.desired import Desired, FullState, Peer, Policy, PolicyRule, SigningKeys
 from plexd.mesh.events import Foldable
 from plexd.mesh.fold import fold, replace_state
@@ -180,7 +180,7 @@ class _TimedKernel:
 
     async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes = await self._kernel.apply(changes)
-        if not isinstance(changes[-1], ReplaceFirewall):  # the peers come after it
+        if not isinstance(changes[-1], ReplaceTable):  # the peers come after it
             self.done.put_nowait(time.perf_counter())
         return outcomes
 

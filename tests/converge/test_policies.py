@@ -9,7 +9,7 @@ from dataclasses import replace
 from plexd.converge.passes import Converger, PassResult
 from plexd.converge.repair import Repair
 from plexd.mesh import firewall
-from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveFirewall, ReplaceFirewall, SetDown, SetUp
+from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveTable, ReplaceTable, SetDown, SetUp
 from plexd.mesh.desired import EndpointSource, FullState, Peer, Policy, PolicyRule
 from plexd.mesh.events import EndpointOffered, PeerAdded
 from plexd.mesh.firewall import TemporaryAllow
@@ -53,7 +53,7 @@ class Enforced:
         await asyncio.sleep(60)
 
     def refuse_firewalls(self) -> None:
-        self.kernel.refuse = lambda change: REFUSED if isinstance(change, ReplaceFirewall) else None
+        self.kernel.refuse = lambda change: REFUSED if isinstance(change, ReplaceTable) else None
 
     def accept_all(self) -> None:
         self.kernel.refuse = lambda change: None
@@ -91,7 +91,7 @@ def test_firewall_is_there_before_the_interface_and_before_any_peer() -> None:
         world = Enforced(ALLOW_2)
         await world.converger.converge()
         order = kinds(world.kernel.applied)
-        assert order[0] is ReplaceFirewall
+        assert order[0] is ReplaceTable
         assert order.index(CreateLink) < order.index(SetUp) < order.index(PutPeer)
         assert world.on_interface == {"n_2"}
 
@@ -133,7 +133,7 @@ def test_event_that_brings_a_visible_peer_replaces_the_firewall_first_and_looks_
         looks = world.kernel.looks
         world.node.fold(PeerAdded(peer(4)))
         assert await world.converger.apply_event()
-        assert kinds(world.kernel.applied)[:2] == [ReplaceFirewall, PutPeer]
+        assert kinds(world.kernel.applied)[:2] == [ReplaceTable, PutPeer]
         assert world.kernel.looks == looks
 
     run(main)
@@ -273,7 +273,7 @@ def test_policies_that_cannot_be_had_at_start_leave_the_baseline_and_no_peers() 
         world = Enforced(ALLOW_2)
         baseline = firewall.ruleset(firewall.Settings(world.node.identity.mesh_ip, ("plexd0",)))
         world.kernel.refuse = lambda change: (
-            REFUSED if isinstance(change, ReplaceFirewall) and change.ruleset != baseline else None
+            REFUSED if isinstance(change, ReplaceTable) and change.ruleset != baseline else None
         )
         await world.converger.converge()
         assert world.kernel.firewall == baseline.digest
@@ -391,7 +391,7 @@ def test_policy_that_is_not_enforced_removes_the_table_of_an_earlier_run_and_sho
         assert world.kernel.firewall is None
         assert world.on_interface == {"n_2", "n_3"}
         await world.converger.converge()
-        assert kinds(world.kernel.applied).count(RemoveFirewall) == 1
+        assert kinds(world.kernel.applied).count(RemoveTable) == 1
 
     run(main)
 
@@ -399,7 +399,7 @@ def test_policy_that_is_not_enforced_removes_the_table_of_an_earlier_run_and_sho
 def test_table_that_cannot_be_removed_stands_in_nobodys_way_where_no_policy_is_enforced() -> None:
     async def main() -> None:
         world = Enforced(settings=settings_of)
-        world.kernel.refuse = lambda change: "no nft here" if isinstance(change, RemoveFirewall) else None
+        world.kernel.refuse = lambda change: "no nft here" if isinstance(change, RemoveTable) else None
         assert (await world.converger.converge()).failed == 0
         assert world.on_interface == {"n_2", "n_3"}
 

@@ -19,7 +19,7 @@ from plexd.linux import nftables
 from plexd.linux.firewall import FirewallTable
 from plexd.linux.kernel import Kernel
 from plexd.mesh.address import parse_ip
-from plexd.mesh.changes import ReplaceFirewall
+from plexd.mesh.changes import ReplaceTable
 from plexd.mesh.firewall import Ruleset, Settings, ruleset
 from plexd.mesh.keys import PrivateKey
 from plexd.mesh.target import Settings as MeshSettings
@@ -304,7 +304,7 @@ def test_only_changes_of_our_table_are_told(namespace: str, command: str, expect
 
 async def test_flushed_ruleset_wakes_the_door(namespace: str, interface: str) -> None:
     kernel = Kernel(interface, "auto", "wireguard-go")
-    (outcome,) = await kernel.apply([ReplaceFirewall(WITH_PEERS)])
+    (outcome,) = await kernel.apply([ReplaceTable(WITH_PEERS)])
     assert outcome.error is None
     watch = asyncio.create_task(kernel.watch_firewall())
     async with asyncio.timeout(10):
@@ -321,7 +321,7 @@ async def test_flushed_ruleset_wakes_the_door(namespace: str, interface: str) ->
 
 async def test_tear_down_removes_the_table_also_without_an_interface(namespace: str, interface: str) -> None:
     kernel = Kernel(interface, "auto", "wireguard-go")
-    await kernel.apply([ReplaceFirewall(WITH_PEERS)])
+    await kernel.apply([ReplaceTable(WITH_PEERS)])
     assert await kernel.tear_down(None) == ["inet plexd"]
     assert await kernel.tear_down(None) == []
     assert nft("list", "ruleset") == ""

@@ -18,7 +18,7 @@ from plexd.mesh.changes import (
     PutPeer,
     RemovePeer,
     RemoveRoute,
-    ReplaceFirewall,
+    ReplaceTable,
     SetAlias,
     SetDevice,
     SetMtu,
@@ -34,7 +34,7 @@ OWN_IP, OWN_IPV6 = parse_ip("10.100.0.1"), parse_ip("fd00:100::1")
 PREFIX = Prefix.parse("10.100.3.0/24")
 ROUTE = AddRoute(Route(PREFIX, OWN_IP, ROUTE_METRIC))
 OTHER = AddRoute(Route(Prefix.parse("10.100.4.0/24"), OWN_IP, ROUTE_METRIC))
-FIREWALL = ReplaceFirewall(Ruleset("digest", (), "", {}, 0))
+FIREWALL = ReplaceTable(Ruleset("digest", (), "", {}, 0))
 LINK = CreateLink(OWN_KEY, 51820, 1420)
 ADDRESS = AddAddress(Prefix.host(OWN_IP))
 KEY = PublicKey(bytes([3] * 32))

@@ -39,11 +39,12 @@ _CREDENTIALS = struct.Struct("=iII")
 class Program:
     """`damaged` is set when the process died and the time has come to start it again."""
 
-    def __init__(self, interface: str, program: str, damaged: asyncio.Event) -> None:
+    def __init__(self, interface: str, program: str, damaged: asyncio.Event, section: str) -> None:
         self.socket_path = SOCKET_DIRECTORY / f"{interface}.sock"
         self.pid: int | None = None
         self._interface = interface
         self._program = program
+        self._section = section
         self._damaged = damaged
         self._backoff = Backoff(1.0, 60.0)
         self._not_before = 0.0
@@ -75,7 +76,8 @@ class Program:
             raise KernelError(f"{self._program} ended; it is started again in {wait:.0f} s")
         if await self._is_answered_for(1.0):
             raise KernelError(
-                f"{self.socket_path} is answered by another program: stop it or choose another mesh.interface"
+                f"{self.socket_path} is answered by another program: "
+                f"stop it or choose another {self._section}.interface"
             )
         _make_socket_directory()
         argv = [*_scope(self._interface), path, "-f", self._interface]
