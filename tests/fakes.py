@@ -1,4 +1,4 @@
-"""A kernel in memory, behind the same door as the real one (`plexd.linux.kernel`).
+"""An interface and a table in memory, with the methods of the real ones (`plexd.linux.interface`, `.firewall`).
 
 It keeps the habits that plans must cope with: an allowed IP given to a second peer silently leaves the first, a link
 takes everything on it along, taking it down drops its routes, a route wants its source address in place, IPv6 wants
@@ -22,10 +22,10 @@ from plexd.mesh.changes import (
     Change,
     CreateLink,
     DeleteLink,
+    DeviceChange,
     Outcome,
     PutPeer,
     RemoveAddress,
-    RemoveTable,
     RemovePeer,
     RemoveRoute,
     RenewSessions,
@@ -35,6 +35,7 @@ from plexd.mesh.changes import (
     SetDown,
     SetMtu,
     SetUp,
+    TableChange,
 )
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import MESH_ALIAS, Backend, Device, DevicePeer, Link, Observed, Route
@@ -51,7 +52,11 @@ class FakeKernel:
     """
 
     def __init__(
-        self, interface: str = "plexd0", backend: Backend = Backend.KERNEL, underlay_mtu: int | None = 1500
+        self,
+        interface: str = "plexd0",
+        backend: Backend = Backend.KERNEL,
+        underlay_mtu: int | None = 1500,
+        alias: str = MESH_ALIAS,
     ) -> None:
         self.damaged = asyncio.Event()
         self.noticed = asyncio.Event()
@@ -63,8 +68,10 @@ class FakeKernel:
         self.underlay_mtu = underlay_mtu
         self.ways: dict[bytes, int] = {}
         self.ipv6 = True
-        self._interface = interface
+        self.name = interface
+        self.table = FakeTable(self)
         self._backend = backend
+        self._alias = alias
         self._ifindex = 7
         self.link: Link | None = None
         self.answers = False
@@ -77,31 +84,21 @@ class FakeKernel:
         self.firewall: str | None = None
         self.hits: Any | None = None
 
-    # the door
+    # the methods of the real interface
 
-    async def observe(
-        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
-    ) -> Observed:
+    async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
         self.looks += 1
         self.device_looks += device
         if self.failure is not None:
             raise self.failure
         mtu = self._underlay_mtu(endpoints) if endpoints is not None else None
-        return replace(
-            self.state,
-            underlay_mtu=mtu,
-            device=self.state.device if device else None,
-            firewall=self.firewall if firewall else None,
-        )
-
-    async def read_firewall(self) -> Any | None:
-        return self.hits
+        return replace(self.state, underlay_mtu=mtu, device=self.state.device if device else None)
 
     def _underlay_mtu(self, endpoints: Collection[bytes]) -> int | None:
         mtus = [self.ways.get(endpoint, self.underlay_mtu) for endpoint in endpoints]
         return min((mtu for mtu in mtus if mtu is not None), default=self.underlay_mtu)
 
-    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    async def apply(self, changes: Sequence[DeviceChange]) -> list[Outcome]:
         if self.failure is not None:
             raise self.failure
         outcomes: list[Outcome] = []
@@ -129,7 +126,7 @@ class FakeKernel:
         removed = []
         if self.link is not None and self._is_ours(own_public):
             self._forget_link()
-            removed.append(self._interface)
+            removed.append(self.name)
         if self.firewall is not None:
             self.firewall = None
             removed.append("inet plexd")
@@ -149,7 +146,6 @@ class FakeKernel:
             frozenset(self.routes.values()),
             self.underlay_mtu,
             self.ipv6,
-            self.firewall,
         )
 
     # damage by hand
@@ -177,7 +173,7 @@ class FakeKernel:
     def make_link(self, backend: Backend | None, alias: str = "", private_key: PrivateKey | None = None) -> None:
         """Somebody else's work: any link of our name. `backend` None is neither WireGuard nor a TUN."""
         self._forget_link()
-        self.link = Link(self._interface, self._ifindex, backend, alias, 1500, False)
+        self.link = Link(self.name, self._ifindex, backend, alias, 1500, False)
         self.private_key = private_key
         self.answers = backend is not None
         self.noticed.set()
@@ -260,15 +256,8 @@ class FakeKernel:
 
     # what the changes do
 
-    def _take(self, change: Change) -> str | None:
+    def _take(self, change: DeviceChange) -> str | None:
         """Carry a change out; the error, None when it was done."""
-        if isinstance(change, ReplaceTable):
-            if not change.ruleset.fault:
-                self.firewall = change.ruleset.digest
-            return change.ruleset.fault or None
-        if isinstance(change, RemoveTable):
-            self.firewall = None
-            return None
         if isinstance(change, CreateLink):
             return self._create(change)
         if isinstance(change, DeleteLink):
@@ -278,7 +267,7 @@ class FakeKernel:
             return "no such device"
         match change:
             case SetAlias():
-                self.link = self.link._replace(alias=MESH_ALIAS)
+                self.link = self.link._replace(alias=self._alias)
             case SetMtu(mtu):
                 self.link = self.link._replace(mtu=mtu)
             case SetUp():
@@ -312,7 +301,7 @@ class FakeKernel:
         if self.link is not None:
             return "file exists"
         self._ifindex += 1
-        self.link = Link(self._interface, self._ifindex, self._backend, MESH_ALIAS, change.mtu, False)
+        self.link = Link(self.name, self._ifindex, self._backend, self._alias, change.mtu, False)
         self.answers = True
         self.private_key = change.private_key
         self.listen_port = change.listen_port
@@ -410,15 +399,15 @@ class FakeKernel:
 
     def _is_ours(self, own_public: PublicKey | None) -> bool:
         assert self.link is not None
-        return self.link.alias == MESH_ALIAS or (
+        return self.link.alias == self._alias or (
             own_public is not None and self.private_key is not None and self.private_key.public() == own_public
         )
 
     def __str__(self) -> str:
         if self.link is None:
-            return f"{self._interface} does not exist"
+            return f"{self.name} does not exist"
         kind = self.link.backend or "other"
-        lines = [f"{self._interface}: {'UP' if self.link.up else 'DOWN'} {kind} mtu {self.link.mtu}"]
+        lines = [f"{self.name}: {'UP' if self.link.up else 'DOWN'} {kind} mtu {self.link.mtu}"]
         if self.link.alias:
             lines.append(f"  alias {self.link.alias}")
         lines += [f"  {_family(address.packed)} {address}" for address in sorted(self.addresses)]
@@ -439,8 +428,41 @@ class FakeKernel:
                 lines.append(f"  persistent keepalive: every {peer.keepalive} seconds")
         for route in sorted(self.routes.values(), key=lambda route: (route.prefix, route.metric)):
             source = f" src {format_ip(route.source)}" if route.source is not None else ""
-            lines.append(f"{route.prefix} dev {self._interface} proto 112 scope link{source} metric {route.metric}")
+            lines.append(f"{route.prefix} dev {self.name} proto 112 scope link{source} metric {route.metric}")
         return "\n".join(lines)
+
+
+class FakeTable:
+    """The nftables table of the fake kernel: it knows which ruleset is in force."""
+
+    name = "inet plexd"
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+
+    async def observe(self) -> str | None:
+        if self._kernel.failure is not None:
+            raise self._kernel.failure
+        return self._kernel.firewall
+
+    async def apply(self, changes: Sequence[TableChange]) -> list[Outcome]:
+        if self._kernel.failure is not None:
+            raise self._kernel.failure
+        return [self._attempt(change) for change in changes]
+
+    def _attempt(self, change: TableChange) -> Outcome:
+        kernel = self._kernel
+        kernel.netlink_writes += 1
+        ruleset = change.ruleset if isinstance(change, ReplaceTable) else None
+        error = kernel.refuse(change) or (ruleset.fault or None if ruleset is not None else None)
+        if error is None:
+            kernel.firewall = ruleset.digest if ruleset is not None else None
+            kernel.applied.append(change)
+            kernel.noticed.set()
+        return _outcome(change, error)
+
+    async def read(self) -> Any | None:
+        return self._kernel.hits
 
 
 def _outcome(change: Change, error: str | None) -> Outcome:

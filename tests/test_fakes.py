@@ -20,6 +20,8 @@ from plexd.mesh.changes import (
     RemoveAddress,
     RemovePeer,
     RemoveRoute,
+    RemoveTable,
+    ReplaceTable,
     SetMtu,
     SetUp,
 )
@@ -39,7 +41,12 @@ def put(key: PublicKey, *prefixes: str, is_new: bool = True, psk: PresharedKey |
 
 
 def apply(kernel: FakeKernel, *changes: Change) -> list[Outcome]:
-    return asyncio.run(kernel.apply(changes))
+    async def main() -> list[Outcome]:
+        table = [change for change in changes if isinstance(change, ReplaceTable | RemoveTable)]
+        rest = [change for change in changes if not isinstance(change, ReplaceTable | RemoveTable)]
+        return await kernel.table.apply(table) + await kernel.apply(rest)
+
+    return asyncio.run(main())
 
 
 def ready_kernel(*more: Change) -> FakeKernel:

@@ -12,27 +12,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import SecretStr
 
 from plexd import log
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.converge.repair import Repair
-from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.changes import Change, Outcome
+from plexd.mesh.changes import Outcome
 from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
-from plexd.mesh.observed import Backend, Observed
+from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node.health import Health
 from plexd.node.state import Node
 from plexd.store.identity import Identity
 from tests.bench.figure import Figure, percentile
+from tests.mesh_kernel import MeshKernel
 
 NAMESPACE = "plexd-bench-damage"
 INTERFACE = "plexdbench1"
@@ -72,26 +73,23 @@ def measure() -> list[Figure]:
     ]
 
 
-class _TimedKernel:
-    """The door, noting when each change was through it."""
+class _Timed:
+    """The interface, or the table, of the mesh; notes when each call to change something has returned."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-        self.done: asyncio.Queue[float] = asyncio.Queue()
+    def __init__(self, real: Any, done: asyncio.Queue[float]) -> None:
+        self.name: str = real.name
+        self.observe = real.observe
+        self._real = real
+        self._done = done
 
-    async def observe(
-        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
-    ) -> Observed:
-        return await self._kernel.observe(endpoints, device=device, firewall=firewall)
+    async def read(self) -> Any | None:
+        return await self._real.read()
 
-    async def read_firewall(self) -> Any | None:
-        return await self._kernel.read_firewall()
-
-    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
-        outcomes = await self._kernel.apply(changes)
+    async def apply(self, changes: Sequence[Any]) -> list[Outcome]:
+        outcomes: list[Outcome] = await self._real.apply(changes)
         if any(outcome.error for outcome in outcomes):
             raise RuntimeError(next(outcome.error for outcome in outcomes if outcome.error))
-        self.done.put_nowait(time.perf_counter())
+        self._done.put_nowait(time.perf_counter())
         return outcomes
 
 
@@ -108,7 +106,8 @@ async def _run() -> tuple[dict[str, list[float]], int]:
     node = Node(identity, Desired(policies=(EVERYBODY,)), 0.0, health)
     for number in range(1, PEERS + 1):
         node.fold(PeerAdded(_peer(number)))
-    kernel = _TimedKernel(door := Kernel(INTERFACE, "userspace", "wireguard-go"))
+    kernel = MeshKernel(INTERFACE, "userspace", "wireguard-go")
+    done: asyncio.Queue[float] = asyncio.Queue()
 
     def settings(identity: Identity) -> Settings:
         return Settings(
@@ -123,7 +122,8 @@ async def _run() -> tuple[dict[str, list[float]], int]:
             policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)),
         )
 
-    converger = Converger(kernel, node, settings, health)
+    mesh = build_mesh(_Timed(kernel.mesh, done), _Timed(kernel.mesh_table, done), node, settings, health)
+    converger = Converger([mesh.resource], health)
     started = asyncio.Event()
     started.set()
     loops: list[asyncio.Task[None]] = []
@@ -132,8 +132,8 @@ async def _run() -> tuple[dict[str, list[float]], int]:
         result = await converger.converge()
         if result.failed:
             raise RuntimeError(f"{result.failed} changes failed: {health.findings()}")
-        repair = Repair(door, converger, started, lambda _: None)
-        watches = (door.watch(converger.is_wanted), door.watch_firewall())
+        repair = Repair(kernel, converger, started, lambda _: None)
+        watches = (kernel.watch(), kernel.watch_firewall())
         loops = [asyncio.create_task(loop) for loop in (*watches, repair.run())]
         for _ in range(ROUNDS):
             for kind, command in DAMAGE.items():
@@ -145,20 +145,20 @@ async def _run() -> tuple[dict[str, list[float]], int]:
                 # nft is held up at its end, long after the damage is done
                 at = begun if command.startswith("nft") else time.perf_counter()
                 async with asyncio.timeout(10):
-                    while (done := await kernel.done.get()) < at:  # of the pass before
+                    while (ended := await done.get()) < at:  # of the pass before
                         pass
-                seconds[kind].append(done - at)
+                seconds[kind].append(ended - at)
         await asyncio.sleep(0.3)
-        before = door.netlink_writes
+        before = kernel.netlink_writes
         for _ in range(IDLE_PASSES):
             await converger.converge()
-        return seconds, door.netlink_writes - before
+        return seconds, kernel.netlink_writes - before
     finally:
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        await door.tear_down(private_key.public())
-        await door.close()
+        await kernel.tear_down(private_key.public())
+        await kernel.close()
 
 
 if __name__ == "__main__":

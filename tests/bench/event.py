@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,18 +27,18 @@ from nacl.signing import SigningKey
 from pydantic import SecretStr
 
 from plexd import log
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.events.effects import Effects
 from plexd.events.listener import Listener
-from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.changes import Change, Outcome, ReplaceTable
+from plexd.mesh.changes import Outcome
 from plexd.mesh.desired import Desired, FullState, Peer, Policy, PolicyRule, SigningKeys
 from plexd.mesh.events import Foldable
 from plexd.mesh.fold import fold, replace_state
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
-from plexd.mesh.observed import Backend, Observed
+from plexd.mesh.observed import Backend
 from plexd.mesh.target import Settings
 from plexd.node.health import Health
 from plexd.node.persist import Persist
@@ -52,6 +52,7 @@ from plexd.wire.mapping import OwnNode
 from plexd.wire.payloads import parse_event
 from plexd.wire.times import format_time
 from tests.bench.figure import Figure, percentile
+from tests.mesh_kernel import MeshKernel
 
 NAMESPACE = "plexd-bench-event"
 INTERFACE = "plexdbench0"
@@ -163,25 +164,23 @@ def _seal(key: SigningKey, event_type: str, payload: object, number: int) -> str
     )
 
 
-class _TimedKernel:
-    """The door, noting when each change was through it."""
+class _Timed:
+    """The interface, or the table, of the mesh; notes when each call to change something has returned."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-        self.done: asyncio.Queue[float] = asyncio.Queue()
+    def __init__(self, real: Any, done: asyncio.Queue[float]) -> None:
+        self.name: str = real.name
+        self.observe = real.observe
+        self._real = real
+        self._done = done
 
-    async def observe(
-        self, endpoints: Collection[bytes] | None = None, *, device: bool = True, firewall: bool = True
-    ) -> Observed:
-        return await self._kernel.observe(endpoints, device=device, firewall=firewall)
+    async def read(self) -> Any | None:
+        return await self._real.read()
 
-    async def read_firewall(self) -> Any | None:
-        return await self._kernel.read_firewall()
-
-    async def apply(self, changes: Sequence[Change]) -> list[Outcome]:
-        outcomes = await self._kernel.apply(changes)
-        if not isinstance(changes[-1], ReplaceTable):  # the peers come after it
-            self.done.put_nowait(time.perf_counter())
+    async def apply(self, changes: Sequence[Any]) -> list[Outcome]:
+        outcomes: list[Outcome] = await self._real.apply(changes)
+        if any(outcome.error for outcome in outcomes):
+            raise RuntimeError(next(outcome.error for outcome in outcomes if outcome.error))
+        self._done.put_nowait(time.perf_counter())
         return outcomes
 
 
@@ -239,7 +238,8 @@ async def _run(peers: int, directory: Path) -> Taken:
     own = OwnNode("n_self", parse_ip("10.255.255.1"), private_key.public())
     health = Health()
     node = Node(Identity("n_self", own.mesh_ip, SecretStr(""), private_key), _desired(key, peers), 0.0, health)
-    kernel = _TimedKernel(door := Kernel(INTERFACE, "userspace", "wireguard-go"))
+    kernel = MeshKernel(INTERFACE, "userspace", "wireguard-go")
+    done: asyncio.Queue[float] = asyncio.Queue()
 
     def settings(identity: Identity) -> Settings:
         return Settings(
@@ -254,7 +254,8 @@ async def _run(peers: int, directory: Path) -> Taken:
             policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)),
         )
 
-    converger = Converger(kernel, node, settings, health)
+    mesh = build_mesh(_Timed(kernel.mesh, done), _Timed(kernel.mesh_table, done), node, settings, health)
+    converger = Converger([mesh.resource], health)
     data = DataDirectory(directory)
     snapshots = _TimedSnapshots(SnapshotStore(data))
     persist = Persist(node, snapshots, IdentityStore(data))
@@ -276,14 +277,14 @@ async def _run(peers: int, directory: Path) -> Taken:
         result = await converger.converge()
         if result.failed:
             raise RuntimeError(f"{result.failed} changes failed: {health.findings()}")
-        await kernel.done.get()
+        await done.get()
         loops = [asyncio.create_task(runner.run()) for runner in (listener, persist, stalls)]
 
         async def event(number: int) -> float:
             data = f"id: {number}\ndata: {_event(key, number, peers)}\n\n".encode()
             started = time.perf_counter()
             stream.chunks.put_nowait(data)
-            return await kernel.done.get() - started
+            return await done.get() - started
 
         for number in range(WARM_UP):  # what is done once is no part of it
             await event(number)
@@ -297,8 +298,8 @@ async def _run(peers: int, directory: Path) -> Taken:
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        await door.tear_down(own.public_key)
-        await door.close()
+        await kernel.tear_down(own.public_key)
+        await kernel.close()
         data.close()
 
 

@@ -28,7 +28,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from plexd.linux.kernel import Kernel
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import Change, CreateLink, PutPeer, SetUp
 from plexd.mesh.keys import NO_PRESHARED_KEY
@@ -38,6 +37,7 @@ from tests.bench.figure import Figure
 from tests.kernel.guest import boot
 from tests.kernel.image import REPO, kernel_image
 from tests.kernel.mesh import INTERFACE, PRIVATE_KEY, mesh_of, numbered_peer, run
+from tests.mesh_kernel import MeshKernel
 
 REFERENCE, REFERENCE_PORT = "wgref0", 51999
 APPLY_ROUNDS, LOOK_ROUNDS = 5, 15
@@ -71,7 +71,7 @@ def _plain_peer(number: int) -> TargetPeer:
 
 
 async def _compare(kind: str, peers: list[TargetPeer], scratch: Path) -> list[Figure]:
-    kernel = Kernel(INTERFACE, "kernel", "wireguard-go")
+    kernel = MeshKernel(INTERFACE, "kernel", "wireguard-go")
     target = replace(mesh_of(peers), routes=frozenset())
     await _make_links(kernel, target)
     configuration = scratch / "peers.conf"
@@ -128,7 +128,7 @@ async def _compare(kind: str, peers: list[TargetPeer], scratch: Path) -> list[Fi
     ]
 
 
-async def _taken_down(kernel: Kernel, what: str, *, compare: bool) -> list[Figure]:
+async def _taken_down(kernel: MeshKernel, what: str, *, compare: bool) -> list[Figure]:
     _wait_until_idle()
     begun = time.perf_counter()
     await kernel.tear_down(PRIVATE_KEY.public())
@@ -155,7 +155,7 @@ def _ratio(what: str, program: str, times: tuple[float, ...]) -> list[Figure]:
     ]
 
 
-async def _make_links(kernel: Kernel, target: Target) -> None:
+async def _make_links(kernel: MeshKernel, target: Target) -> None:
     steps = [change for change in plan(target, await kernel.observe(), time.time()) if not isinstance(change, PutPeer)]
     assert isinstance(steps[0], CreateLink)
     assert isinstance(steps[-1], SetUp)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.handshakes import Handshakes
 from plexd.converge.passes import Converger
 from plexd.mesh.address import Endpoint, parse_ip
@@ -48,8 +49,10 @@ class Stage:
         for each in peers:
             self.node.fold(PeerAdded(each))
         self.kernel = FakeKernel(backend=backend)
-        self.converger = Converger(self.kernel, self.node, settings, Health(), unix_time)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings, Health(), unix_time)
+        self.converger = Converger([self.mesh.resource], Health())
         self.passes = Asked()
+        self.handshakes = Handshakes(self.kernel, self.mesh.resource, self.mesh.retries, self.converger, self.passes)
         self.begun: list[tuple[float, str]] = []
         self.kernel.refuse = self._note
 
@@ -59,7 +62,7 @@ class Stage:
         return None
 
     async def run(self, seconds: float) -> None:
-        running = asyncio.create_task(Handshakes(self.converger, self.passes).run())
+        running = asyncio.create_task(self.handshakes.run())
         await asyncio.sleep(seconds)
         assert not running.done(), running
         running.cancel()
@@ -88,7 +91,7 @@ def test_eager_node_tries_three_times_the_patient_one_once_and_then_it_is_up_to_
     assert OWN > BEFORE
     assert stage.times("n_2") == EAGER_AT
     assert stage.times("n_3") == PATIENT_AT
-    assert not stage.converger.awaiting.is_set()
+    assert not stage.mesh.retries.awaiting.is_set()
     assert stage.passes.reasons == []
 
 
@@ -134,7 +137,7 @@ async def test_peer_that_shook_hands_and_is_not_heard_is_begun_anew_where_that_m
         loop.call_later(at, stage.kernel.shake_hands, AFTER, unix_time() + at)
         loop.call_later(at, stage.kernel.carry, AFTER, received, sent)
     await stage.run(3600)
-    assert not stage.converger.awaiting.is_set()
+    assert not stage.mesh.retries.awaiting.is_set()
     assert stage.times("n_2") == begun
 
 
@@ -179,7 +182,7 @@ async def test_event_during_the_look_is_not_undone() -> None:
     observe = stage.kernel.observe
 
     async def look_while_it_moves(*args: object, **kwargs: object) -> object:
-        seen = await observe(firewall=False)
+        seen = await observe()
         stage.kernel.observe = observe  # type: ignore[method-assign]
         stage.node.fold(EndpointOffered("n_2", "192.0.2.9:51820", EndpointSource.EVENT))
         assert await stage.converger.apply_event()

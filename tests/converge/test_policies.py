@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from plexd.converge.passes import Converger, PassResult
+from plexd.converge.assembly import build_mesh
+from plexd.converge.passes import Converger
 from plexd.converge.repair import Repair
+from plexd.converge.results import PassResult
 from plexd.mesh import firewall
 from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveTable, ReplaceTable, SetDown, SetUp
 from plexd.mesh.desired import EndpointSource, FullState, Peer, Policy, PolicyRule
@@ -34,7 +36,8 @@ class Enforced:
         self.health = Health()
         self.node = make_node(health=self.health)
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings, self.health, unix_time)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings, self.health, unix_time)
+        self.converger = Converger([self.mesh.resource], self.health, middle)
         self.pull(peer(2), peer(3), policies=policies)
 
     def pull(self, *peers: Peer, policies: tuple[Policy, ...]) -> None:
@@ -192,7 +195,7 @@ def test_move_to_the_next_endpoint_lets_nobody_in_whom_a_refused_firewall_was_fo
         in_force = world.kernel.firewall
         world.refuse_firewalls()
         await world.allow(ALLOW_2, ALLOW_3)
-        await world.converger.try_next_endpoints()
+        await world.converger.step(world.mesh.resource, world.mesh.resource.look_at_endpoints, "endpoints not changed")
         assert str(world.kernel.peers[public_key(2)].endpoint) == RELAY
         assert world.kernel.firewall == in_force
         assert world.on_interface == {"n_2"}
@@ -205,11 +208,11 @@ def test_policies_that_a_move_to_the_next_endpoint_puts_in_force_are_told_like_t
         world = Enforced(ALLOW_2)
         await world.converge_with_a_choice()
         world.pull(peer(2), peer(3, endpoint="192.0.2.3:51820"), policies=(ALLOW_2, ALLOW_3))
-        world.converger.awaiting.clear()
-        await world.converger.try_next_endpoints()
+        world.mesh.retries.awaiting.clear()
+        await world.converger.step(world.mesh.resource, world.mesh.resource.look_at_endpoints, "endpoints not changed")
         assert world.on_interface == {"n_2", "n_3"}
-        assert world.converger.since["n_3"] == world.converger.policies_applied_at == unix_time()
-        assert world.converger.awaiting.is_set()
+        assert world.mesh.view.since["n_3"] == world.mesh.view.policies_applied_at == unix_time()
+        assert world.mesh.retries.awaiting.is_set()
 
     run(main)
 
@@ -223,7 +226,7 @@ def test_where_not_even_the_baseline_can_be_had_there_is_no_interface() -> None:
         assert said(await world.converger.converge()) == []
         assert world.kernel.link is None
         assert world.conditions[Condition.MESH_DOWN] == REFUSED
-        assert not world.converger.up.is_set()
+        assert not world.mesh.resource.up.is_set()
         world.accept_all()
         await world.converger.converge()
         assert world.on_interface == {"n_2"}
@@ -317,7 +320,6 @@ def test_firewall_flushed_20_times_in_a_minute_is_contested_once_and_repairs_thi
             world.converger,
             after,
             lambda found: reports.extend(map(str, (c.type for c in found))),
-            middle,
         )
         task = asyncio.create_task(repair.run())
         for _ in range(20):
@@ -354,7 +356,7 @@ def test_interface_is_down_while_the_firewall_is_contested_and_gone() -> None:
         for _ in range(20):
             world.kernel.flush_ruleset()
             result = await world.converger.repair()
-            assert (is_up(world), world.converger.up.is_set()) == (False, False)
+            assert (is_up(world), world.mesh.resource.up.is_set()) == (False, False)
             assert "down until it may be repaired" in world.conditions[Condition.MESH_DOWN]
             assert result.due is not None
             await asyncio.sleep(result.due - asyncio.get_running_loop().time())
@@ -412,12 +414,12 @@ def test_opening_is_let_in_and_closed_again_without_a_look() -> None:
         await world.converger.converge()
         closed, looks = world.kernel.firewall, world.kernel.looks
         own = world.node.identity.mesh_ip
-        world.converger.temporary_allows = world.converger.temporary_allows.open(
+        world.mesh.wanted.temporary_allows = world.mesh.wanted.temporary_allows.open(
             TemporaryAllow("session", Protocol.TCP, 42000, own)
         )
         assert await world.converger.apply_event()
         assert world.kernel.firewall != closed
-        world.converger.temporary_allows = world.converger.temporary_allows.close("session")
+        world.mesh.wanted.temporary_allows = world.mesh.wanted.temporary_allows.close("session")
         assert await world.converger.apply_event()
         assert world.kernel.firewall == closed
         assert world.kernel.looks == looks

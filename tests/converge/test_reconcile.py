@@ -18,9 +18,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.control import ControlPlane
+from plexd.converge.assembly import build_mesh
 from plexd.converge.drift_reports import DriftReports
-from plexd.converge.passes import Converger, PassResult
+from plexd.converge.passes import Converger
 from plexd.converge.reconcile import Reconcile
+from plexd.converge.results import PassResult
 from plexd.errors import (
     ControlError,
     Forbidden,
@@ -134,7 +136,8 @@ class Loop:
         self.directory = DataDirectory(directory)
         self.snapshots = SnapshotStore(self.directory)
         self.persist = Persist(self.node, self.snapshots, IdentityStore(self.directory))
-        self.converger = converger or Converger(self.kernel, self.node, settings_of, self.health, unix_time)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, self.health, unix_time)
+        self.converger = converger or Converger([self.mesh.resource], self.health)
         self.drift = DriftReports(control, self.node, self.snapshots, unix_time, uniform)
         self.reconcile = Reconcile(
             control, self.converger, self.node, self.drift.cycle_ended, self.persist.save_signing_keys, self.health,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.converge.repair import Repair
 from plexd.errors import KernelError
@@ -34,10 +35,11 @@ class Loop:
         self.health = Health()
         self.node = make_node(peer(2), peer(3), health=self.health)
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings_of, self.health, unix_time)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, self.health, unix_time)
+        self.converger = Converger([self.mesh.resource], self.health, middle)
         self.after = asyncio.Event()
         self.reports: list[tuple[float, Correction]] = []
-        self.repair = Repair(self.kernel, self.converger, self.after, self._report, middle)
+        self.repair = Repair(self.kernel, self.converger, self.after, self._report)
 
     def _report(self, corrections: Sequence[Correction]) -> None:
         self.reports += [(asyncio.get_running_loop().time(), correction) for correction in corrections]

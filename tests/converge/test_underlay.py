@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.converge.repair import Repair
 from plexd.mesh.address import parse_ip
@@ -37,10 +38,11 @@ class Stage:
             self.node.fold(PeerAdded(known))
         self.kernel = FakeKernel()
         self._mtu = mtu
-        self.converger = Converger(self.kernel, self.node, self._settings, self.health, unix_time)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, self._settings, self.health, unix_time)
+        self.converger = Converger([self.mesh.resource], self.health, middle)
         ready = asyncio.Event()
         ready.set()
-        self.repair = Repair(self.kernel, self.converger, ready, lambda _: None, middle)
+        self.repair = Repair(self.kernel, self.converger, ready, lambda _: None)
 
     def _settings(self, identity: Identity) -> Settings | None:
         settings = settings_of(identity)
@@ -167,7 +169,7 @@ async def test_mesh_address_without_ipv6_is_one_line_and_one_condition_until_the
         assert down.detail.startswith("the mesh address fd00:100::1 needs IPv6")
         stage.kernel.switch_ipv6(on=True)
         assert (await stage.converger.converge()).failed == 0
-        assert (stage.converger.up.is_set(), stage.conditions) == (True, set())
+        assert (stage.mesh.resource.up.is_set(), stage.conditions) == (True, set())
     assert len([line for line in lines if line["event"] == "mesh failed" and line["log_level"] == "error"]) == 1
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from structlog.testing import capture_logs
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import ControlError, KernelError, NotFound, Unauthenticated
 from plexd.events.effects import Effects
@@ -65,7 +66,8 @@ class World:
         self.health = Health()
         self.node: Node = make_node(peer(2), peer(3, endpoint="192.0.2.3:51820"), health=self.health)
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings_of, self.health, lambda: EPOCH)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, self.health, lambda: EPOCH)
+        self.converger = Converger([self.mesh.resource], self.health)
         self.done = Done()
         self.effects = Effects(
             self.node, own_node, self.converger.apply_event, self.done.pulls, self.done.rotations,

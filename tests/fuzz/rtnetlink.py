@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from plexd.linux import links, routes
 from plexd.linux.netlink import attribute, split
 from plexd.linux.network import Network
 from plexd.linux.notifications import judge
-from plexd.mesh.observed import Link
+from plexd.mesh.observed import Link, Route
 
 REFUSALS = (ValueError, struct.error)
 OURS = 7  # index of the mesh interface
@@ -33,9 +35,17 @@ WORDS = (
 KINDS = {backend: kind for kind, backend in links.BACKENDS.items()}
 
 
+class Followed(NamedTuple):
+    """An interface whose notifications are judged."""
+
+    name: str
+    network: Network
+    is_wanted: Callable[[Route], bool]
+
+
 def check(data: bytes) -> None:
     with contextlib.suppress(OSError, *REFUSALS):
-        judge(data, "plexd0", followed(), lambda route: route.source is None)
+        judge(data, [Followed("plexd0", followed(), lambda route: route.source is None)])
     with contextlib.suppress(OSError):  # whatever came before counts
         for kind, _, _, start, end in split(data):
             if kind == links.RTM_NEWLINK:

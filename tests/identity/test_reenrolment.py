@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import Conflict, ControlError, Rejected, Transient, Unauthenticated, WireError
 from plexd.identity.reenrolment import Reenrolment
@@ -125,7 +126,8 @@ class Stage:
         self.health = Health()
         self.node = Node(identity, OLD_DESIRED, unix_time(), self.health)
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings_of, self.health, unix_time)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, self.health, unix_time)
+        self.converger = Converger([self.mesh.resource], self.health)
         self.persist = Persist(self.node, self.snapshots, self.identities)
         self.work = Work(self.node)
         self.supervisor = Supervisor(lambda _: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import Conflict, ControlError, NotFound, Rejected, Unauthenticated, WireError
 from plexd.identity.rotation import Rotation
@@ -56,7 +57,8 @@ class Stage:
         self.health = Health()
         self.node: Node = make_node(peer(2), peer(3), health=self.health, identity=identity)
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings_of, self.health, lambda: EPOCH)
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, self.health, lambda: EPOCH)
+        self.converger = Converger([self.mesh.resource], self.health)
         self.pulls = Asked()
         self.rotation = Rotation(keeper, self.store, self.node, self.converger.apply_event, self.pulls)
         self.heartbeats = 0

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from plexd.linux.kernel import Kernel
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
-from plexd.mesh.changes import Change, Outcome
-from plexd.mesh.drift import interface_corrections
+from plexd.mesh.changes import Change, Outcome, Subject
+from plexd.mesh.drift import pass_corrections
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKey
 from plexd.mesh.observed import ROUTE_METRIC, ROUTE_PROTOCOL, Backend, Observed, Route
 from plexd.mesh.plan import plan
 from plexd.mesh.target import Settings, Target, TargetPeer
+from tests.mesh_kernel import MeshKernel
 
 INTERFACE = "plexd0"
 PRIVATE_KEY = PrivateKey(bytes([8, *range(30), 64]))
@@ -65,10 +65,10 @@ class Agent:
     """Observe, plan, apply, as the daemon does it, with the kernel back end."""
 
     target: Target
-    kernel: Kernel = field(default_factory=lambda: Kernel(INTERFACE, "kernel", "wireguard-go"))
+    kernel: MeshKernel = field(default_factory=lambda: MeshKernel(INTERFACE, "kernel", "wireguard-go"))
 
     def observe(self) -> Observed:
-        return asyncio.run(self.kernel.observe(firewall=False))
+        return asyncio.run(self.kernel.observe())
 
     def apply(self, changes: Sequence[Change]) -> list[Outcome]:
         return asyncio.run(self.kernel.apply(changes))
@@ -77,7 +77,7 @@ class Agent:
         """One pass; what it did."""
 
         async def one_pass() -> list[Outcome]:
-            changes = plan(self.target, await self.kernel.observe(firewall=False), time.time())
+            changes = plan(self.target, await self.kernel.observe(), time.time())
             return await self.kernel.apply(changes) if changes else []
 
         return asyncio.run(one_pass())
@@ -95,7 +95,7 @@ class Agent:
         """One pass that must succeed, as the lines of the drift report."""
         outcomes = self.converge()
         assert [outcome.error for outcome in outcomes if outcome.error] == []
-        return [f"{kind} {detail}" for kind, detail in interface_corrections(INTERFACE, outcomes, {})]
+        return [f"{kind} {detail}" for kind, detail in pass_corrections(Subject(INTERFACE), outcomes, {})]
 
 
 def run(*command: str, stdin: str | None = None) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
-from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
@@ -22,6 +22,7 @@ from plexd.node.health import Condition, Health
 from plexd.node.state import Node
 from plexd.store.identity import Identity
 from tests.kernel.mesh import INTERFACE, PRIVATE_KEY, run
+from tests.mesh_kernel import MeshKernel
 
 pytestmark = pytest.mark.usefixtures("namespace")
 
@@ -54,15 +55,16 @@ def settings(identity: Identity) -> Settings:
     return replace(own, policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)))
 
 
-def stage() -> tuple[Converger, Health, Kernel]:
+def stage() -> tuple[Converger, Health, MeshKernel]:
     health = Health()
     allowed = Policy("all", (PolicyRule("*", "*", 0, "", "allow"),))
     prefix = Prefix.parse("10.100.0.1")
     peer = Peer("n_1", PublicKey(bytes([1] * 32)), prefix.packed, "", (prefix,), NO_PRESHARED_KEY)
     desired = Desired(peers={peer.id: peer}, policies=(allowed,))
     node = Node(Identity("n_self", OWN_IP, SecretStr(""), PRIVATE_KEY), desired, 0.0, health)
-    kernel = Kernel(INTERFACE, "kernel", "wireguard-go")
-    return Converger(kernel, node, settings, health), health, kernel
+    kernel = MeshKernel(INTERFACE, "kernel", "wireguard-go")
+    mesh = build_mesh(kernel.mesh, kernel.mesh_table, node, settings, health)
+    return Converger([mesh.resource], health), health, kernel
 
 
 def links() -> str:

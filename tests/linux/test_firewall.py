@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.firewall import FirewallTable
-from plexd.linux.kernel import Kernel
 from plexd.mesh.address import parse_ip
 from plexd.mesh.changes import ReplaceTable
 from plexd.mesh.firewall import Ruleset, Settings, ruleset
@@ -26,6 +26,7 @@ from plexd.mesh.target import Settings as MeshSettings
 from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 from tests.linux.tables import nft, play
+from tests.mesh_kernel import MeshKernel
 from tests.node_harness import enforcing, make_identity, make_node
 
 pytestmark = [
@@ -221,11 +222,12 @@ async def test_mesh_stays_up_behind_its_table_while_nft_cannot_be_had(
 
     own_key = PrivateKey.generate()
     kernel, node, health = (
-        Kernel(interface, "auto", "wireguard-go"),
+        MeshKernel(interface, "auto", "wireguard-go"),
         make_node(identity=make_identity(own_key)),
         Health(),
     )
-    converger = Converger(kernel, node, settings, health)
+    mesh = build_mesh(kernel.mesh, kernel.mesh_table, node, settings, health)
+    converger = Converger([mesh.resource], health)
     try:
         assert (await converger.converge()).failed == 0
         assert is_up()
@@ -303,24 +305,24 @@ def test_only_changes_of_our_table_are_told(namespace: str, command: str, expect
 
 
 async def test_flushed_ruleset_wakes_the_door(namespace: str, interface: str) -> None:
-    kernel = Kernel(interface, "auto", "wireguard-go")
+    kernel = MeshKernel(interface, "auto", "wireguard-go")
     (outcome,) = await kernel.apply([ReplaceTable(WITH_PEERS)])
     assert outcome.error is None
     watch = asyncio.create_task(kernel.watch_firewall())
     async with asyncio.timeout(10):
         await kernel.noticed.wait()
-        assert (await kernel.observe()).firewall == WITH_PEERS.digest
+        assert await kernel.mesh_table.observe() == WITH_PEERS.digest
         kernel.noticed.clear()
         await asyncio.to_thread(nft, "flush ruleset")
         await kernel.noticed.wait()
-        assert (await kernel.observe()).firewall is None
+        assert await kernel.mesh_table.observe() is None
     watch.cancel()
     await asyncio.wait({watch})
     await kernel.close()
 
 
 async def test_tear_down_removes_the_table_also_without_an_interface(namespace: str, interface: str) -> None:
-    kernel = Kernel(interface, "auto", "wireguard-go")
+    kernel = MeshKernel(interface, "auto", "wireguard-go")
     await kernel.apply([ReplaceTable(WITH_PEERS)])
     assert await kernel.tear_down(None) == ["inet plexd"]
     assert await kernel.tear_down(None) == []

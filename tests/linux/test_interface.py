@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from plexd.linux.kernel import Kernel
 from plexd.mesh.changes import Outcome, PeerChange, PutPeer, RemovePeer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
 from plexd.mesh.observed import Backend, Device
+from tests.mesh_kernel import MeshKernel
 
 
 class Stub:
@@ -39,13 +39,13 @@ class Stub:
 
 
 def apply_to(device: Stub, monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
-    kernel = Kernel("plexd0", "kernel", "wireguard-go")
+    kernel = MeshKernel("plexd0", "kernel", "wireguard-go")
 
     async def backend() -> Backend:
         return Backend.KERNEL
 
-    monkeypatch.setattr(kernel, "_current_backend", backend)
-    kernel._devices = {Backend.KERNEL: device}
+    monkeypatch.setattr(kernel.mesh, "_current_backend", backend)
+    kernel.mesh._devices = {Backend.KERNEL: device}
     key = PublicKey(bytes([1] * 32))
     new = PutPeer("n_1", key, True, NO_PRESHARED_KEY, None, 25, (), ("added",))
     changed = new._replace(is_new=False, psk=None, allowed_ips=None, fields=("keepalive",))

@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 
 from plexd.errors import BackendUnavailable, ForeignLink, NotPermitted, PortInUse
-from plexd.linux.kernel import Kernel
 from plexd.linux.wireguard import program
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import (
@@ -43,6 +42,7 @@ from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PrivateKey, PublicKe
 from plexd.mesh.observed import ROUTE_METRIC, Backend, Observed, Route
 from plexd.mesh.plan import plan
 from plexd.mesh.target import Settings, Target, TargetPeer
+from tests.mesh_kernel import MeshKernel
 from tests.tunnel.post import DATA, INITIATION, INITIATIONS_APART_SECONDS, RESPONSE, Post
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("left_behind")]
@@ -80,17 +80,17 @@ def target(own: Settings, *peers: TargetPeer) -> Target:
     return Target(own, {each.id: each for each in peers}, routes)
 
 
-def kernel(interface: str) -> Kernel:
-    return Kernel(interface, "userspace", "wireguard-go")
+def kernel(interface: str) -> MeshKernel:
+    return MeshKernel(interface, "userspace", "wireguard-go")
 
 
-async def converge(door: Kernel, wanted: Target) -> list[Outcome]:
+async def converge(door: MeshKernel, wanted: Target) -> list[Outcome]:
     outcomes = await door.apply(plan(wanted, await door.observe(), time.time()))
     assert [outcome.error for outcome in outcomes if outcome.error is not None] == []
     return outcomes
 
 
-async def changes_due(door: Kernel, wanted: Target) -> tuple[Change, ...]:
+async def changes_due(door: MeshKernel, wanted: Target) -> tuple[Change, ...]:
     return plan(wanted, await door.observe(), time.time())
 
 
@@ -330,13 +330,13 @@ def test_process_outlives_an_agent_that_was_killed(namespace: str, interface: st
     """The agent is a real process here: nothing of it may hold the tunnel."""
     agent = f"""
 import asyncio, sys, time
-from plexd.linux.kernel import Kernel
 from plexd.linux.wireguard import program
+from tests.mesh_kernel import MeshKernel
 from plexd.mesh.changes import CreateLink
 from plexd.mesh.keys import PrivateKey
 
 async def main():
-    outcomes = await Kernel({interface!r}, "userspace", "wireguard-go").apply(
+    outcomes = await MeshKernel({interface!r}, "userspace", "wireguard-go").apply(
         [CreateLink(PrivateKey.generate(), {PORT}, 1400)]
     )
     print(outcomes[0].error, flush=True)
@@ -482,7 +482,7 @@ async def test_no_key_in_arguments_or_environment(
 
 
 async def test_missing_program_is_said_with_what_to_install(namespace: str, interface: str) -> None:
-    door = Kernel(interface, "auto", "wireguard-nowhere")
+    door = MeshKernel(interface, "auto", "wireguard-nowhere")
     (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
     await door.close()
     if outcome.error is None:
@@ -496,7 +496,7 @@ async def test_program_that_ends_at_once_is_said(namespace: str, interface: str,
     broken = tmp_path / "wireguard-broken"
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
-    door = Kernel(interface, "userspace", str(broken))
+    door = MeshKernel(interface, "userspace", str(broken))
     (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), PORT, 1400)])
     assert outcome.error == f"{broken} ended at its start (exit status 3)"
     await door.close()
@@ -639,13 +639,13 @@ def test_missing_capability_is_said(namespace: str, interface: str) -> None:
     """In a process of its own, since a capability given up does not come back."""
     agent = f"""
 import asyncio
-from plexd.linux.kernel import Kernel
 from plexd.linux.wireguard import program
+from tests.mesh_kernel import MeshKernel
 from plexd.mesh.changes import CreateLink
 from plexd.mesh.keys import PrivateKey
 
 async def main():
-    door = Kernel({interface!r}, "auto", "wireguard-go")
+    door = MeshKernel({interface!r}, "auto", "wireguard-go")
     (outcome,) = await door.apply([CreateLink(PrivateKey.generate(), {PORT}, 1400)])
     print(type(outcome.cause).__name__, outcome.error)
 

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from plexd.linux import notifications
-from plexd.linux.kernel import Kernel
 from plexd.linux.network import Network
 from plexd.mesh.address import parse_ip
 from plexd.mesh.observed import Route
+from tests.mesh_kernel import MeshKernel
 
 pytestmark = pytest.mark.namespaces
 
@@ -33,16 +33,14 @@ class Watch:
     ) -> None:
         self.noticed = asyncio.Event()
         self.readdressed = asyncio.Event()
-        self._interface = interface
-        self._is_wanted = is_wanted
+        self.name = interface
+        self.is_wanted = is_wanted
         self.network = Network()
         self._endpoints = endpoints
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Watch]:
-        task = asyncio.create_task(
-            notifications.watch(self._interface, self.network, self._is_wanted, self.noticed, self.readdressed)
-        )
+        task = asyncio.create_task(notifications.watch([self], self.noticed, self.readdressed))
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 await self.noticed.wait()
@@ -55,7 +53,7 @@ class Watch:
 
     async def settle(self) -> None:
         """Look, as a pass does, and forget what came before."""
-        await self.network.observe(self._interface, self._endpoints)
+        await self.network.observe(self.name, self._endpoints)
         await self.read_all()
         self.noticed.clear()
 
@@ -179,7 +177,7 @@ def test_lost_notifications_count_as_noticed(namespace: str, interface: str, mon
 @pytest.mark.parametrize("nonsense", [b"\x14\0\0\0\x10\0" + bytes(14), b"\xff\0\0\0" + bytes(30)])
 def test_nonsense_is_no_notification(nonsense: bytes) -> None:
     with pytest.raises((ValueError, OSError, struct.error)):
-        notifications.judge(nonsense, "plexd0", Network(), lambda _: True)
+        notifications.judge(nonsense, [Watch("plexd0", lambda _: True)])
 
 
 PEERS = frozenset(map(parse_ip, ("198.51.100.7", "2001:db8:1::7")))
@@ -296,8 +294,8 @@ def test_host_whose_addresses_change_is_told(namespace: str, interface: str, com
 
 async def test_door_tells_of_damage(namespace: str, interface: str) -> None:
     ours(interface)
-    kernel = Kernel(interface, "userspace", "wireguard-go")
-    task = asyncio.create_task(kernel.watch(lambda _: False))
+    kernel = MeshKernel(interface, "userspace", "wireguard-go")
+    task = asyncio.create_task(kernel.watch())
     async with asyncio.timeout(DEADLINE_SECONDS):
         await kernel.noticed.wait()
         await kernel.observe(frozenset(), device=False)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from plexd.linux import network
-from plexd.linux.kernel import Kernel
 from plexd.linux.links import LinkState
 from plexd.linux.network import Network
 from plexd.linux.routes import Way
@@ -18,6 +17,7 @@ from plexd.linux.underlay import WAYS_KEPT_SECONDS, Underlay, narrowest
 from plexd.mesh.address import Endpoint, Prefix, parse_ip
 from plexd.mesh.changes import PutPeer
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
+from tests.mesh_kernel import MeshKernel
 
 A, B, C6 = map(parse_ip, ("192.0.2.1", "198.51.100.1", "2001:db8::1"))
 WIDE, NARROW = Way(0, (2,)), Way(1300, (3,))
@@ -196,7 +196,7 @@ async def test_peer_at_the_end_of_a_narrower_way_makes_a_look_due(links: str) ->
     ip(links, DEFAULT)
     ip(links, "route add 198.51.100.0/25 dev {i}c")
     ip(links, "route add 198.51.100.128/25 dev {i}d")
-    door = Kernel(links, "userspace", "wireguard-go")
+    door = MeshKernel(links, "userspace", "wireguard-go")
     await door.apply([put(1, FAR)])
     assert not door.noticed.is_set()  # nobody asked for the MTU
     await door.observe(frozenset({parse_ip(NEAR)}), device=False)
@@ -218,7 +218,7 @@ def test_peer_that_roamed_to_a_narrower_way_counts(links: str) -> None:
     try:
 
         async def scenario() -> None:
-            door = Kernel(links, "userspace", "wireguard-go")
+            door = MeshKernel(links, "userspace", "wireguard-go")
             async with asyncio.timeout(10):
                 while (await door.observe()).device is None:  # noqa: ASYNC110 - the program sets no asyncio.Event
                     await asyncio.sleep(0.02)

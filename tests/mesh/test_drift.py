@@ -24,9 +24,10 @@ from plexd.mesh.changes import (
     SetDevice,
     SetMtu,
     SetUp,
+    Subject,
 )
 from plexd.mesh.desired import DataEntry, Desired, Policy, PolicyRule, Rejection, SigningKeys
-from plexd.mesh.drift import interface_corrections, snapshot_corrections
+from plexd.mesh.drift import pass_corrections, snapshot_corrections
 from plexd.mesh.keys import NO_PRESHARED_KEY, PresharedKey, PublicKey
 from plexd.mesh.observed import Route
 from plexd.mesh.plan import plan
@@ -41,8 +42,11 @@ def put(*fields: str, is_new: bool = False) -> PutPeer:
     return PutPeer("n_42", KEYS[0], is_new, None, None, None, None, fields)
 
 
+SUBJECT = Subject("plexd0", "inet plexd")
+
+
 def corrections(*changes: Change) -> list[tuple[str, str]]:
-    return [(c.type, c.detail) for c in interface_corrections("plexd0", [Outcome(change) for change in changes], {})]
+    return [(c.type, c.detail) for c in pass_corrections(SUBJECT, [Outcome(change) for change in changes], {})]
 
 
 @pytest.mark.parametrize(
@@ -80,25 +84,25 @@ def test_recreated_link_is_one_correction_with_counts() -> None:
     kernel = bring_up(target)
     kernel.delete_link()
     outcomes = asyncio.run(kernel.apply(plan(target, kernel.state, NOW)))
-    assert interface_corrections("plexd0", outcomes, {}) == (("interface_repaired", "plexd0: link, 2 peers, 3 routes"),)
+    assert pass_corrections(SUBJECT, outcomes, {}) == (("interface_repaired", "plexd0: link, 2 peers, 3 routes"),)
 
 
 def test_failed_changes_are_not_listed() -> None:
-    assert interface_corrections("plexd0", [Outcome(put("psk"), "refused"), Outcome(SetUp(), "refused")], {}) == ()
+    assert pass_corrections(SUBJECT, [Outcome(put("psk"), "refused"), Outcome(SetUp(), "refused")], {}) == ()
 
 
 def test_link_that_could_not_be_made_is_no_repair() -> None:
     kernel = FakeKernel()
     kernel.refuse = lambda change: "not permitted" if isinstance(change, CreateLink) else None
     outcomes = asyncio.run(kernel.apply(plan(target_of(peer(2)), kernel.state, NOW)))
-    assert interface_corrections("plexd0", outcomes, {}) == ()
+    assert pass_corrections(SUBJECT, outcomes, {}) == ()
 
 
 @given(targets(), kernels())
 def test_no_correction_and_no_change_shows_a_secret(target: Target, kernel: FakeKernel) -> None:
     changes = plan(target, kernel.state, NOW)
     outcomes = asyncio.run(kernel.apply(changes))
-    said = f"{interface_corrections('plexd0', outcomes, {})} {changes} {outcomes} {target} {kernel}"
+    said = f"{pass_corrections(SUBJECT, outcomes, {})} {changes} {outcomes} {target} {kernel}"
     for secret in (target.settings.private_key, *PSKS[1:]):
         assert base64.b64encode(secret).decode() not in said
         assert secret.hex() not in said
@@ -175,7 +179,7 @@ def test_clearing_a_preshared_key_is_reported_as_a_change_of_it() -> None:
 def test_withdrawn_peer_is_named_by_its_id_and_a_stranger_by_its_key() -> None:
     withdrawn, stranger = RemovePeer(None, PublicKey(bytes([7] * 32))), RemovePeer(None, PublicKey(bytes([8] * 32)))
     outcomes = [Outcome(withdrawn), Outcome(stranger)]
-    assert interface_corrections("plexd0", outcomes, {withdrawn.public_key: "n_7"}) == (
+    assert pass_corrections(SUBJECT, outcomes, {withdrawn.public_key: "n_7"}) == (
         ("peer_removed", "peer n_7"),
         ("peer_removed", f"peer key {stranger.public_key.short}"),
     )

@@ -218,7 +218,7 @@ def test_ipv6_returns_after_the_mtu_was_set_too_low() -> None:
     ],
 )
 def test_mtu_is_the_configured_one_or_what_the_underlay_leaves(configured: int, underlay: int | None, mtu: int) -> None:
-    assert derive_mtu(settings_for(mtu=configured), underlay) == mtu
+    assert derive_mtu(configured, underlay) == mtu
 
 
 def test_mtu_follows_the_underlay() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from plexd.config.models import Config
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import KernelError
 from plexd.mesh.address import Endpoint, parse_ip
@@ -66,10 +67,11 @@ class Stage:
                 p.id: Candidates().offer(EndpointSource.PEER, p.endpoint) for p in self.node.desired.peers.values()
             },
         )
-        converger = Converger(self.kernel, self.node, self.settings, self.health, self.clock.unix)
-        self.overview.membership = Membership(self.node, converger, lambda: FINDING)
+        mesh = build_mesh(self.kernel, self.kernel.table, self.node, self.settings, self.health, self.clock.unix)
+        self.converger = Converger([mesh.resource], self.health)
+        self.overview.membership = Membership(self.node, mesh.view, lambda: FINDING)
         self.overview.phase = Phase.RUNNING
-        assert (await converger.converge()).failed == 0
+        assert (await self.converger.converge()).failed == 0
         self.node.connection.stream_is(Stream.CONNECTED)
 
     async def status(self) -> dict[str, Any]:
@@ -260,13 +262,12 @@ async def test_one_peer_is_told_by_id_and_by_address_with_all_its_endpoints() ->
 async def test_time_on_the_interface_is_forgotten_with_the_peer() -> None:
     stage = Stage()
     await stage.join()
-    converger = stage.overview.membership
-    assert converger is not None
-    assert dict(converger.mesh.since) == {"n_2": NOW}
+    membership = stage.overview.membership
+    assert membership is not None
+    assert dict(membership.mesh.since) == {"n_2": NOW}
     stage.node.desired = replace(stage.node.desired, peers={})
-    assert isinstance(converger.mesh, Converger)
-    await converger.mesh.apply_event()
-    assert dict(converger.mesh.since) == {}
+    await stage.converger.apply_event()
+    assert dict(membership.mesh.since) == {}
 
 
 # readiness

@@ -12,6 +12,7 @@ import pytest
 from plexd.config.in_force import Configuration
 from plexd.config.load import Loaded
 from plexd.config.models import Config
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import StunError
 from plexd.mesh.address import Endpoint, parse_endpoint
@@ -72,13 +73,23 @@ class Stage:
 
         monkeypatch.setattr(assembly, "Discovery", Discovery)
         node, kernel = make_node(), Host()
-        converger = Converger(kernel, node, settings_of, Health(), unix_time)
-        converger.up.set()
+        mesh = build_mesh(kernel, kernel.table, node, settings_of, Health(), unix_time)
+        converger = Converger([mesh.resource], Health())
+        mesh.resource.up.set()
         self._configuration = Configuration(Config(), lambda: Loaded(Config(), None, {}, ()), contextlib.nullcontext)
         door: Any = kernel
         uplink: Any = Plane()
         self.traversal = Traversal(
-            self._configuration, Groups(lambda _: None), node, door, uplink, converger, Asked(), Asked(), lambda: None
+            self._configuration,
+            Groups(lambda _: None),
+            node,
+            door,
+            uplink,
+            mesh.resource,
+            converger,
+            Asked(),
+            Asked(),
+            lambda: None,
         )
 
     async def reload(self, **nat_traversal: object) -> Finding | None:

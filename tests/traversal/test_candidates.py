@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.changes import AddRoute, PutPeer
@@ -37,7 +39,10 @@ class Stage:
         self.node.fold(EndpointOffered("n_2", DIRECT, R))
         self.kernel = FakeKernel()
         self.unseen = 0.0  # seconds that only the wall clock and that since boot have counted
-        self.converger = Converger(self.kernel, self.node, settings_of, Health(), lambda: unix_time() + self.unseen)
+        self.mesh = build_mesh(
+            self.kernel, self.kernel.table, self.node, settings_of, Health(), lambda: unix_time() + self.unseen
+        )
+        self.converger = Converger([self.mesh.resource], Health())
         self.seen: list[tuple[int, str]] = []  # since when, in seconds, the peer has had which endpoint
 
     def endpoint(self) -> str:
@@ -51,8 +56,10 @@ class Stage:
         """With a pass and a look at the kernel every second; passes have nothing to do but what `meanwhile` caused."""
         await self.converger.converge()
         clocks = Clocks(self.read_clocks)
-        clocks.on_gap.append(lambda _: self.converger.restart_endpoint_trials())
-        fallback = Fallback(self.converger, clocks.look)
+        clocks.on_gap.append(lambda _: self.mesh.trials.restart(asyncio.get_running_loop().time()))
+        mesh = self.mesh.resource
+        try_next = partial(self.converger.step, mesh, mesh.look_at_endpoints, "endpoints not changed")
+        fallback = Fallback(try_next, clocks.look)
         running = [asyncio.create_task(service) for service in (fallback.run(), clocks.run())]
         for second in range(seconds):
             if meanwhile is not None:
@@ -100,7 +107,7 @@ def test_silent_peer_moves_on_although_the_clock_was_set_back_since_its_handshak
     async def shake_hands_in_an_hour(stage: Stage, second: int) -> None:
         if second == 0:
             stage.kernel.shake_hands(public_key(2), unix_time() + 3600)
-            status = await stage.converger.status()
+            status = await stage.mesh.view.status()
             assert status is not None
             assert status.fresh_peers == 0
 
@@ -160,10 +167,10 @@ async def test_peer_that_roamed_keeps_its_endpoint_when_an_event_about_another_f
     stage = Stage()
     name = "p2.example.org:51820"
     stage.node.fold(EndpointOffered("n_2", name, E))
-    stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.2"), 51820)
+    stage.mesh.wanted.resolved[name] = Endpoint(parse_ip("192.0.2.2"), 51820)
     await stage.converger.converge()
     stage.kernel.roam(public_key(2), ROAMED, unix_time())
-    stage.converger.resolved[name] = Endpoint(parse_ip("192.0.2.77"), 51820)
+    stage.mesh.wanted.resolved[name] = Endpoint(parse_ip("192.0.2.77"), 51820)
     stage.node.fold(PeerAdded(peer(3)))
     assert await stage.converger.apply_event()
     assert public_key(3) in stage.kernel.peers
@@ -212,7 +219,7 @@ async def test_peers_that_come_and_go_leave_nothing_in_memory() -> None:
         stage.node.fold(PeerRemoved(passing.id))
         assert await stage.converger.apply_event()
         await asyncio.sleep(60)
-    assert len(stage.converger._endpoint_set) == 1
+    assert len(stage.mesh.trials._set_at) == 1
 
 
 def test_rounds_write_nothing_but_endpoints() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import Unresolved
 from plexd.linux.lookup import MAX_LOOKUPS
@@ -64,11 +65,12 @@ class Stage:
         for number, name in enumerate(names, 2):
             self.node.fold(PeerAdded(peer(number, endpoint=f"{name}:51820")))
         self.kernel = FakeKernel()
-        self.converger = Converger(self.kernel, self.node, settings_of, Health(), unix_time)
-        self.resolved = self.converger.resolved
+        self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, Health(), unix_time)
+        self.converger = Converger([self.mesh.resource], Health())
+        self.resolved = self.mesh.wanted.resolved
         self.asked = Asked()
         self.resolve = Resolve(self.node, self.resolved, CONTROL_PLANE, self.asked)
-        self.converger.on_unresolved = self.resolve.names_changed.set
+        self.mesh.wanted.on_unresolved = self.resolve.names_changed.set
 
 
 def play(stage_names: tuple[str, ...], story: Callable[[Stage], Awaitable[None]]) -> None:

@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from pydantic import SecretStr
 
+from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.converge.repair import Repair
 from plexd.lab.namespaces import UAPI_SOCKETS, Namespace, run, stop_processes
-from plexd.linux.kernel import Kernel
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
@@ -31,6 +31,7 @@ from plexd.mesh.target import Settings
 from plexd.node.health import Health
 from plexd.node.state import Node
 from plexd.store.identity import Identity
+from tests.mesh_kernel import MeshKernel
 from tests.namespaces import inside
 
 PORT = 51820
@@ -124,7 +125,7 @@ class Member:
         """Whoever made it, the interface goes."""
 
         async def take_down() -> None:
-            door = Kernel(self.interface, "auto", "wireguard-go")
+            door = MeshKernel(self.interface, "auto", "wireguard-go")
             await door.tear_down(self.key.public())
             await door.close()
 
@@ -155,8 +156,10 @@ class Living:
         self.node = Node(identity, Desired(policies=(ALLOW_ALL,)), 0.0, self.health)
         for other in others:
             self.add(other)
-        self.door = Kernel(member.interface, "auto", "wireguard-go")
-        self.converger = Converger(self.door, self.node, member.settings, self.health)
+        self.door = MeshKernel(member.interface, "auto", "wireguard-go")
+        self.mesh = build_mesh(self.door.mesh, self.door.mesh_table, self.node, member.settings, self.health)
+        self.door.mesh.is_wanted = self.mesh.wanted.is_wanted
+        self.converger = Converger([self.mesh.resource], self.health)
 
     def add(self, other: Member) -> None:
         """The control plane tells of another member."""
@@ -176,10 +179,8 @@ class Living:
     async def repairing(self) -> AsyncIterator[Living]:
         """Entered, and it heeds what the kernel tells."""
         async with self.entered():
-            repair = Repair(self.door, self.converger, self.converger.up, self._report)
-            loops = [
-                asyncio.create_task(self.door.watch(self.converger.is_wanted)), asyncio.create_task(repair.run())
-            ]  # fmt: skip
+            repair = Repair(self.door, self.converger, self.mesh.resource.up, self._report)
+            loops = [asyncio.create_task(self.door.watch()), asyncio.create_task(repair.run())]
             try:
                 yield self
                 assert not any(loop.done() for loop in loops), loops
