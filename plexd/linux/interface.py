@@ -59,7 +59,7 @@ class InterfaceName(NamedTuple):
 
 
 class Interface:
-    """`is_wanted` tells whether a route belongs on the interface; notifications of such routes need no look.
+    """`is_wanted` tells whether a route belongs on the interface: a route that comes or goes accordingly needs no look.
 
     `damaged` is set when the program that runs the interface in user space died, `noticed` when a look is due because a
     new endpoint is reached over a narrower way than all others.
@@ -75,7 +75,7 @@ class Interface:
     ) -> None:
         self.name = name.name
         self.network = Network()
-        self.is_wanted: Callable[[Route], bool] = lambda _: False
+        self.is_wanted: Callable[[Route], bool] | None = None
         self._alias = name.alias
         self._errors = KernelErrors(name.name, name.section)
         self._noticed = noticed

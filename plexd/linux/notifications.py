@@ -44,7 +44,7 @@ class Concern(IntEnum):
 class Watched(Protocol):
     """An interface of ours. `network` knows what its last look went by; a look forgets what may be others now.
 
-    A route that comes or goes just as `is_wanted` wants it needs no look.
+    A route that comes or goes just as `is_wanted` wants it needs no look; without `is_wanted` every route does.
     """
 
     @property
@@ -54,7 +54,7 @@ class Watched(Protocol):
     def network(self) -> Network: ...
 
     @property
-    def is_wanted(self) -> Callable[[Route], bool]: ...
+    def is_wanted(self) -> Callable[[Route], bool] | None: ...
 
 
 async def watch(watched: Sequence[Watched], noticed: asyncio.Event, readdressed: asyncio.Event) -> None:
@@ -147,10 +147,11 @@ def _judge_link(kind: int, payload: bytes, interface: str, network: Network) -> 
     return Concern.WAYS  # routes come and go with it untold
 
 
-def _judge_route(kind: int, payload: bytes, network: Network, is_wanted: Callable[[Route], bool]) -> Concern:
+def _judge_route(kind: int, payload: bytes, network: Network, is_wanted: Callable[[Route], bool] | None) -> Concern:
     route = routes.read_route(payload, network.ifindex)
     if isinstance(route, Route):
-        return Concern.INTERFACE if is_wanted(route) != (kind == routes.RTM_NEWROUTE) else Concern.NONE
+        is_as_wanted = is_wanted is not None and is_wanted(route) == (kind == routes.RTM_NEWROUTE)
+        return Concern.NONE if is_as_wanted else Concern.INTERFACE
     underlay = network.underlay
     if not underlay.is_followed:
         return Concern.NONE

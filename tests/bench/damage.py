@@ -12,8 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
 
 from pydantic import SecretStr
 
@@ -23,7 +21,6 @@ from plexd.converge.passes import Converger
 from plexd.converge.repair import Repair
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.changes import Outcome
 from plexd.mesh.desired import Desired, Peer, Policy, PolicyRule
 from plexd.mesh.events import PeerAdded
 from plexd.mesh.keys import NO_PRESHARED_KEY, PrivateKey, PublicKey
@@ -73,26 +70,6 @@ def measure() -> list[Figure]:
     ]
 
 
-class _Timed:
-    """The interface, or the table, of the mesh; notes when each call to change something has returned."""
-
-    def __init__(self, real: Any, done: asyncio.Queue[float]) -> None:
-        self.name: str = real.name
-        self.observe = real.observe
-        self._real = real
-        self._done = done
-
-    async def read(self) -> Any | None:
-        return await self._real.read()
-
-    async def apply(self, changes: Sequence[Any]) -> list[Outcome]:
-        outcomes: list[Outcome] = await self._real.apply(changes)
-        if any(outcome.error for outcome in outcomes):
-            raise RuntimeError(next(outcome.error for outcome in outcomes if outcome.error))
-        self._done.put_nowait(time.perf_counter())
-        return outcomes
-
-
 def _peer(number: int) -> Peer:
     mesh_ip, endpoint = parse_ip(f"10.100.0.{number}"), f"192.0.2.{number}:51820"
     key = PublicKey(bytes([number] * 32))
@@ -122,7 +99,7 @@ async def _run() -> tuple[dict[str, list[float]], int]:
             policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)),
         )
 
-    mesh = build_mesh(_Timed(kernel.mesh, done), _Timed(kernel.mesh_table, done), node, settings, health)
+    mesh = build_mesh(kernel.mesh, kernel.mesh_table, node, settings, health)
     converger = Converger([mesh.resource], health)
     started = asyncio.Event()
     started.set()
@@ -132,7 +109,8 @@ async def _run() -> tuple[dict[str, list[float]], int]:
         result = await converger.converge()
         if result.failed:
             raise RuntimeError(f"{result.failed} changes failed: {health.findings()}")
-        repair = Repair(kernel, converger, started, lambda _: None)
+        kernel.mesh.is_wanted = mesh.wanted.is_wanted
+        repair = Repair(kernel, converger, started, lambda _: done.put_nowait(time.perf_counter()))
         watches = (kernel.watch(), kernel.watch_firewall())
         loops = [asyncio.create_task(loop) for loop in (*watches, repair.run())]
         for _ in range(ROUNDS):

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from nacl.signing import SigningKey
 from pydantic import SecretStr
@@ -33,7 +33,6 @@ from plexd.events.effects import Effects
 from plexd.events.listener import Listener
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.changes import Outcome
 from plexd.mesh.desired import Desired, FullState, Peer, Policy, PolicyRule, SigningKeys
 from plexd.mesh.events import Foldable
 from plexd.mesh.fold import fold, replace_state
@@ -164,26 +163,6 @@ def _seal(key: SigningKey, event_type: str, payload: object, number: int) -> str
     )
 
 
-class _Timed:
-    """The interface, or the table, of the mesh; notes when each call to change something has returned."""
-
-    def __init__(self, real: Any, done: asyncio.Queue[float]) -> None:
-        self.name: str = real.name
-        self.observe = real.observe
-        self._real = real
-        self._done = done
-
-    async def read(self) -> Any | None:
-        return await self._real.read()
-
-    async def apply(self, changes: Sequence[Any]) -> list[Outcome]:
-        outcomes: list[Outcome] = await self._real.apply(changes)
-        if any(outcome.error for outcome in outcomes):
-            raise RuntimeError(next(outcome.error for outcome in outcomes if outcome.error))
-        self._done.put_nowait(time.perf_counter())
-        return outcomes
-
-
 class _TimedSnapshots:
     def __init__(self, snapshots: SnapshotStore) -> None:
         self._snapshots = snapshots
@@ -254,15 +233,23 @@ async def _run(peers: int, directory: Path) -> Taken:
             policy=firewall.Settings(identity.mesh_ip, (INTERFACE,)),
         )
 
-    mesh = build_mesh(_Timed(kernel.mesh, done), _Timed(kernel.mesh_table, done), node, settings, health)
+    mesh = build_mesh(kernel.mesh, kernel.mesh_table, node, settings, health)
     converger = Converger([mesh.resource], health)
+
+    async def apply_event() -> bool:
+        applied = await converger.apply_event()
+        if not applied:
+            raise RuntimeError(f"event not applied: {health.findings()}")
+        done.put_nowait(time.perf_counter())
+        return applied
+
     data = DataDirectory(directory)
     snapshots = _TimedSnapshots(SnapshotStore(data))
     persist = Persist(node, snapshots, IdentityStore(data))
     effects = Effects(
         node,
         lambda: own,
-        converger.apply_event,
+        apply_event,
         _ignore,
         _ignore,
         _ignore,
@@ -277,7 +264,6 @@ async def _run(peers: int, directory: Path) -> Taken:
         result = await converger.converge()
         if result.failed:
             raise RuntimeError(f"{result.failed} changes failed: {health.findings()}")
-        await done.get()
         loops = [asyncio.create_task(runner.run()) for runner in (listener, persist, stalls)]
 
         async def event(number: int) -> float:
