@@ -1,6 +1,6 @@
-"""Delivers drift: corrections are on disk before they are sent, and off the disk once they have arrived.
+"""Delivers drift reports: corrections are on disk before they are sent, and leave the disk once they have arrived.
 
-A disk that refuses keeps nothing from being sent: the corrections stay in memory meanwhile, the newest 500.
+When the disk refuses a write, corrections are still sent; meanwhile the newest 500 stay in memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class UnsentDrift(Protocol):
 
 
 class DriftReports:
-    """Takes what each cycle corrected; tries to deliver after each cycle, what failed before in front."""
+    """Collects the corrections of each cycle and tries to deliver them after each cycle, the oldest first."""
 
     name = "drift"
 
@@ -65,7 +65,7 @@ class DriftReports:
         node.on_renewed.append(self._renewed)
 
     def cycle_ended(self, corrections: Sequence[Correction]) -> None:
-        """The cycle, or pass, that made these corrections is over; none is an occasion to try again."""
+        """A cycle, or a pass, has ended with these corrections. Without corrections too, delivery is tried again."""
         for correction in corrections[:LOGGED]:
             log.info("drift corrected", type=correction.type, detail=correction.detail)
         if len(corrections) > LOGGED:
@@ -79,7 +79,7 @@ class DriftReports:
         loop = asyncio.get_running_loop()
         while True:
             if (pause := self._none_before - loop.time()) > 0:
-                await set_within(self._cycle_ended, pause)  # what comes meanwhile is only saved
+                await set_within(self._cycle_ended, pause)  # corrections of the meantime are only saved
             else:
                 await self._cycle_ended.wait()
             self._cycle_ended.clear()
@@ -96,7 +96,7 @@ class DriftReports:
                     self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
                 if kept:
                     continue
-            added = self._added - added_before  # by a stop that saved meanwhile: these were not sent
+            added = self._added - added_before  # saved during the request, by a stop: not sent yet
             self._waiting = (self._waiting or ())[-added:] if added else ()
             await self._write(self._waiting)
 
@@ -106,7 +106,7 @@ class DriftReports:
         self._cycle_ended.set()
 
     async def save(self) -> tuple[Correction, ...]:
-        """Everything not delivered yet, on disk if the disk takes it."""
+        """Save what is not delivered yet; returns all of it, whether or not the disk took it."""
         if self._waiting is None:
             self._waiting = await asyncio.to_thread(self._unsent.load_unsent_corrections)
         if self._new:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from plexd.errors import ForeignLink, KernelError, NotAddressable, NotPermitted
 from plexd.log import get_logger
 from plexd.mesh.changes import Change, CreateLink, Outcome, PutPeer, RemovePeer, ReplaceTable, Subject
-from plexd.mesh.repair_limiter import leaves_firewall
+from plexd.mesh.repair_limiter import leaves_table
 
 log = get_logger("mesh")
 
@@ -49,7 +49,7 @@ def why_down(
     tables = [outcome.error for outcome in outcomes if isinstance(outcome.change, ReplaceTable)]
     if len(tables) > 1 and tables[-1] is not None:  # neither the wanted table nor the baseline
         return tables[-1]
-    if leaves_firewall(due, changes):
+    if leaves_table(due, changes):
         return f"another program keeps changing the firewall: {interface} is down until it may be repaired again"
     for outcome in outcomes:
         if isinstance(outcome.change, CreateLink):

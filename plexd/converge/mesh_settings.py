@@ -1,4 +1,4 @@
-"""What the configuration wants of the mesh, in the mesh's own terms."""
+"""Turns the configuration and the identity into the settings of the mesh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the kernel tell of changes for as long as the daemon runs."""
+"""Listens for notifications of the kernel for as long as the daemon runs."""
 
 from __future__ import annotations
 

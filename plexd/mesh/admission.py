@@ -1,8 +1,8 @@
-"""Who gets onto the interface, and what passes: the policies, laid over a target that has everybody.
+"""Applies the policies to a target that has every peer: which peers the interface gets, and which ruleset.
 
-Peers that no policy shows are left out with their routes (mesh contract, section 6.3). The firewall is part of the same
-target, so that what is compared with the kernel belongs together. While the policies stay as they are, a peer that
-comes or goes is judged by itself: to judge ten thousand again takes a hundred times as long.
+Peers that no policy shows are left out with their routes (docs/contract/mesh.md §6.3). The ruleset is part of the
+target, so that interface and ruleset belong to the same policies. While the policies stay the same, a peer that comes
+or goes is judged alone: judging ten thousand peers again takes a hundred times as long.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from plexd.mesh.target import Target, TargetPeer, route_to
 from plexd.mesh.visibility import Visibility
 
 NOTHING = Resolved()
-AMENDED_AT_ONCE = 256  # peers; with many more it takes as long as judging all of them
+AMENDED_AT_ONCE = 256  # peers; more take as long as judging all peers
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`target` has those of `everybody` that `policies` show, and the firewall; `hidden` are the ids of the others.
+    """`target` has the peers of `everybody` that `policies` show, and the ruleset; `hidden` are the other peer ids.
 
-    `peers` are the desired ones, whose addresses the rules mean. `visibility` is what the rules come to.
+    `peers` are the desired peers, whose addresses the rules refer to. `visibility` decides which peers the rules show.
     """
 
     everybody: Target
@@ -44,10 +44,9 @@ class Admitted:
 def amend(
     before: Admitted | None, everybody: Target, desired: Desired, temporary_allows: TemporaryAllows
 ) -> Admitted | None:
-    """What `judge` comes to, where that is soon said because little changed since `before`, the last that came out;
-    None elsewhere.
+    """The result of `judge`, worked out from `before` where little has changed since; None where that cannot be done.
 
-    It rests on this: what a peer that did not change, and whose routes did not, has of the target stays what it was.
+    A peer that did not change, and whose routes did not change, keeps its part of the target.
     """
     if before is not None and _is_same(before, everybody, desired, temporary_allows):
         return before
@@ -71,7 +70,7 @@ def amend(
     come = _visible_addresses((touched & everybody.peers.keys()) - hidden, now.peers)
     gone = was - come
     if gone and not gone.isdisjoint(map(attrgetter("mesh_ip"), now.peers.values())):
-        return None  # somebody else has the address too
+        return None  # another peer has the same address
     assert before.target.firewall is not None  # noqa: S101 - it was judged
     firewall = with_peers(before.target.firewall, policy, gone, come)
     if firewall is None:
@@ -89,7 +88,7 @@ def amend(
 
 
 def judge(everybody: Target, desired: Desired, temporary_allows: TemporaryAllows) -> Admitted:
-    """From nothing."""
+    """Judge every peer."""
     admitted = Admitted(everybody, desired.peers, desired.policies, temporary_allows, everybody)
     settings = everybody.settings
     if settings.policy is None:
@@ -119,7 +118,7 @@ def _is_same(before: Admitted, everybody: Target, desired: Desired, temporary_al
 
 
 def _judges_alike(before: Admitted, now: Admitted) -> bool:
-    """Whether all that peers are judged by is as it was, their own addresses apart."""
+    """Whether everything that peers are judged by is the same, apart from their own addresses."""
     if (before.policies, before.temporary_allows) != (now.policies, now.temporary_allows):
         return False
     was, settings = before.everybody.settings, now.everybody.settings
@@ -138,14 +137,14 @@ def _visible_addresses(peer_ids: Iterable[str], peers: Mapping[str, Peer]) -> se
 def _amend_target(
     before: Admitted, everybody: Target, hidden: frozenset[str], touched: AbstractSet[str], firewall: Ruleset
 ) -> Target | None:
-    """`_without(hidden, …)`, by what it was before; None where more than the touched peers' routes changed."""
+    """The result of `_without(hidden, …)`, worked out from `before`; None where routes of other peers changed too."""
     if not hidden:
         return replace(everybody, firewall=firewall)
     was = before.everybody
     prefixes = _prefixes(was.peers, touched) | _prefixes(everybody.peers, touched)
     possible = {route_to(prefix, everybody.settings) for prefix in prefixes}
     if everybody.routes is not was.routes and not everybody.routes ^ was.routes <= possible:
-        return None  # an endpoint came to lie in the prefix of somebody else, or left it
+        return None  # an endpoint entered or left the prefix of another peer
     visible = {peer_id: peer for peer_id in touched - hidden if (peer := everybody.peers.get(peer_id)) is not None}
     peers = with_changes(before.target.peers, visible, gone=touched - visible.keys())
     wanted = {route_to(prefix, everybody.settings) for prefix in _prefixes(everybody.peers, touched - hidden)}

@@ -1,8 +1,7 @@
-"""The next target from the one before: what an event touched is worked out anew, the rest is taken over. Pure.
+"""Works out the next target from the last one: the peers that an event touched anew, the others copied. Pure.
 
-Among ten thousand peers a target takes 30 ms to make, and events may come by the hundred. What is left of that here is
-copying. Where peers depend on each other, because they claim one prefix or a route would swallow an endpoint, nothing
-clever is tried: the target is made anew.
+Building a target of ten thousand peers takes 30 ms, and events may come by the hundred. Where peers depend on each
+other, because they claim one prefix or because a route would swallow an endpoint, the whole target is built anew.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from plexd.mesh.target import (
     swallows,
 )
 
-AMENDED_AT_ONCE = 256  # peers; with many more it takes as long as making the target anew
+AMENDED_AT_ONCE = 256  # peers; more take as long as building the target anew
 
 
 class _Entangled(Exception):
-    """What was touched has a bearing on other peers."""
+    """The touched peers affect other peers, so the whole target has to be built."""
 
 
 def rebuild(built: Built | None, sources: Sources) -> Built:
-    """The same as `build(sources)`, and sooner where little changed since `built`; `built` itself if nothing did."""
+    """The same as `build(sources)`, but faster where little changed; `built` itself if nothing changed."""
     if built is not None:
         touched = _touched(built.sources, sources)
         if touched is not None and len(touched) <= AMENDED_AT_ONCE:
@@ -52,12 +51,12 @@ def rebuild(built: Built | None, sources: Sources) -> Built:
 
 
 def _touched(before: Sources, after: Sources) -> list[str] | None:
-    """The peers that may differ, new ones in the order they came; None when that can be all of them."""
+    """The ids of peers that may differ, new peers in the order they came; None when every peer may differ."""
     if before.settings != after.settings or before.resolved != after.resolved:
         return None
     was, now = before.desired, after.desired
     if not is_in_order(was.peers, now.peers):
-        return None  # the first in the list gets a prefix that several claim
+        return None  # of several peers that claim a prefix, the first in the list gets it
     touched = differing(was.peers, now.peers)
     touched += differing(was.candidates, now.candidates)
     touched += differing(before.overridden, after.overridden)
@@ -65,7 +64,7 @@ def _touched(before: Sources, after: Sources) -> list[str] | None:
 
 
 def _amend(built: Built, sources: Sources, touched: Sequence[str]) -> Built:
-    """Raises _Entangled when it takes a look at more than the touched peers."""
+    """Raises _Entangled when other peers than the touched ones are affected."""
     was, now = built.sources.desired, sources.desired
     target = built.target
 
@@ -91,7 +90,7 @@ def _amend(built: Built, sources: Sources, touched: Sequence[str]) -> Built:
         holders = with_changes(holders, claimed, gone=released - claimed.keys())
         swallowed = {prefix for prefix in claimed if swallows(prefix, underlay)}
         unrouted = (unrouted - released) | swallowed
-        # each of these copies all
+        # each of these operations copies the whole set
         if released:
             routes -= {route_to(prefix, sources.settings) for prefix in released}
         if claimed.keys() != swallowed:
@@ -128,7 +127,7 @@ def _is_about(warned: Warned, touched: Sequence[str], released: AbstractSet[Pref
 def _amend_underlay(
     built: Built, left: Iterable[Endpoint | None], came: Iterable[Endpoint | None], released: AbstractSet[Prefix]
 ) -> Mapping[int, Sequence[bytes]]:
-    """The addresses of the underlay without those of endpoints that left and with those that came."""
+    """The addresses of the underlay, without the endpoints in `left` and with the endpoints in `came`."""
     change = Counter(endpoint.packed for endpoint in came if endpoint is not None)
     change.subtract(endpoint.packed for endpoint in left if endpoint is not None)
     if not any(change.values()):
@@ -144,9 +143,9 @@ def _amend_underlay(
             addresses[at:at] = [address] * count
             around = {Prefix.of(address, length) for length in range(len(address) * 8 + 1)} if is_new else set()
             if any(prefix in built.holders for prefix in around - released - built.unrouted):
-                raise _Entangled  # the route to it has to go
+                raise _Entangled  # a route to this prefix has to be removed
     if not all(swallows(prefix, underlay) for prefix in built.unrouted - released):
-        raise _Entangled  # a route comes back
+        raise _Entangled  # a removed route has to come back
     return underlay
 
 
@@ -157,5 +156,5 @@ def _amend_unresolved(built: Built, sources: Sources, touched: Sequence[str]) ->
         for candidates in (built.sources.desired.candidates, sources.desired.candidates)
     )
     if not unresolved.isdisjoint(was - now):
-        raise _Entangled  # others may use the name too
+        raise _Entangled  # other peers may use the name too
     return unresolved | (now - sources.resolved.keys())

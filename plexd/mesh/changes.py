@@ -1,4 +1,4 @@
-"""The steps a plan consists of. The same values are logged, applied, reported as drift and shown."""
+"""The changes that a plan consists of. The same values are logged, applied and reported as drift."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RemoveTable:
 
 @dataclass(frozen=True, slots=True)
 class CreateLink:
-    """Create the interface, alias included, with key and port set before it is up. Existing: an error."""
+    """Create the interface with its alias, key and port, and leave it down. An existing link is an error."""
 
     private_key: PrivateKey
     listen_port: int
@@ -76,21 +76,21 @@ class SetUp:
 
 @dataclass(frozen=True, slots=True)
 class SetDown:
-    """Take the interface down: without its firewall it must not carry anything."""
+    """Take the interface down, because it must not carry packets without its table."""
 
 
 class RemovePeer(NamedTuple):
-    """`peer_id` is None for a peer that nobody asked for."""
+    """`peer_id` is None for a peer that is not in the target."""
 
     peer_id: str | None
     public_key: PublicKey
 
 
 class PutPeer(NamedTuple):
-    """Add a peer, or change one. None: leave this part as it is in the device.
+    """Add a peer, or change one. A part that is None stays as it is in the device.
 
-    `is_new` adds (or replaces whole); otherwise the peer must exist and only the given parts change
-    (UPDATE_ONLY). `fields` names what differed, for log and drift.
+    With `is_new` the peer is added or replaced as a whole; otherwise the peer must exist and only the given parts
+    change (UPDATE_ONLY). `fields` names the parts that differed, for log and drift.
     """
 
     peer_id: str
@@ -117,9 +117,9 @@ class RemoveRoute:
 
 @dataclass(frozen=True, slots=True)
 class RenewSessions:
-    """Have peers shake hands at once: a new private key ended their sessions.
+    """Have peers shake hands at once, because a new private key ended their sessions.
 
-    WireGuard itself waits for a packet to send, and the other side may have tried while the old key was in force.
+    WireGuard itself waits for a packet to send, and the other node may have tried while the old key was in force.
     """
 
     public_keys: tuple[PublicKey, ...]
@@ -147,7 +147,7 @@ class Subject(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a change; `error` is one sentence, None when it succeeded. `cause` says the same as a type."""
+    """The result of a change. `error` is one sentence, None after success; `cause` is the exception behind it."""
 
     change: Change
     error: str | None = None

@@ -1,4 +1,4 @@
-"""What a pass has to say to the control plane: corrections, named as in the mesh contract, section 5.4.
+"""The corrections that a pass reports to the control plane, named as in docs/contract/mesh.md §5.4.
 
 A correction never holds key material, and a change that an event announced is no correction.
 """
@@ -93,7 +93,7 @@ def pass_corrections(
 
 
 def snapshot_corrections(before: Desired, after: Desired) -> tuple[Correction, ...]:
-    """What a state pull changed apart from peers, which show in the interface's own corrections."""
+    """What a state pull changed, apart from peers: those show in the corrections of the pass."""
     return tuple(_snapshot_corrections(before, after))
 
 

@@ -1,7 +1,7 @@
-"""Which peers go on to another of their endpoint candidates, because the one in use leads nowhere. Pure.
+"""Decides which peers move on to their next endpoint candidate, because the endpoint in use does not answer. Pure.
 
-This is how a peer gets from a dead direct path to a relay, which is an endpoint like any other, and back, without
-waiting for the control plane (mesh contract, section 8.6).
+A peer gets from a dead direct path to a relay, which is an ordinary endpoint, and back, without waiting for the control
+plane (docs/contract/mesh.md §8.6).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from plexd.mesh.target import Target, usable_endpoint
 
 
 def peers_with_a_choice(desired: Desired) -> tuple[str, ...]:
-    """Those with more than one candidate; of most peers all sources say the same."""
+    """The peers with more than one candidate. For most peers all sources name the same endpoint."""
     return tuple(
         peer_id
         for peer_id, candidates in desired.candidates.items()
@@ -34,8 +34,8 @@ def next_endpoints(
 ) -> dict[str, str]:
     """The candidate to use from now on, for each peer that has to move; `now` in Unix seconds.
 
-    `lately_set` are the peers whose endpoint was set so short a time ago that it may still work out. A peer with a
-    recent handshake is never moved.
+    `lately_set` are the peers whose endpoint was set too recently to be judged. A peer with a fresh handshake is never
+    moved.
     """
     moves: dict[str, str] = {}
     for peer_id in peers_with_a_choice(desired):
@@ -49,14 +49,14 @@ def next_endpoints(
         if len(choice) < 2:
             continue
         endpoints = list(choice)
-        # one that is not among them, or no longer, starts over at the newest
+        # a peer whose endpoint is no candidate (any more) starts with the newest candidate
         position = endpoints.index(peer.endpoint) if peer.endpoint in choice else -1
         moves[peer_id] = choice[endpoints[(position + 1) % len(endpoints)]]
     return moves
 
 
 def _distinct(candidates: Candidates, target: Target, resolved: Mapping[str, Endpoint]) -> dict[Endpoint, str]:
-    """The usable candidates with the text each came as, newest first."""
+    """The usable candidates with their texts, newest first."""
     found: dict[Endpoint, str] = {}
     for text in candidates.newest_first():
         endpoint = usable_endpoint(text, target.settings, resolved)

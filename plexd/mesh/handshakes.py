@@ -1,14 +1,15 @@
-"""Which peers begin their handshakes anew, because the first came to nothing. Pure.
+"""Decides which peers begin their handshake anew, because the first handshake failed. Pure.
 
-WireGuard begins a handshake at once and again after five seconds, whatever waits for it. The first one is lost when the
-other side does not know us yet, and two that cross cost both: who answers a handshake forgets the one it began itself.
-No message makes WireGuard try sooner, but a peer that is taken out and put back is a new one, without that wait, and so
-without a session: this is for peers that have none. Of each two nodes the one with the smaller key is eager, and the
-other one patient, or what they try would cross again. After a few tries the peer is WireGuard's own again: it is down.
+WireGuard begins a handshake at once and repeats it after five seconds, even if packets are waiting. The first handshake
+is lost when the other node does not know this node yet. Two handshakes that cross are both lost: a node that answers a
+handshake forgets its own. No message makes WireGuard try sooner, but a peer that is removed and added again starts
+without the wait. It also starts without a session, so this is for peers that have none. Of two nodes the one with the
+smaller key is eager and the other one patient; otherwise their tries would cross again. After a few tries the peer is
+left to WireGuard: it is down.
 
-wireguard-go, but not the kernel, may come out of two that cross at the very same moment with a session in which it
-sends and hears nothing, and notices after 15 seconds. A peer of it from which nothing comes back is begun anew as well.
-Where that is as it should be, because all goes one way, another handshake does no harm.
+When two handshakes cross at the same moment, wireguard-go (but not the kernel) may end up with a session in which it
+sends and hears nothing, and notices that after 15 seconds. A peer of wireguard-go from which nothing comes back is
+therefore begun anew too. Where traffic really goes one way only, another handshake does no harm.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from plexd.mesh.observed import HANDSHAKE_FRESH_SECONDS, Device, DevicePeer
 from plexd.mesh.plan import new_peer
 from plexd.mesh.target import Target
 
-SENT_BY_ITSELF = 148 + 32  # bytes: the beginning of a handshake and a keepalive, without anything to send
-AT_ONCE = 200  # peers: what takes the kernel some 50 ms
+SENT_BY_ITSELF = 148 + 32  # bytes: a handshake initiation and a keepalive, which WireGuard sends unasked
+AT_ONCE = 200  # peers in one round: some 50 ms of work for the kernel
 
 
 class Pace(NamedTuple):
-    """Of the rounds a peer is waited for, those in which is looked at it, and those in which it may be begun anew.
+    """The rounds of waiting in which a peer is looked at (`looks`) and may be begun anew (`tries`).
 
-    With the last look the waiting ends.
+    The waiting ends with the last look.
     """
 
     looks: tuple[int, ...]
@@ -40,15 +41,18 @@ EAGER, PATIENT = Pace(looks=(2, 5, 15), tries=(2, 5, 15)), Pace(looks=(4, 9), tr
 
 
 class Traffic(NamedTuple):
-    """Bytes with a peer since it is on the interface."""
+    """Bytes exchanged with a peer since it was added to the interface."""
 
     received: int
     sent: int
 
 
 class Awaited(NamedTuple):
-    """A peer that ought to shake hands, a new one, or one whose session ended with our former key, at `since` (Unix
-    seconds; 0 for the new one). `then` is its traffic as we first saw that it had."""
+    """A peer that ought to shake hands: a new peer, or a peer whose session ended with our former key.
+
+    `since` is when the session ended, in Unix seconds, 0 for a new peer. `then` is the traffic at the first look after
+    a handshake.
+    """
 
     since: float
     pace: Pace
@@ -57,9 +61,9 @@ class Awaited(NamedTuple):
 
 
 def awaited_new(done: Iterable[Change], target: Target) -> dict[str, Awaited]:
-    """By peer id, those that `done` made begin a handshake as new peers.
+    """The peers, by id, that the changes in `done` made begin a handshake as new peers.
 
-    Without keepalive the mesh is one that stays silent until there is something to send.
+    Without keepalive a peer stays silent until there is something to send, so nobody waits for it.
     """
     own = target.settings.private_key.public()
     return {
@@ -70,7 +74,7 @@ def awaited_new(done: Iterable[Change], target: Target) -> dict[str, Awaited]:
 
 
 def awaited_anew(public_keys: Iterable[PublicKey], target: Target, since: float) -> dict[str, Awaited]:
-    """By peer id, those of these keys, whose sessions a new key of ours ended at `since`."""
+    """The peers, by id, with these public keys, whose sessions ended at `since` with our former key."""
     own = target.settings.private_key.public()
     renewed = frozenset(public_keys)
     return {
@@ -85,7 +89,7 @@ def _pace(own: PublicKey, other: PublicKey) -> Pace:
 
 
 def next_round(awaited: Mapping[str, Awaited]) -> tuple[dict[str, Awaited], dict[str, Awaited]]:
-    """Those that are waited for beyond this round, and those that are looked at in it."""
+    """The peers to wait for beyond this round, and the peers to look at in this round."""
     left: dict[str, Awaited] = {}
     due: dict[str, Awaited] = {}
     for peer_id, before in awaited.items():
@@ -100,9 +104,9 @@ def next_round(awaited: Mapping[str, Awaited]) -> tuple[dict[str, Awaited], dict
 def assess(
     due: Mapping[str, Awaited], target: Target, device: Device, *, may_be_deaf: bool
 ) -> tuple[tuple[str, ...], dict[str, Awaited]]:
-    """The ids of those to begin anew in this round, and all that are still waited for after it.
+    """The ids of the peers to begin anew in this round, and the peers to wait for after it.
 
-    One that had lost touch before our new key is none of them.
+    A peer that was already out of touch before our new key is in neither.
     """
     again: list[str] = []
     left: dict[str, Awaited] = {}

@@ -1,4 +1,4 @@
-"""What a look at the kernel shows. Tuples, because a dump of ten thousand peers builds ten thousand of them."""
+"""What a look at the kernel shows. Peers are tuples, because a dump may build ten thousand of them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class DevicePeer(NamedTuple):
 
 
 def is_fresh(last_handshake: float, now: float) -> bool:
-    """Whether a peer is FRESH; both in Unix seconds, a handshake at 0 never was.
+    """Whether a peer is FRESH. Both arguments are in Unix seconds; 0 means that there was no handshake.
 
-    One that lies ahead was made before the clock was set back: it says no more than one that is as far behind.
+    A handshake in the future was made before the clock was set back, and counts like one as far in the past.
     """
     return last_handshake > 0 and abs(now - last_handshake) <= HANDSHAKE_FRESH_SECONDS
 
@@ -57,7 +57,7 @@ class Device:
 
 
 class Link(NamedTuple):
-    """`backend` is None when the link is neither WireGuard of the kernel nor a TUN."""
+    """`backend` is None when the link is neither a WireGuard link of the kernel nor a TUN device."""
 
     name: str
     ifindex: int
@@ -79,9 +79,9 @@ class Route(NamedTuple):
 class Observed:
     """`addresses` are the global ones, with the length they carry; link-local ones are not ours to judge.
 
-    `device` is None when there is no link, or nobody answers for it (a userspace process that died).
-    `underlay_mtu` is the smallest MTU of the routes to the peers' endpoints, or that of the default route when there is
-    none; None without either, or when nobody asked. `ipv6`: whether the interface has, or would have, IPv6 at all.
+    `device` is None when there is no link, or when no WireGuard answers for it (a userspace process that died).
+    `underlay_mtu` is the smallest MTU of the routes to the peers' endpoints, or that of the default route when there
+    are none; None without a route, or when the look left it out. `ipv6` tells whether the interface can have IPv6.
     """
 
     link: Link | None = None

@@ -148,9 +148,9 @@ def plan_table(wanted: Ruleset | None, held: str | None) -> tuple[ReplaceTable, 
 
 
 def withhold(changes: Iterable[ChangeT], admitted: Container[str]) -> tuple[ChangeT, ...]:
-    """The steps that may be taken although the firewall they go with was refused and another one is in force.
+    """The changes that may be made although the kernel refused their table and an older table is in force.
 
-    No peer is added but those `admitted` under that one (mesh contract, section 6.7).
+    Only peers that the older table has `admitted` are added (docs/contract/mesh.md §6.7).
     """
     return tuple(
         change
@@ -162,10 +162,10 @@ def withhold(changes: Iterable[ChangeT], admitted: Container[str]) -> tuple[Chan
 def plan_event(
     before: DeviceTarget, after: DeviceTarget, *, ipv6: bool = True, is_moved: Callable[[str], bool] = lambda _: True
 ) -> tuple[DeviceChange, ...]:
-    """What changed between two targets, as steps that may be repeated and need no look at the kernel.
+    """The changes from one target to the next. They may be repeated, and need no look at the kernel.
 
-    `ipv6`: whether the interface has it. `is_moved` tells of a peer's id whether its endpoint is news of its own, and
-    no new answer for an old name: without a look it is not known whether the peer is fresh, and a pass decides.
+    `ipv6` tells whether the interface has IPv6. `is_moved` tells by peer id whether a new endpoint is a new candidate;
+    a new address of an old name is left to the next pass, which knows whether the peer is fresh.
     """
     removed: list[PeerChange] = []
     put: list[PutPeer] = []
@@ -205,7 +205,7 @@ def plan_event(
 
 
 def _renew(target: DeviceTarget, peers: Iterable[TargetPeer]) -> Iterator[DeviceChange]:
-    """Without keepalive the mesh is one that stays silent until there is something to send."""
+    """Without keepalive peers stay silent until there is something to send."""
     if target.settings.keepalive and (keys := tuple(peer.public_key for peer in peers)):
         yield RenewSessions(keys, target.settings.keepalive)
 
@@ -215,7 +215,7 @@ def _is_addressable(settings: DeviceSettings, observed: Observed) -> bool:
 
 
 def _possible_routes(target: DeviceTarget, observed: Observed) -> frozenset[Route]:
-    """Where there is no IPv6, its routes are not wanted: each would fail at every pass."""
+    """Without IPv6 its routes are left out: each of them would fail at every pass."""
     return target.routes if observed.ipv6 else _without_ipv6(target.routes)
 
 
@@ -224,10 +224,10 @@ def _without_ipv6(routes: frozenset[Route]) -> frozenset[Route]:
 
 
 def is_ours(link: Link, device: Device | None, settings: DeviceSettings) -> bool:
-    """The ownership rule of the mesh contract, sections 3 and 3.2: the alias, or a device that holds our own key.
+    """Whether the link is ours: by its alias, or because the device holds our key (docs/contract/mesh.md §3, §3.2).
 
-    A link without alias, key and peers that is down, or a TUN whose program has no key yet, is the remains of a start
-    that died half-way.
+    A link that is down and has no alias, key or peers, or a TUN device whose program has no key yet, is left over from
+    a start that died half-way.
     """
     if link.backend is None:
         return False
@@ -302,7 +302,7 @@ def _plan_peers(target: DeviceTarget, device: Device, now: float, moved: frozens
         if (held.allowed_ips, held.endpoint, held.psk, held.keepalive) == (
             peer.allowed_ips, peer.endpoint, peer.psk, settings.keepalive
         ):  # fmt: skip
-            continue  # the peer of nearly every pass: no call is made for it
+            continue  # nearly every peer of a pass: no call is made for it
         change = _update(
             peer,
             psk=held.psk != peer.psk,
@@ -316,7 +316,7 @@ def _plan_peers(target: DeviceTarget, device: Device, now: float, moved: frozens
 
 
 def _endpoint_due(peer: TargetPeer, held: DevicePeer, now: float, moved: bool) -> bool:
-    """A peer that shook hands lately may have roamed: its endpoint is its own business (section 4.4)."""
+    """A peer with a fresh handshake may have roamed: it keeps its endpoint (docs/contract/mesh.md §4.4)."""
     if peer.endpoint is None or held.endpoint == peer.endpoint:
         return False
     return moved or held.endpoint is None or not is_fresh(held.last_handshake, now)
@@ -365,5 +365,5 @@ def _plan_routes(wanted: frozenset[Route], held: frozenset[Route]) -> Iterator[D
 
 
 def _route_identity(route: Route) -> tuple[Prefix, int]:
-    """What the kernel tells routes of one table apart by."""
+    """The key by which the kernel distinguishes routes of one routing table."""
     return route.prefix, route.metric

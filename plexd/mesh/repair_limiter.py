@@ -1,8 +1,8 @@
-"""The guard against fights: what another program keeps undoing is repaired ever more seldom (mesh contract, 5.1).
+"""Limits the repairs of flapping objects, which another program keeps damaging (docs/contract/mesh.md §5.1).
 
-An object repaired more than 10 times in a minute is left alone for a second, and after each further repair twice as
-long, up to a minute. A minute without damage ends it. The state is a value; time is an argument, in seconds of any
-clock that is never set.
+An object that was repaired more than 10 times in a minute rests for a second, and after each further repair twice as
+long, up to a minute. A minute without damage ends that. The state is a value; time is an argument, in seconds of a
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from plexd.mesh.changes import (
 from plexd.mesh.drift import Correction
 from plexd.mesh.observed import Route
 
-_CAUSES = (ReplaceTable, CreateLink, DeleteLink, SetDevice, SetUp, AddAddress, SetMtu)  # others may lean on these
+_CAUSES = (ReplaceTable, CreateLink, DeleteLink, SetDevice, SetUp, AddAddress, SetMtu)  # changes that others depend on
 
-REPAIRS_A_MINUTE = 10  # that are nothing special
+REPAIRS_A_MINUTE = 10  # without being taken for flapping
 MINUTE = 60.0
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 1.0, 60.0
 
 
-class Struggle(NamedTuple):
-    """What is known of one object: when it was repaired in the last minute, and when damage to it was last seen.
+class History(NamedTuple):
+    """The history of one object: its repairs in the last minute, and when damage was last seen.
 
-    `rest` is how long it is left alone after a repair, 0 while nobody fights over it; of a contested object `repairs`
-    are those that made it one. `is_open` says that damage was seen and left.
+    `rest` is how long the object is left alone after a repair, 0 unless it is flapping. The `repairs` of a flapping
+    object are those that made it one. `is_open` says that damage was seen and not repaired.
     """
 
     repairs: tuple[float, ...] = ()
@@ -57,94 +57,94 @@ class Struggle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RepairLimiter:
-    struggles: Mapping[str, Struggle] = field(default_factory=dict)
+    histories: Mapping[str, History] = field(default_factory=dict)
 
     @property
     def flapping(self) -> tuple[str, ...]:
-        """Each contested object with the number of its repairs, as it is reported."""
+        """Each flapping object with the number of its repairs, as health reports it."""
         return tuple(
-            f"{name}: {len(struggle.repairs)} repairs in {MINUTE:.0f} s"
-            for name, struggle in self.struggles.items()
-            if struggle.rest
+            f"{name}: {len(history.repairs)} repairs in {MINUTE:.0f} s"
+            for name, history in self.histories.items()
+            if history.rest
         )
 
     @property
     def leaves_damage(self) -> bool:
-        """Whether damage to a contested object was seen and left; a look that leaves it out would take it for gone."""
-        return any(struggle.is_open and struggle.rest for struggle in self.struggles.values())
+        """Whether damage to a flapping object is left unrepaired. A look that leaves the object out would miss that."""
+        return any(history.is_open and history.rest for history in self.histories.values())
 
     @property
     def due(self) -> float | None:
-        """When the next object may be repaired again, or may turn out to be left in peace; None without a fight."""
+        """When the next flapping object may be repaired, or may cease to be flapping; None without any."""
         times = [
-            struggle.not_before if struggle.is_open else struggle.seen + MINUTE
-            for struggle in self.struggles.values()
-            if struggle.rest
+            history.not_before if history.is_open else history.seen + MINUTE
+            for history in self.histories.values()
+            if history.rest
         ]
         return min(times, default=None)
 
     def admit(
         self, subject: Subject, repairs: Sequence[Change], now: float
     ) -> tuple[RepairLimiter, tuple[Change, ...]]:
-        """What a look found, with those of `repairs` that may be made: not what is left alone nor what leans on it."""
+        """The new state, and the `repairs` that may be made now: none of a resting object, none that depends on one."""
         damaged = {_object(subject, change) for change in repairs}
-        struggles = {}
-        for name, struggle in self.struggles.items():
-            if name in damaged or struggle.is_open:  # what was left broken was so until now
-                struggles[name] = struggle._replace(seen=now, is_open=name in damaged)
-            elif now - struggle.seen < MINUTE:
-                struggles[name] = struggle
-        for name in damaged & struggles.keys():
+        histories = {}
+        for name, history in self.histories.items():
+            if name in damaged or history.is_open:  # what was left broken was so until now
+                histories[name] = history._replace(seen=now, is_open=name in damaged)
+            elif now - history.seen < MINUTE:
+                histories[name] = history
+        for name in damaged & histories.keys():
             if self._is_over(name, now):
-                del struggles[name]
-        resting = {name for name in damaged & struggles.keys() if struggles[name].not_before > now}
+                del histories[name]
+        resting = {name for name in damaged & histories.keys() if histories[name].not_before > now}
         left = tuple(change for change in repairs if _object(subject, change) not in resting)
         causes = [change for change in repairs if isinstance(change, _CAUSES) and _object(subject, change) in resting]
-        for cause in causes:  # which grow: what leans on one may be one itself
-            causes += [change for change in left if isinstance(change, _CAUSES) and _leans_on(change, cause)]
-            left = tuple(change for change in left if not _leans_on(change, cause))
-        return RepairLimiter(struggles), left
+        for cause in causes:  # the list grows: a dependent change may be a cause itself
+            causes += [change for change in left if isinstance(change, _CAUSES) and _depends_on(change, cause)]
+            left = tuple(change for change in left if not _depends_on(change, cause))
+        return RepairLimiter(histories), left
 
     def _is_over(self, name: str, now: float) -> bool:
         """Whether this damage comes after a minute without any."""
-        struggle = self.struggles[name]
-        return not struggle.is_open and now - struggle.seen >= MINUTE
+        history = self.histories[name]
+        return not history.is_open and now - history.seen >= MINUTE
 
     def record(self, subject: Subject, done: Iterable[Change], now: float) -> RepairLimiter:
-        """After these repairs. One that merely followed from another, like the routes of a link set up again, is none
-        of its own."""
+        """The state after these repairs. A repair that only follows from another one, as routes follow from a link that
+        was set up again, does not count."""
         done = tuple(done)
         causes = [change for change in done if isinstance(change, _CAUSES)]
-        struggles = dict(self.struggles)
+        histories = dict(self.histories)
         for change in done:
-            if isinstance(change, SetDown) or any(_leans_on(change, cause) for cause in causes):
-                continue  # taking the interface down is a measure of ours
+            if isinstance(change, SetDown) or any(_depends_on(change, cause) for cause in causes):
+                continue  # plexd itself took the interface down
             name = _object(subject, change)
-            known = self.struggles.get(name, Struggle())
+            known = self.histories.get(name, History())
             if known.rest:
                 repairs, rest = known.repairs, min(2 * known.rest, LONGEST_REST_SECONDS)
             else:
                 repairs = (*(at for at in known.repairs if now - at < MINUTE), now)
                 rest = FIRST_REST_SECONDS if len(repairs) > REPAIRS_A_MINUTE else 0.0
-            struggles[name] = Struggle(repairs, now, rest, now + rest, is_open=False)
-        return RepairLimiter(struggles)
+            histories[name] = History(repairs, now, rest, now + rest, is_open=False)
+        return RepairLimiter(histories)
 
 
 def shut(due: Sequence[Change], admitted: Sequence[Change], *, is_up: bool) -> tuple[Change, ...]:
-    """`admitted`, and the interface taken down where the firewall is `due` and left alone: nothing may pass it then."""
-    if not leaves_firewall(due, admitted) or not is_up:
+    """`admitted`, and the interface taken down where the table is due and not admitted: nothing may pass then."""
+    if not leaves_table(due, admitted) or not is_up:
         return tuple(admitted)
     return (SetDown(), *admitted)
 
 
-def leaves_firewall(due: Sequence[Change], admitted: Sequence[Change]) -> bool:
-    """Whether a firewall that is not what it should be stays so."""
+def leaves_table(due: Sequence[Change], admitted: Sequence[Change]) -> bool:
+    """Whether a table that differs from the wanted one stays as it is."""
     return any(isinstance(change, ReplaceTable) and change not in admitted for change in due)
 
 
 def flapping_correction(before: RepairLimiter, after: RepairLimiter) -> tuple[Correction, ...]:
-    """One correction when a fight has begun, however many objects it is about."""
-    known = {name for name, struggle in before.struggles.items() if struggle.rest}
+    """One correction when objects have begun to flap, however many they are."""
+    known = {name for name, history in before.histories.items() if history.rest}
     new = [text for text in after.flapping if text.rpartition(": ")[0] not in known]
     if not new:
         return ()
@@ -153,7 +153,7 @@ def flapping_correction(before: RepairLimiter, after: RepairLimiter) -> tuple[Co
 
 
 def _object(subject: Subject, change: Change) -> str:
-    """What the change repairs, by kind and name."""
+    """The object that the change repairs, by kind and name."""
     match change:
         case ReplaceTable() | RemoveTable():
             return f"table {subject.table}"
@@ -177,10 +177,10 @@ def _object(subject: Subject, change: Change) -> str:
             return f"peer {peer_id}" if peer_id else f"peer key {public_key.short}"
 
 
-def _leans_on(change: Change, other: Change) -> bool:
-    """Whether `change` follows from what made `other` necessary, and cannot be without it."""
+def _depends_on(change: Change, other: Change) -> bool:
+    """Whether `change` follows from the damage behind `other`, and cannot be made without `other`."""
     match other:
-        case ReplaceTable():  # nothing may pass that it has not judged
+        case ReplaceTable():  # no packet may pass that the table has not judged
             return isinstance(change, CreateLink | SetUp) or (isinstance(change, PutPeer) and change.is_new)
         case CreateLink() | DeleteLink():
             return not isinstance(change, CreateLink | DeleteLink)
@@ -189,7 +189,7 @@ def _leans_on(change: Change, other: Change) -> bool:
         case SetDevice():
             return isinstance(change, RenewSessions)
         case SetMtu():
-            return _is_ipv6(change)  # below 1280 there is none on a link
+            return _is_ipv6(change)  # a link with an MTU below 1280 has no IPv6
         case AddAddress(address):
             return isinstance(change, AddRoute) and change.route.source == address.packed
         case _:

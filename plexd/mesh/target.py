@@ -1,7 +1,8 @@
-"""From the desired snapshot to what the kernel should hold: which peers, which prefixes each of them, which routes.
+"""Turns the desired snapshot into what the kernel should hold: the peers, the prefixes of each, and the routes.
 
-Here the rules that need all peers at once are applied: a prefix belongs to the first peer that claims it (mesh
-contract, section 4.2), and prefixes that would swallow the path to the mesh itself get no route (section 3.1).
+The rules that need all peers at once are applied here: a prefix belongs to the first peer that claims it
+(docs/contract/mesh.md §4.2), and a prefix that holds the address of an endpoint gets no route (docs/contract/mesh.md
+§3.1).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MTU_MIN, MTU_MAX = 1280, 8920
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What this node brings along: identity and the `mesh` block of the configuration.
+    """The identity of this node and the `mesh` section of the configuration.
 
     `backend` is None for "auto". `mtu` 0 derives it. `control_plane` holds the control plane's own addresses. `policy`
     is None where none is enforced.
@@ -68,7 +69,7 @@ class TargetPeer(NamedTuple):
 
 
 class Warned(NamedTuple):
-    """Something was left out of the target; `code` and `subject` make it reportable once."""
+    """Something was left out of the target. `code` and `subject` tell whether it was reported before."""
 
     code: str
     subject: str
@@ -77,9 +78,9 @@ class Warned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`warnings` are sorted: neither who changed last nor how the target came about shows in it.
+    """`warnings` are sorted, so that equal targets compare equal however they were built.
 
-    `firewall` is None where no policy is enforced, and until the policies have been laid over it (`admission.py`).
+    `firewall` is None where no policy is enforced, and until the policies have been applied (`admission.py`).
     """
 
     settings: Settings
@@ -95,7 +96,7 @@ class Target:
 
 
 class Sources(NamedTuple):
-    """All that a target is made of.
+    """Everything that a target is built from.
 
     `resolved` maps endpoint texts that are names to the address found for them. `overridden` has the endpoint texts of
     peers that use another than the newest candidate.
@@ -109,10 +110,11 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A target with what it was made of, and what it takes to make the next one from it (`amend.py`).
+    """A target with its sources, and with what it takes to work out the next target from it (`amend.py`).
 
-    `holders` tells who got each prefix, `contested` which of them somebody else claims too, `unrouted` which got no
-    route. `underlay` has the addresses no route may swallow, by length and sorted, each as often as it is used.
+    `holders` maps each prefix to the peer that got it, `contested` has the prefixes that several peers claim,
+    `unrouted` those without a route. `underlay` has the addresses that no route may swallow, by length and sorted, each
+    as often as it is used.
     """
 
     sources: Sources
@@ -176,7 +178,7 @@ def names_among(candidates: Iterable[Candidates]) -> frozenset[str]:
 
 
 def usable_endpoint(text: str, settings: Settings, resolved: Mapping[str, Endpoint]) -> Endpoint | None:
-    """The endpoint that a candidate means, None when it has no address yet or cannot be a peer's."""
+    """The endpoint of a candidate, None when its name has no address yet or the address cannot be a peer's."""
     parsed = _parse(text)
     endpoint = resolved.get(text) if isinstance(parsed, HostPort) else parsed
     return endpoint if endpoint is not None and _can_be_a_peers(endpoint, settings) else None
@@ -206,7 +208,7 @@ def _can_be_a_peers(endpoint: Endpoint, settings: Settings) -> bool:
 
 
 def choose_endpoint(peer_id: str, sources: Sources) -> tuple[Endpoint | None, Warned | None]:
-    """The endpoint of the candidate in use, if it can be used, and what is wrong with it."""
+    """The endpoint of the candidate in use, None if it is not usable, and the warning that says why."""
     text = sources.overridden.get(peer_id) or sources.desired.candidates.get(peer_id, NO_CANDIDATES).current
     if not text:
         return None, None
@@ -226,8 +228,8 @@ def claimed_by_another(peer_id: str, prefix: Prefix, holder: str) -> Warned:
 
 
 def swallows(prefix: Prefix, underlay: Mapping[int, Sequence[bytes]]) -> bool:
-    """Whether a route to it would take in the way to the mesh itself."""
-    # the first address at or above the network address is inside, or none is: no walk over all of them
+    """Whether a route to the prefix would catch packets to an endpoint or to the control plane."""
+    # if any address lies in the prefix, the first one at or above the network address does
     addresses = underlay[len(prefix.packed)]
     nearest = bisect_left(addresses, prefix.packed)
     return nearest < len(addresses) and prefix.contains(addresses[nearest])

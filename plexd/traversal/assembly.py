@@ -1,4 +1,4 @@
-"""The ways through NATs: the services that find them, as the configuration wants them now."""
+"""Puts together the services of NAT traversal, as the configuration in force wants them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every 15 seconds, has peers that cannot be reached try their next endpoint candidate."""
+"""Moves peers that do not answer to their next endpoint candidate, every 15 seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INTERVAL_SECONDS = 15.0
 
 
 class Fallback:
-    """`look_at_clocks` is called before each round, which judges peers by the age of their handshakes."""
+    """`look_at_clocks` is called before each round, because a round judges peers by the age of their handshakes."""
 
     name = "fallback"
 

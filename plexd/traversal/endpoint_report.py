@@ -1,7 +1,7 @@
-"""Finds out where peers can reach this node, tells the control plane, and takes their endpoints from the answer.
+"""Discovers the public endpoint of this node, reports it, and takes the endpoints of peers from the answer.
 
-Where that is, STUN servers say, or `nat_traversal.public_endpoint`. The loop runs while the mesh is up, and no failure
-ends it (mesh contract, section 8.1).
+The public endpoint comes from STUN servers or from `nat_traversal.public_endpoint`. The loop runs while the mesh is up,
+and no failure ends it (docs/contract/mesh.md §8.1).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from plexd.runtime.waiting import set_within, unless_set
 log = get_logger("nat")
 
 FIRST_RETRY_SECONDS = 5.0
-GRACE_SECONDS = 1.0  # for the answer to a report once another look is wanted
-MIN_SPACING_SECONDS = 1.0  # between two looks, whoever asks for them
+GRACE_SECONDS = 1.0  # for the answer to a report once another discovery is wanted
+MIN_SPACING_SECONDS = 1.0  # between two discoveries
 
 
 class ControlPlane(Protocol):
@@ -81,7 +81,7 @@ class Discovery:
         raise StunError("; ".join(failures))
 
     async def _addresses(self, server: str, failures: list[str]) -> tuple[Endpoint, ...]:
-        """The first of each family."""
+        """The first address of each family."""
         parsed = parse_endpoint(server)
         if not isinstance(parsed, HostPort):
             return (parsed,)
@@ -109,7 +109,7 @@ class Discovery:
 
 
 def stated(public_endpoint: str) -> tuple[Callable[[], Awaitable[Finding]], Finding]:
-    """The discovery, and its finding, of an endpoint that is configured: it is taken at its word.
+    """The discovery, and its finding, of a configured endpoint, which is not checked.
 
     Raises ValueError when it is not `ip:port`.
     """
@@ -125,11 +125,11 @@ def stated(public_endpoint: str) -> tuple[Callable[[], Awaitable[Finding]], Find
 
 
 class EndpointReport:
-    """`discover` raises StunError, NotPermitted or KernelError; `apply_event` brings folded endpoints into the kernel.
-    Where that does not succeed, `request_pass` is asked to.
+    """`discover` raises StunError, NotPermitted or KernelError. `apply_event` brings folded endpoints into the kernel;
+    when it fails, `request_pass` is called.
 
-    `refresh_interval` is in seconds, spread by 10 %. `finding` is what was known before; the attribute is what was
-    found last, also while later looks fail.
+    `refresh_interval` is in seconds, spread by 10 %. The argument `finding` is what was known before. The attribute is
+    the last finding, also while later discoveries fail.
     """
 
     name = "endpoint"
@@ -163,7 +163,7 @@ class EndpointReport:
         self._told_to_wait = ""  # the node that was asked; another one does not serve its wait
 
     def request(self, reason: str) -> None:
-        """The way to this node may have changed: look again at once."""
+        """Discover again at once, because the public endpoint may have changed."""
         log.debug("discovery requested", reason=reason)
         self._wanted.set()
 
@@ -202,9 +202,9 @@ class EndpointReport:
         return self._refresh_interval * self._uniform(0.9, 1.1)
 
     async def _report_unless_moot(self, finding: Finding) -> Sequence[EndpointOffered]:
-        """What the answer offers, if there is one.
+        """The endpoints of peers from the answer, none without an answer.
 
-        Where another look is wanted an answer may never come: its way may have gone with the address reported.
+        When another discovery is wanted, the answer may never come: the host may have lost the address it is sent to.
         """
         moot = asyncio.Event()
 
@@ -246,5 +246,5 @@ class EndpointReport:
         try:
             is_applied = await self._apply_event()
         finally:
-            if not is_applied:  # the next answer will offer nothing new
+            if not is_applied:  # the next answer will bring nothing new
                 self._request_pass("peer endpoints not applied")

@@ -1,4 +1,4 @@
-"""Notices that this host got or lost an address: peers may reach it elsewhere now, or through another NAT."""
+"""Watches the addresses of this host: after a change peers may reach it elsewhere, or through another NAT."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DEBOUNCE_SECONDS = 2.0  # a host that changes its network loses addresses one by
 
 
 class Kernel(Protocol):
-    """`readdressed`: something was told of an address, be it only that it stays."""
+    """`readdressed` is set at every notification about an address, also when the address stays."""
 
     @property
     def readdressed(self) -> asyncio.Event: ...
 
     async def host_addresses(self) -> frozenset[bytes]:
-        """Those that may matter to others. Raises KernelError."""
+        """The addresses by which other hosts may reach this one. Raises KernelError."""
 
 
 class HostAddresses:
@@ -38,7 +38,7 @@ class HostAddresses:
             await asyncio.sleep(DEBOUNCE_SECONDS)
             self._kernel.readdressed.clear()
             found = await self._look()
-            # a router's advertisement renews addresses every few minutes, and each time the kernel tells
+            # a router advertisement renews addresses every few minutes, and the kernel notifies each time
             if found is not None and found != known:
                 log.info("host addresses changed", addresses=len(found))
                 self._request("host addresses changed")

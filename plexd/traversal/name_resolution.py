@@ -1,4 +1,4 @@
-"""Keeps the addresses of what is given by name: endpoints of peers, and the control plane itself."""
+"""Resolves names, again and again: the endpoints of peers that are names, and the name of the control plane."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from plexd.runtime.waiting import set_within
 log = get_logger("mesh")
 
 REPEAT_SECONDS = 60.0
-# A lookup is given up after 5 s, but its thread lives up to 30 s, with three name servers that do not answer: these
-# and those before them are 48 of the 64 there may be, and leave room for the connections to the control plane.
+# A lookup is given up after 5 s, but with three name servers that do not answer its thread lives up to 30 s. Eight at
+# once hold at most 48 of the 64 threads that are allowed, which leaves room for connections to the control plane.
 AT_ONCE = 8
 
 
 class Resolve:
-    """Looks each name up when it appears and every minute after; writes into `resolved` and asks for a pass on news.
+    """Looks up each name when it appears and every minute after; writes into `resolved` and requests a pass after news.
 
-    `control_plane` holds the control plane's addresses once they are known: no route may swallow them.
-    `names_changed` says that there may be new names; those that are known keep their time.
+    `control_plane` has the addresses of the control plane once they are known: no route may swallow them. Set
+    `names_changed` when there may be new names; known names keep their time.
     """
 
     name = "resolve"
@@ -44,7 +44,7 @@ class Resolve:
         self._node = node
         self._resolved = resolved
         self._request_pass = request_pass
-        self._due: dict[str, float] = {}  # when each name's turn is, in the loop's time; the next one comes first
+        self._due: dict[str, float] = {}  # when each name is looked up next, in the loop's time; in that order
         self._seen: Desired | None = None  # the snapshot that the names are from
 
     async def run(self) -> None:
@@ -75,7 +75,7 @@ class Resolve:
                 lookups.create_task(look_up_and_make_room(name), name=f"lookup {name}")
 
     def _take_names(self, now: float) -> None:
-        """New names come before those whose minute is over, which may be many that nobody answers for."""
+        """New names come before names whose minute is over, of which there may be many that never resolve."""
         if self._node.desired is self._seen:
             return
         self._seen = self._node.desired
@@ -101,13 +101,13 @@ class Resolve:
         if not addresses or text not in self._due:  # nobody wants it any more
             return
         if known is not None and known.packed in addresses and not _is_cut_off(known.packed, addresses[0]):
-            return  # an answer in another order is no news
+            return  # the same addresses in another order are no news
         self._resolved[text] = Endpoint(addresses[0], parsed.port)
         self._request_pass("endpoint names resolved")
 
 
 def _is_cut_off(known: bytes, first: bytes) -> bool:
-    """Whether the host lost its route to the address in use, or never had one, and has one to another."""
+    """Whether the host has no route to the address in use, but has a route to another one."""
     return not has_route(known) and has_route(first)
 
 

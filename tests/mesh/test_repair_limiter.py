@@ -89,7 +89,7 @@ def test_slow_damage_is_repaired_for_ever() -> None:
 
 def test_minute_without_damage_ends_it() -> None:
     limiter, _ = fight(1.1, 0.1, ROUTE)
-    at = limiter.struggles["route 10.100.3.0/24"].seen
+    at = limiter.histories["route 10.100.3.0/24"].seen
     assert one_pass(limiter, at + 59.9)[0].flapping
     limiter, _ = one_pass(limiter, at + 60)
     assert limiter == RepairLimiter()
@@ -102,7 +102,7 @@ def test_damage_after_a_minute_is_the_first_again_though_nobody_looked_between()
     limiter, _ = fight(1.1, 0.1, ROUTE)
     limiter, _ = one_pass(limiter, 70.0, ROUTE)
     assert limiter.flapping == ()
-    assert len(limiter.struggles["route 10.100.3.0/24"].repairs) == 1
+    assert len(limiter.histories["route 10.100.3.0/24"].repairs) == 1
 
 
 def test_damage_that_is_left_is_no_peace() -> None:
@@ -190,9 +190,9 @@ def test_never_more_than_the_contract_allows(steps: list[tuple[float, bool]]) ->
     for pause, is_damaged in steps:
         now += pause
         limiter, admitted = one_pass(limiter, now, *((ROUTE,) if is_damaged else ()))
-        struggle = limiter.struggles.get("route 10.100.3.0/24")
+        history = limiter.histories.get("route 10.100.3.0/24")
         if admitted:
             assert last is None or now >= last[0] + last[1]
-            assert struggle is not None
-            assert sum(now - at < 60 for at in struggle.repairs) <= 11 or struggle.rest
-            last = now, struggle.rest
+            assert history is not None
+            assert sum(now - at < 60 for at in history.repairs) <= 11 or history.rest
+            last = now, history.rest
