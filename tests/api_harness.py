@@ -69,7 +69,7 @@ class Told:
         return Reloaded(Config(), ("log_level",), ("api", "mode"))
 
 
-class Upstream:
+class Calls:
     """A control plane with one secret, which takes every report."""
 
     async def fetch_secret(self, key: str) -> SecretResponse:
@@ -129,7 +129,7 @@ class House:
         self._thread.join(START_SECONDS)
 
     def look_up_groups(self) -> None:
-        self.front.gate.look_up_groups()
+        self.api_server.gate.look_up_groups()
 
     def call(self, function: Callable[[], object]) -> None:
         """Have it called on the loop of the house."""
@@ -155,27 +155,27 @@ class House:
         host = mock.patch.object(rights, "group_id", self._groups.get)
         host.start()
         try:
-            self.front = front = ApiServer(self._config, directory, self.told, self.told.reload)
-            self.doors = [*front.doors()]
+            self.api_server = api_server = ApiServer(self._config, directory, self.told, self.told.reload)
+            self.sockets = [*api_server.listening_sockets()]
             if self._is_open:
-                server = HttpServer(Dispatcher(front.routes(), Guard(*Right)).respond, refuse, Limits())
-                self.doors.append(tcp_listening_socket("everything", ("127.0.0.1", 0), "", server))
-            for door in self.doors:
-                door.open()
-            self.ports = {door.name: port for door in self.doors if (port := port_of(door))}
-            front.remember(self._cached)
-            services = list(front.join(*self._member())) if self._is_registered else []
-            running = asyncio.create_task(Supervisor(lambda _: None).run([*self.doors, *services]))
+                server = HttpServer(Dispatcher(api_server.routes(), Guard(*Right)).respond, refuse, Limits())
+                self.sockets.append(tcp_listening_socket("everything", ("127.0.0.1", 0), "", server))
+            for listening_socket in self.sockets:
+                listening_socket.open()
+            self.ports = {each.name: port for each in self.sockets if (port := port_of(each))}
+            api_server.remember(self._cached)
+            services = api_server.component(*self._member()).services if self._is_registered else ()
+            running = asyncio.create_task(Supervisor(lambda _: None).run([*self.sockets, *services]))
             self._ready.set()
             await self._stop.wait()
-            front.stop()
+            api_server.stop()
             running.cancel()
             await asyncio.wait([running])
         finally:
             host.stop()
             directory.close()
 
-    def _member(self) -> tuple[Node, Upstream, list[Callable[[], None]], Callable[[str], None]]:
+    def _member(self) -> tuple[Node, Calls, Callable[[str], None]]:
         self.node = node = make_node(identity=make_identity(node_key=NSK))
         node.desired = replace(DESIRED, peers=node.desired.peers)
-        return node, Upstream(), [], self.told.reconciliations.append
+        return node, Calls(), self.told.reconciliations.append

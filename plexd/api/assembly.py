@@ -27,7 +27,7 @@ from plexd.mesh.desired import DataEntry, Desired
 from plexd.node.report_sync import ReportSync
 from plexd.node.reports import Reports
 from plexd.node.state import Node
-from plexd.runtime.supervisor import Service
+from plexd.runtime.component import Component
 from plexd.store.files import DataDirectory
 from plexd.store.reports import ReportStore
 from plexd.wire.models import SecretResponse
@@ -40,8 +40,8 @@ PROBE_LIMITS = Limits(
 )
 
 
-class Upstream(Protocol):
-    """The control plane; `uplink.ControlCalls` is the real one. Both calls try once and raise ControlError."""
+class ReportAndSecretCalls(Protocol):
+    """The control plane; `node.control_calls.ControlCalls` is the real one. Calls try once and raise ControlError."""
 
     async def fetch_secret(self, key: str) -> SecretResponse: ...
 
@@ -51,16 +51,16 @@ class Upstream(Protocol):
 class _Source:
     """Where secrets come from."""
 
-    def __init__(self, node: Node, uplink: Upstream) -> None:
+    def __init__(self, node: Node, control_calls: ReportAndSecretCalls) -> None:
         self._node = node
-        self.fetch = uplink.fetch_secret
+        self.fetch = control_calls.fetch_secret
 
     def node_secret_key(self) -> str:
         return self._node.identity.node_key.get_secret_value()
 
 
 class ApiServer:
-    """Serves from before the registration; `join` says that there is a node to serve for."""
+    """Serves from before the registration; `component` adds what there is to serve for a registered node."""
 
     def __init__(self, config: Config, directory: DataDirectory, overview: Overview, reload: Reload) -> None:
         self.reports = Reports(ReportStore(directory))
@@ -83,24 +83,26 @@ class ApiServer:
         """Told of every attempt of an allowed caller to read a secret; for the audit trail."""
         return self._secrets.on_read
 
-    def doors(self) -> Sequence[ListeningSocket]:
+    def listening_sockets(self) -> Sequence[ListeningSocket]:
         """All listeners that are configured. Raises ListenerError when a token is missing."""
-        doors: list[ListeningSocket] = []
+        sockets: list[ListeningSocket] = []
         api, health = self._config.node_api, self._config.health
         if health.enabled:
             server = _server(Dispatcher(probe_routes(self._overview), OpenGate()), PROBE_LIMITS)
-            doors.append(tcp_listening_socket("health listener", split_listen(health.listen), "health.listen", server))
+            sockets.append(
+                tcp_listening_socket("health listener", split_listen(health.listen), "health.listen", server)
+            )
         if not api.enabled:
-            return doors
+            return sockets
         limits = Limits(stop=api.shutdown_timeout.total_seconds())
         if api.http.enabled:
             gate = self._token_gate()
             shared = [route for route in self.routes() if route.path.startswith(OVER_TCP)]
             server = _server(Dispatcher(shared, gate), limits)
-            doors.append(
+            sockets.append(
                 tcp_listening_socket("api over tcp", split_listen(api.http.listen), "node_api.http.listen", server)
             )
-        return [*doors, local_door(api.socket, self.routes(), self.gate, limits)]
+        return [*sockets, local_listening_socket(api.socket, self.routes(), self.gate, limits)]
 
     def routes(self) -> tuple[Route, ...]:
         """All there are on the API socket."""
@@ -114,7 +116,7 @@ class ApiServer:
         )
 
     def remember(self, desired: Desired) -> None:
-        """What the node knew when it ended last: programs read it until `join`."""
+        """What the node knew when it ended last: programs read that until the node is registered."""
         self._cached = desired
 
     def _token_gate(self) -> TokenGate:
@@ -137,26 +139,18 @@ class ApiServer:
         self._request_reconcile("local api")
         return True
 
-    def join(
-        self,
-        node: Node,
-        uplink: Upstream,
-        on_connected: list[Callable[[], None]],
-        request_reconcile: Callable[[str], None],
-    ) -> Sequence[Service]:
-        """The node is registered; the services that deliver what was left at the door.
-
-        `on_connected` is called whenever the event stream is there.
-        """
+    def component(
+        self, node: Node, control_calls: ReportAndSecretCalls, request_reconcile: Callable[[str], None]
+    ) -> Component:
+        """The node is registered: serve its state and secrets, and deliver reports."""
         self._node = node
         self._request_reconcile = request_reconcile
-        self._source = _Source(node, uplink)
+        self._source = _Source(node, control_calls)
         node.on_entries.append(self._revision.move)
         self._revision.move()
         debounce = self._config.node_api.debounce.total_seconds()
-        self._report_sync = ReportSync(uplink, node, self.reports, debounce)
-        on_connected.append(self._report_sync.retry)
-        return (self._report_sync,)
+        self._report_sync = ReportSync(control_calls, node, self.reports, debounce)
+        return Component(services=(self._report_sync,), stream_connected=(self._report_sync.retry,))
 
     async def flush(self) -> None:
         """One last attempt to deliver. Raises ControlError."""
@@ -171,7 +165,7 @@ class ApiServer:
         return self._node.desired if self._node is not None else self._cached
 
 
-def local_door(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Limits) -> ListeningSocket:
+def local_listening_socket(path: Path, routes: Iterable[Route], gate: SocketGate, limits: Limits) -> ListeningSocket:
     """The Unix socket, for programs on this host; its group is the one whose members may read."""
 
     def listen() -> SocketFile:

@@ -1,8 +1,9 @@
-"""Which services make a node, and who tells whom: each is built here, and handed the little it asks for."""
+"""Builds every service of the node, connects their callbacks, and goes over the components."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
@@ -10,17 +11,14 @@ from urllib.parse import urlsplit
 from plexd.api.assembly import ApiServer
 from plexd.config.in_force import Configuration
 from plexd.control import ControlPlane
-from plexd.converge.assembly import build_mesh
+from plexd.converge.assembly import Convergence
 from plexd.converge.drift_reports import DriftReports
-from plexd.converge.handshakes import Handshakes
-from plexd.converge.mesh_settings import mesh_interface_name, mesh_settings
-from plexd.converge.passes import Converger
+from plexd.converge.mesh_settings import mesh_settings
 from plexd.converge.reconcile import Reconcile
-from plexd.converge.repair import Repair
-from plexd.converge.watch import Watch
-from plexd.events.effects import Effects
+from plexd.events.dispatch import Dispatch
 from plexd.events.listener import Listener
 from plexd.events.rejections import Rejections
+from plexd.events.state import StateEvents
 from plexd.identity.enrolment import TokenSearch
 from plexd.identity.recovery import Recovery
 from plexd.identity.reenrolment import Reenrolment
@@ -28,7 +26,6 @@ from plexd.identity.registration import Registrar
 from plexd.identity.rotation import Rotation
 from plexd.linux import systemd
 from plexd.linux.kernel import Kernel
-from plexd.mesh.nat import Finding
 from plexd.mesh.target import Settings
 from plexd.node.capabilities import Capabilities
 from plexd.node.control_calls import ControlCalls, SelfDescription
@@ -38,6 +35,7 @@ from plexd.node.persist import Persist
 from plexd.node.state import Node
 from plexd.node.status import Membership, Overview
 from plexd.runtime.clocks import Clocks
+from plexd.runtime.component import Component
 from plexd.runtime.garbage import Garbage
 from plexd.runtime.supervisor import Groups, Service, Supervisor
 from plexd.runtime.watchdog import Watchdog
@@ -50,11 +48,8 @@ from plexd.wire.envelope import Verifier
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What is there before the node is registered, and stays whichever node it becomes.
-
-    `started_at` is monotonic.
-    """
+class Context:
+    """What exists before registration and survives a change of identity. `started_at` is monotonic."""
 
     configuration: Configuration
     identities: IdentityStore
@@ -62,15 +57,15 @@ class Ground:
     tokens: TokenSearch
     health: Health
     overview: Overview
-    front: ApiServer
+    api_server: ApiServer
     groups: Groups
     notifier: systemd.Notifier
     started_at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """The control plane, and what is owed to it whether or not the node is registered yet."""
+class Deliveries:
+    """The control plane client, and the deliveries that run even before registration."""
 
     control: ControlPlane
     description: SelfDescription
@@ -80,141 +75,128 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A node at work.
+    """A registered node at work.
 
-    `work` ends first at a stop, and pauses while the identity changes; `recovery` is what changes it; `vital` goes on
-    until the end. `persist` and `drift`, which are among those, are asked to save what they hold.
+    `work` ends first at a stop and pauses while the identity changes; `recovery` changes the identity; `vital` services
+    run until the end. At a stop `persist` and `drift`, which are vital too, are asked to save what they hold.
     """
 
     node: Node
     kernel: Kernel
-    work: list[Service]
+    work: Sequence[Service]
     recovery: Recovery
-    vital: list[Service]
+    vital: Sequence[Service]
     persist: Persist
     drift: DriftReports
 
 
-def compose(ground: Ground, upstream: Upstream, node: Node, kernel: Kernel, work: Supervisor) -> Agent:
-    """Nothing runs yet when this returns; `work` is what will run the agent's work."""
-    configuration, health, front = ground.configuration, ground.health, ground.front
-    control, telemetry, trail = upstream.control, upstream.telemetry, upstream.telemetry.trail
+def compose(context: Context, deliveries: Deliveries, node: Node, kernel: Kernel, work: Supervisor) -> Agent:
+    """Build the agent. Nothing runs yet when this returns; `work` is what will run the agent's work."""
+    configuration, health = context.configuration, context.health
+    control, telemetry, agent_audit = deliveries.control, deliveries.telemetry, deliveries.telemetry.trail
     config = configuration.current
-    beat_interval, interval = config.heartbeat.interval.total_seconds(), config.reconcile.interval.total_seconds()
+    heartbeat_interval = config.heartbeat.interval.total_seconds()
+    reconcile_interval = config.reconcile.interval.total_seconds()
 
-    # what the following need of each other before all of them are there
+    # what the services below need of each other before all of them exist
     def settings(identity: Identity) -> Settings | None:
-        return mesh_settings(configuration.current, identity, resolve.control_plane)
+        return mesh_settings(configuration.current, identity, names.control_plane)
 
-    def finding() -> Finding | None:
-        return traversal.finding
-
-    def reach_out_anew(reason: str) -> None:
-        """Connections may lead nowhere without a sign of it: those kept for calls go before anybody asks for one."""
+    def reconnect(reason: str) -> None:
+        """Pooled connections may be dead: drop them before reconnecting."""
         control.forget_connections()
         listener.reopen(reason)
         heartbeat.request()
         traversal.look_again(reason)
 
-    interface = kernel.interface(mesh_interface_name(config), config.mesh.backend, config.mesh.userspace_program)
-    mesh = build_mesh(interface, kernel.table(), node, settings, health)
-    interface.is_wanted = mesh.wanted.is_wanted
-    converger = Converger([mesh.resource], health)
-    uplink = ControlCalls(control, node, health, upstream.description, mesh.view.status, finding, ground.started_at)
-    persist = Persist(node, ground.snapshots, ground.identities)
-    drift = DriftReports(uplink, node, ground.snapshots)
-    reconcile = Reconcile(uplink, converger, node, drift.cycle_ended, persist.save_signing_keys, health, interval)
+    convergence = Convergence(kernel, config, node, settings, health)
+    converger, mesh = convergence.converger, convergence.mesh
+    calls = ControlCalls(control, node, health, deliveries.description, mesh.view.status, context.started_at)
+    persist = Persist(node, context.snapshots, context.identities)
+    drift = DriftReports(calls, node, context.snapshots)
+    reconcile = Reconcile(
+        calls, converger, node, drift.cycle_ended, persist.save_signing_keys, health, reconcile_interval
+    )
     clocks = Clocks()
     traversal = Traversal(
         configuration,
-        ground.groups,
+        context.groups,
         node,
         kernel,
-        uplink,
+        calls,
         mesh.resource,
         converger,
         reconcile.request_pass,
-        reach_out_anew,
+        reconnect,
         clocks.look,
     )
-    resolve = Resolve(node, mesh.wanted.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
-    rotation = Rotation(uplink, ground.identities, node, converger.apply_event, reconcile.request)
-    refusals = Rejections(uplink, node)
-    effects = Effects(
-        node,
-        uplink.own,
-        converger.apply_event,
-        reconcile.request,
-        rotation.request,
-        refusals.refuse_action,
-        refusals.refuse_session,
-        persist.save_signing_keys,
-        persist.save_entries,
+    names = Resolve(node, mesh.wanted.resolved, urlsplit(config.api or "").hostname or "", reconcile.request_pass)
+    rotation = Rotation(calls, context.identities, node, converger.apply_event, reconcile.request)
+    state_events = StateEvents(
+        node, converger.apply_event, reconcile.request, persist.save_signing_keys, persist.save_entries
     )
-    listener = Listener(control, node, Verifier(), effects.handle, reconcile.request, health, interval)
-    heartbeat = Heartbeat(uplink.beat, node, beat_interval, reconcile.request, rotation.request)
-    renewal = Reenrolment(
+    dispatch = Dispatch(calls.own, reconcile.request)
+    listener = Listener(control, node, Verifier(), dispatch.handle, reconcile.request, health, reconcile_interval)
+    heartbeat = Heartbeat(calls.beat, node, heartbeat_interval, reconcile.request, rotation.request)
+    reenrolment = Reenrolment(
         node,
-        ground.identities,
-        ground.snapshots,
-        upstream.registrar,
-        ground.tokens,
+        context.identities,
+        context.snapshots,
+        deliveries.registrar,
+        context.tokens,
         work.paused,
         persist.writing,
         converger.converge,
     )
-    recovery = Recovery(node, renewal, heartbeat.probe, beat_interval)
+    recovery = Recovery(node, reenrolment, heartbeat.probe, heartbeat_interval)
 
-    ground.overview.membership = Membership(node, mesh.view, finding)
-    mesh.wanted.on_unresolved = resolve.names_changed.set
+    context.overview.membership = Membership(node, mesh.view)
+    mesh.wanted.on_unresolved = names.names_changed.set
     mesh.resource.on_created = partial(traversal.look_again, "interface created")
     clocks.on_gap.append(lambda _: mesh.trials.restart(asyncio.get_running_loop().time()))
-    clocks.on_gap += [reach_out_anew, reconcile.request]
+    clocks.on_gap += [reconnect, reconcile.request]
     rotation.on_rotated.append(heartbeat.request)
+    rotation.on_accepted.append(agent_audit.mesh_key_rotated)
     listener.on_reconnected.append(partial(traversal.look_again, "stream connected again"))
-    listener.on_connected.append(telemetry.wake)
-    rotation.on_accepted.append(trail.mesh_key_rotated)
-    persist.on_new_signing_key.append(trail.signing_key_rotated)
-    listener.on_rejected.append(trail.event_rejected)
-    front.on_secret_read.append(lambda read: trail.secret_read(*read))
+    listener.on_rejected.append(agent_audit.event_rejected)
+    persist.on_new_signing_key.append(agent_audit.signing_key_rotated)
+    context.api_server.on_secret_read.append(lambda read: agent_audit.secret_read(*read))
 
-    def pace() -> None:
+    def change_intervals() -> None:
         now = configuration.current
         heartbeat.interval = recovery.interval = now.heartbeat.interval.total_seconds()
         reconcile.interval = listener.poll_interval = now.reconcile.interval.total_seconds()
-        reconcile.request("configuration reloaded")  # also ends a wait of the old length
+        reconcile.request("configuration reloaded")  # ends a wait of the former length
 
-    configuration.live.update(dict.fromkeys(("heartbeat", "reconcile"), pace))
-    pass_is_due = partial(reconcile.request_pass, "configuration reloaded")
-    configuration.live.update(dict.fromkeys(("mesh.mtu", "mesh.persistent_keepalive", "policy"), pass_is_due))
-    configuration.live["nat_traversal"] = traversal.services.exchange
-    configuration.live["observe"] = lambda: telemetry.renew("metrics", configuration.current)
-    configuration.live["audit"] = lambda: telemetry.renew("audit", configuration.current)
-    configuration.live["logs"] = lambda: telemetry.renew("logs", configuration.current)
+    core = Component(
+        services=(reconcile, listener, names, Capabilities(calls, node), clocks, Garbage()),
+        live=dict.fromkeys(("heartbeat", "reconcile"), change_intervals),
+    )
+    components = (
+        core,
+        state_events.component(),
+        Rejections(calls, node).component(),
+        convergence.component(reconcile.request_pass, drift.cycle_ended),
+        rotation.component(),
+        traversal.component(),
+        context.api_server.component(node, calls, reconcile.request),
+        telemetry.component(node, mesh.view),
+    )
+    for component in components:
+        configuration.live.update(component.live)
+        dispatch.add(component.events)
+        listener.on_connected += component.stream_connected
+        context.overview.members.update(component.status)
+        calls.heartbeat.update(component.heartbeat)
+        calls.capabilities.update(component.capabilities)
 
     vital: list[Service] = [heartbeat, persist, drift]
     if (watchdog_seconds := systemd.watchdog_interval()) is not None:
-        vital.append(Watchdog(watchdog_seconds / 3, lambda: ground.notifier.send("WATCHDOG=1")))
+        vital.append(Watchdog(watchdog_seconds / 3, lambda: context.notifier.send("WATCHDOG=1")))
     return Agent(
         node,
         kernel,
-        work=[
-            reconcile,
-            listener,
-            resolve,
-            rotation,
-            refusals,
-            Capabilities(uplink, node),
-            Watch("watch network", kernel.watch),
-            Watch("watch firewall", kernel.watch_firewall),
-            Repair(kernel, converger, mesh.resource.up, drift.cycle_ended),
-            Handshakes(interface, mesh.resource, mesh.retries, converger, reconcile.request_pass),
-            clocks,
-            *front.join(node, uplink, listener.on_connected, reconcile.request),
-            Garbage(),
-            traversal.services,
-            *telemetry.join(node, mesh.view),
-        ],
+        work=[service for component in components for service in component.services],
         recovery=recovery,
         vital=vital,
         persist=persist,

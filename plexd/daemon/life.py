@@ -1,4 +1,4 @@
-"""A daemon's life: the doors open, the node gets its identity, the services run until a signal, and all of it ends in
+"""The life of the daemon: sockets open, the node gets its identity, services run until a signal, and all ends in
 the opposite order (lifecycle contract, sections 1 and 12).
 """
 
@@ -15,7 +15,7 @@ from plexd.api.assembly import ApiServer
 from plexd.config.in_force import Configuration
 from plexd.config.load import Loaded
 from plexd.config.models import Config
-from plexd.daemon.composition import Agent, Ground, Upstream, compose
+from plexd.daemon.composition import Agent, Context, Deliveries, compose
 from plexd.daemon.signals import Signals
 from plexd.daemon.stopping import TELEMETRY_SECONDS, cancel, stop, within
 from plexd.errors import LocalStateError
@@ -38,7 +38,7 @@ from plexd.telemetry.assembly import Telemetry
 
 log = get_logger("daemon")
 
-DOORS_MARGIN_SECONDS = 1.0
+LISTENING_MARGIN_SECONDS = 1.0
 
 
 def run(load: Callable[[], Loaded]) -> int:
@@ -68,21 +68,21 @@ class _Life:
         self._signals = Signals(self._configuration.read_again)
         self._health = Health()
         self._overview = Overview(config, self._health)
-        self._front = ApiServer(config, directory, self._overview, self._configuration.read_again)
-        self._overview.reports = self._front.reports
-        self._configuration.on_read += [self._show_configuration, self._front.read_again]
+        self._api_server = ApiServer(config, directory, self._overview, self._configuration.read_again)
+        self._overview.reports = self._api_server.reports
+        self._configuration.on_read += [self._show_configuration, self._api_server.read_again]
         self._groups = Groups(self._show_flapping)
         self._work = self._groups.supervisor("services")
         self._accepted = asyncio.Event()
         self._early: asyncio.Task[None] | None = None
-        self._ground = Ground(
+        self._context = Context(
             self._configuration,
             IdentityStore(directory),
             SnapshotStore(directory),
             TokenSearch(lambda: self._configuration.current.token, os.environ),
             self._health,
             self._overview,
-            self._front,
+            self._api_server,
             self._groups,
             self._notifier,
             time.monotonic(),
@@ -91,19 +91,21 @@ class _Life:
     async def run(self) -> int:
         self._signals.handle()
         use_own_threads(asyncio.get_running_loop())
-        ground, configuration = self._ground, self._configuration
+        context, configuration = self._context, self._configuration
         cached = await asyncio.to_thread(self._recall)
         if cached is not None:
-            self._front.remember(cached[1].desired)
-        async with self._doors():
+            self._api_server.remember(cached[1].desired)
+        async with self._listening():
             description = await asyncio.to_thread(describe, configuration.current)
             self._overview.description = description
             control = make_control_plane(configuration.current)
             registrar = make_registrar(
-                lambda: configuration.current, control, description, ground.identities, ground.snapshots
+                lambda: configuration.current, control, description, context.identities, context.snapshots
             )
-            telemetry = await asyncio.to_thread(Telemetry, configuration.current, control, description, self._accepted)
-            upstream = Upstream(control, description, registrar, telemetry)
+            telemetry = await asyncio.to_thread(
+                Telemetry, lambda: configuration.current, control, description, self._accepted
+            )
+            deliveries = Deliveries(control, description, registrar, telemetry)
             try:
                 async with self._telemetry(telemetry):
                     registrar.on_granted.append(telemetry.trail.node_registered)
@@ -112,8 +114,8 @@ class _Life:
                         log.info("stopped before the node was registered")
                         return 0
                     if cached is None or cached[0] != identity.node_id:
-                        cached = identity.node_id, await asyncio.to_thread(ground.snapshots.load, identity.node_id)
-                    await self._serve(identity, cached[1], upstream)
+                        cached = identity.node_id, await asyncio.to_thread(context.snapshots.load, identity.node_id)
+                    await self._serve(identity, cached[1], deliveries)
                     return 0
             finally:
                 await control.close()
@@ -123,27 +125,27 @@ class _Life:
     def _recall(self) -> tuple[str, CachedSnapshot] | None:
         """Which node this is and what it knew, before the first program can ask; what is wrong is said later."""
         try:
-            identity = self._ground.identities.look_again()
+            identity = self._context.identities.look_again()
         except (IdentityDamaged, LocalStateError, OSError):
             return None
-        return None if identity is None else (identity.node_id, self._ground.snapshots.load(identity.node_id))
+        return None if identity is None else (identity.node_id, self._context.snapshots.load(identity.node_id))
 
     @contextlib.asynccontextmanager
-    async def _doors(self) -> AsyncIterator[None]:
+    async def _listening(self) -> AsyncIterator[None]:
         """Questions are answered from before the registration to after everything else has ended."""
-        doors = self._front.doors()
+        sockets = self._api_server.listening_sockets()
         with contextlib.ExitStack() as opened:
-            for door in doors:
-                door.open()
-                opened.callback(door.close)
-            serving = self._groups.start("local api", list(doors)) if doors else None
+            for listening_socket in sockets:
+                listening_socket.open()
+                opened.callback(listening_socket.close)
+            serving = self._groups.start("local api", list(sockets)) if sockets else None
             try:
                 yield
             finally:
-                self._front.stop()
+                self._api_server.stop()
                 if serving is not None:
                     limit = self._configuration.current.node_api.shutdown_timeout.total_seconds()
-                    await cancel(serving, limit + DOORS_MARGIN_SECONDS)
+                    await cancel(serving, limit + LISTENING_MARGIN_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _telemetry(self, telemetry: Telemetry) -> AsyncIterator[None]:
@@ -169,10 +171,10 @@ class _Life:
         self._notifier.send("STATUS=starting")
         self._overview.phase = Phase.REGISTERING
         extending = asyncio.create_task(self._extend_start(), name="extend start")
-        config, ground = self._configuration.current, self._ground
+        config, context = self._configuration.current, self._context
         try:
             return await unless_set(
-                self._signals.stopping, load_or_register(config, ground.identities, registrar, ground.tokens)
+                self._signals.stopping, load_or_register(config, context.identities, registrar, context.tokens)
             )
         finally:
             extending.cancel()
@@ -185,23 +187,23 @@ class _Life:
 
     # as a node
 
-    async def _serve(self, identity: Identity, cached: CachedSnapshot, upstream: Upstream) -> None:
-        control = upstream.control
+    async def _serve(self, identity: Identity, cached: CachedSnapshot, deliveries: Deliveries) -> None:
+        control = deliveries.control
         register_secret(identity.node_key.get_secret_value())
         if identity.private_key is not None:
             register_secret(identity.private_key.reveal())
         node = Node(identity, cached.desired, cached.fetched_at, self._health, self._accepted)
         control.use_identity(lambda: node.identity.node_id, node.credential, node.suspect)
         if node.desired.signing_keys is None:
-            node.adopt_signing_keys(await asyncio.to_thread(self._ground.identities.load_signing_keys))
+            node.adopt_signing_keys(await asyncio.to_thread(self._context.identities.load_signing_keys))
         control.on_clock_offset = self._show_clock_offset
         kernel = Kernel()
         try:
-            await self._work_until_stopped(compose(self._ground, upstream, node, kernel, self._work), upstream)
+            await self._work_until_stopped(compose(self._context, deliveries, node, kernel, self._work), deliveries)
         finally:
             await kernel.close()
 
-    async def _work_until_stopped(self, agent: Agent, upstream: Upstream) -> None:
+    async def _work_until_stopped(self, agent: Agent, deliveries: Deliveries) -> None:
         self._health.on_change.append(self._show_health)
         working = asyncio.create_task(self._work.run(agent.work), name="services")
         recovering = self._groups.start("recovery", [agent.recovery])
@@ -218,16 +220,16 @@ class _Life:
                     task.result()  # a FatalError of a service ends the process
         finally:
             self._overview.phase = Phase.STOPPING
-            self._front.stop()
+            self._api_server.stop()
             self._notifier.send("STOPPING=1", "STATUS=stopping")
             log.info("plexd stops")
             stopping.cancel()
             await cancel(recovering)
             await cancel(working)
-            finishing = self._finish(upstream.telemetry)
+            finishing = self._finish(deliveries.telemetry)
             is_asked = self._signals.stopping.is_set()
             hurrying = self._signals.hurrying
-            await stop(agent, self._ground, upstream, vital, finishing, hurrying, is_asked=is_asked)
+            await stop(agent, self._context, deliveries, vital, finishing, hurrying, is_asked=is_asked)
 
     # what others get to know of it
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable
 
 from plexd.control import ControlPlane
-from plexd.daemon.composition import Agent, Ground, Upstream
+from plexd.daemon.composition import Agent, Context, Deliveries
 from plexd.errors import ControlError, KernelError, Unauthenticated
 from plexd.log import get_logger
 from plexd.runtime.waiting import unless_set
@@ -26,8 +26,8 @@ TELEMETRY_SECONDS = 6.0  # 5 to deliver, then positions are written
 
 async def stop(
     agent: Agent,
-    ground: Ground,
-    upstream: Upstream,
+    context: Context,
+    deliveries: Deliveries,
     vital: asyncio.Task[None],
     telemetry_ends: Awaitable[None],
     hurrying: asyncio.Event,
@@ -38,9 +38,9 @@ async def stop(
 
     `hurrying` ends the waiting of step 3: what is not delivered is kept for the next start.
     """
-    config, trail, identity = ground.configuration.current, upstream.telemetry.trail, agent.node.identity
+    config, agent_audit, identity = context.configuration.current, deliveries.telemetry.trail, agent.node.identity
     await asyncio.gather(
-        within(REPORTS_SECONDS, "send reports", unless_set(hurrying, ground.front.flush())),
+        within(REPORTS_SECONDS, "send reports", unless_set(hurrying, context.api_server.flush())),
         within(TELEMETRY_SECONDS, "deliver telemetry", telemetry_ends),
     )
     async with _step("save snapshot", STEP_SECONDS):
@@ -50,7 +50,7 @@ async def stop(
     is_given_up = False
     if config.deregister_on_shutdown and is_asked:
         async with _step("deregister", DEREGISTER_SECONDS):
-            await _give_up(upstream.control)
+            await _give_up(deliveries.control)
             is_given_up = True
     if is_given_up or not config.mesh.keep_on_stop:
         async with _step("take the mesh down", TEAR_DOWN_SECONDS):
@@ -58,8 +58,8 @@ async def stop(
             await agent.kernel.tear_down(key.public() if key is not None else None)
     if is_given_up:
         async with _step("retire the identity", STEP_SECONDS):
-            await trail.node_deregistered(identity.node_id, identity.mesh_ip)
-            await asyncio.to_thread(ground.identities.retire, ".deregistered")
+            await agent_audit.node_deregistered(identity.node_id, identity.mesh_ip)
+            await asyncio.to_thread(context.identities.retire, ".deregistered")
             log.info("node deregistered", node_id=identity.node_id)
     async with _step("end the heartbeat", STEP_SECONDS):
         await cancel(vital)

@@ -1,4 +1,4 @@
-"""Answers what the control plane asks for and this node does not offer: actions and SSH sessions are off."""
+"""Rejects what the control plane asks for and this node does not offer: actions and SSH sessions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Protocol
 
 from plexd.errors import ControlError, Unauthenticated
 from plexd.log import get_logger
+from plexd.mesh.events import ActionRequested, SSHSessionRequested
 from plexd.node.state import Node
+from plexd.runtime.component import Component, Envelope
 
 log = get_logger("actions")
 
@@ -24,12 +26,12 @@ class ControlPlane(Protocol):
 
 
 class Rejections:
-    """Each answer stays queued until it was tried to the end, one of a kind at a time, in the order asked.
+    """Each rejection stays queued until its delivery has ended; one of a kind is delivered at a time, in order.
 
-    An action is to be answered at once, so it does not wait behind a session, which may be tried for minutes.
+    Rejections of actions are due at once. They do not wait behind those of sessions, which may take minutes.
     """
 
-    name = "refusals"
+    name = "rejections"
 
     def __init__(self, control: ControlPlane, node: Node) -> None:
         self._control = control
@@ -37,16 +39,30 @@ class Rejections:
         self._forget()
         node.on_renewed.append(self._forget)
 
-    def refuse_action(self, execution_id: str) -> None:
+    def component(self) -> Component:
+        """Takes the requests for actions and SSH sessions, and offers neither actions nor hooks."""
+        return Component(
+            services=(self,),
+            events={ActionRequested: self._on_action, SSHSessionRequested: self._on_session},
+            capabilities={"builtin_actions": tuple, "hooks": tuple},
+        )
+
+    def reject_action(self, execution_id: str) -> None:
         self._put("execution_id", execution_id)
 
-    def refuse_session(self, session_id: str) -> None:
+    def reject_session(self, session_id: str) -> None:
         self._put("session_id", session_id)
+
+    async def _on_action(self, event: ActionRequested, _: Envelope) -> None:
+        self.reject_action(event.execution_id)
+
+    async def _on_session(self, event: SSHSessionRequested, _: Envelope) -> None:
+        self.reject_session(event.session_id)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for kind in self._waiting:
-                group.create_task(self._answer(kind), name=f"refusals by {kind}")
+                group.create_task(self._answer(kind), name=f"rejections by {kind}")
 
     async def _answer(self, kind: str) -> None:
         while True:
@@ -57,7 +73,7 @@ class Rejections:
                 await self._node.accepted.wait()
 
     async def _deliver(self, kind: str, identifier: str) -> bool:
-        """Whether that is done with, delivered or not."""
+        """Whether the delivery has ended, successfully or not."""
         try:
             if kind == "execution_id":
                 await self._control.reject_execution(identifier, "actions_disabled")
@@ -66,13 +82,13 @@ class Rejections:
         except Unauthenticated:
             return False
         except ControlError as exc:
-            log.warning("refusal not delivered", error=str(exc), **{kind: identifier})
+            log.warning("rejection not delivered", error=str(exc), **{kind: identifier})
         else:
-            log.info("request refused", reason="this node does not offer it", **{kind: identifier})
+            log.info("request rejected", reason="this node does not offer it", **{kind: identifier})
         return True
 
     def _forget(self) -> None:
-        """What another node was asked for is no business of this one."""
+        """Requests to the former node do not concern the new one."""
         self._waiting: dict[str, asyncio.Queue[str]] = {
             kind: asyncio.Queue(MAX_WAITING) for kind in ("execution_id", "session_id")
         }
@@ -81,4 +97,4 @@ class Rejections:
         try:
             self._waiting[kind].put_nowait(identifier)
         except asyncio.QueueFull:
-            log.error("request dropped", reason=f"{MAX_WAITING} refusals are waiting", **{kind: identifier})
+            log.error("request dropped", reason=f"{MAX_WAITING} rejections are waiting", **{kind: identifier})

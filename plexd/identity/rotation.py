@@ -16,10 +16,11 @@ from plexd.errors import ControlError, NotFound, Unauthenticated, WireError
 from plexd.log import get_logger
 from plexd.masking import register_secret
 from plexd.mesh.desired import Peer
-from plexd.mesh.events import PeerAdded
+from plexd.mesh.events import PeerAdded, RotationRequested
 from plexd.mesh.fold import Unfoldable
 from plexd.mesh.keys import PrivateKey, PublicKey
 from plexd.node.state import Node
+from plexd.runtime.component import Component, Envelope
 from plexd.runtime.waiting import to_its_end
 
 log = get_logger("rotation")
@@ -69,6 +70,12 @@ class Rotation:
         self.on_accepted: list[Callable[[PublicKey], Awaitable[None]]] = []
         self._wanted = asyncio.Event()
         node.on_renewed.append(self._wanted.clear)  # a new node has a new key
+
+    def component(self) -> Component:
+        return Component(services=(self,), events={RotationRequested: self._on_event})
+
+    async def _on_event(self, _event: RotationRequested, _envelope: Envelope) -> None:
+        self.request("event")
 
     def request(self, reason: str) -> None:
         log.info("key rotation requested", reason=reason)

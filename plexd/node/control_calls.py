@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from types import MappingProxyType
 
 from pydantic import SecretStr
 
@@ -17,7 +18,6 @@ from plexd.mesh.desired import DataEntry, FullState, Peer
 from plexd.mesh.drift import Correction
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
-from plexd.mesh.nat import Finding
 from plexd.node.health import Health
 from plexd.node.state import Node
 from plexd.wire import endpoints, models
@@ -56,9 +56,12 @@ class SelfDescription:
     version: str
     checksum: str
 
-    def capabilities(self) -> models.CapabilitiesPayload:
+    def capabilities(self, members: Mapping[str, object] = MappingProxyType({})) -> models.CapabilitiesPayload:
+        """`members` is what components add, by the names of the wire model."""
         binary = models.BinaryInfo(version=self.version, checksum=self.checksum)
-        return models.CapabilitiesPayload(binary=binary, builtin_actions=(), hooks=())
+        return models.CapabilitiesPayload.model_validate(
+            {"binary": binary, "builtin_actions": (), "hooks": (), **members}
+        )
 
 
 class Enrolment:
@@ -97,16 +100,19 @@ class ControlCalls:
         health: Health,
         description: SelfDescription,
         mesh_status: Callable[[], Awaitable[MeshStatus | None]],
-        finding: Callable[[], Finding | None],
         started_at: float,
     ) -> None:
-        """`started_at` is monotonic; `finding` tells where peers reach this node, as far as is known."""
+        """`started_at` is monotonic.
+
+        `heartbeat` and `capabilities` are members that components add to these documents.
+        """
+        self.heartbeat: dict[str, Callable[[], object]] = {}
+        self.capabilities: dict[str, Callable[[], object]] = {}
         self._control = control
         self._node = node
         self._health = health
         self._description = description
         self._mesh_status = mesh_status
-        self._finding = finding
         self._started_at = started_at
 
     def own(self) -> OwnNode:
@@ -139,7 +145,8 @@ class ControlCalls:
         return mapped.peers
 
     async def put_capabilities(self) -> None:
-        await self._control.put_capabilities(self._description.capabilities())
+        members = {name: make() for name, make in self.capabilities.items()}
+        await self._control.put_capabilities(self._description.capabilities(members))
 
     async def reject_execution(self, execution_id: str, reason: str) -> None:
         await self._control.ack(models.ExecutionAck(execution_id=execution_id, status="rejected", reason=reason))
@@ -170,24 +177,21 @@ class ControlCalls:
         status = await self._mesh_status()
         # before the first pass nobody has said yet that there is no mesh; later the look may just have taken too long
         is_starting = status is None and not self._node.connection.passes
-        mesh = nat = None
+        mesh = None
         if status is not None:
             mesh = models.MeshInfo(
                 interface=status.interface, peer_count=status.fresh_peers, listen_port=status.listen_port
             )
-        finding = self._finding()
-        if finding is not None:
-            nat = models.NATInfo.model_validate(
-                {"public_endpoint": str(finding.public_endpoint), "type": finding.type.value}
-            )
-        request = models.HeartbeatRequest(
-            node_id=self._node.identity.node_id,
-            timestamp=format_time(time.time()),
-            status="degraded" if self._health.findings() or is_starting else "healthy",
-            uptime=format_duration(int(time.monotonic() - self._started_at)),
-            binary_checksum=self._description.checksum,
-            mesh=mesh,
-            nat=nat,
+        request = models.HeartbeatRequest.model_validate(
+            {
+                "node_id": self._node.identity.node_id,
+                "timestamp": format_time(time.time()),
+                "status": "degraded" if self._health.findings() or is_starting else "healthy",
+                "uptime": format_duration(int(time.monotonic() - self._started_at)),
+                "binary_checksum": self._description.checksum,
+                "mesh": mesh,
+                **{name: make() for name, make in self.heartbeat.items()},
+            }
         )
         return await self._control.heartbeat(request, limit=limit_seconds)
 

@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from plexd.config.models import Config
-from plexd.mesh import nat as nats
 from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, meaning
 from plexd.mesh.desired import Candidates, PolicyRule
@@ -35,6 +34,14 @@ SILENT_INTERVALS = 3  # of reconciliation, without news by stream or pull
 LOOK_SECONDS = 5.0  # for so long readiness relies on a look at the interface
 
 Document = dict[str, Any]
+
+# members of the status document as long as no component adds its own
+MEMBERS: Mapping[str, Callable[[], object]] = {
+    "nat": lambda: None,
+    "actions": lambda: {"enabled": False, "running": 0, "max_concurrent": 0, "results_pending": 0},
+    "hooks": lambda: {"enabled": False, "total": 0, "not_ok": 0},
+    "access": lambda: {"ssh_sessions": 0, "max_sessions": 0, "host_key_fingerprint": None},
+}
 
 
 class Phase(StrEnum):
@@ -69,11 +76,10 @@ class Mesh(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What there is once the node is registered. `nat` tells where peers reach this node, as far as is known."""
+    """What there is to tell about once the node is registered."""
 
     node: Node
     mesh: Mesh
-    nat: Callable[[], nats.Finding | None]
 
 
 class Pipelines(Protocol):
@@ -84,10 +90,10 @@ class Pipelines(Protocol):
 
 
 class Overview:
-    """What there is to tell.
+    """Builds the documents.
 
-    `phase`, `description`, `membership`, `reports` and `telemetry` are set by the daemon as it gets there, and `config`
-    anew when it is reloaded.
+    The daemon sets `phase`, `description`, `membership`, `reports` and `telemetry` as the start proceeds, and `config`
+    at each reload. `members` are added to the status document by components.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Overview:
         self.reports: Reports | None = None
         self.telemetry: Pipelines | None = None
         self.config = config
+        self.members = dict(MEMBERS)
         self._health = health
         self._now = now
         self._monotonic = monotonic
@@ -137,12 +144,8 @@ class Overview:
                 },
                 "conditions": self._conditions(),
                 "mesh": await self._mesh(),
-                "nat": self._nat(),
                 "counts": self._counts(),
-                # what this version does not do is off, and says so
-                "actions": {"enabled": False, "running": 0, "max_concurrent": 0, "results_pending": 0},
-                "hooks": {"enabled": False, "total": 0, "not_ok": 0},
-                "access": {"ssh_sessions": 0, "max_sessions": 0, "host_key_fingerprint": None},
+                **{name: make() for name, make in self.members.items()},
             }
         )
 
@@ -165,7 +168,7 @@ class Overview:
         node, observed = self.membership.node, sight.observed
         candidates = node.desired.candidates.get(view.id, Candidates())
         about = {
-            "nat": self._nat(),
+            "nat": self.members["nat"](),
             "mtu": observed.link.mtu if observed is not None and observed.link is not None else None,
             "policy": await self._deciding(self.membership, view),
             "state_fetched_at": _time(node.fetched_at or None),
@@ -298,10 +301,6 @@ class Overview:
             "listen_port": observed.device.listen_port,
             "peer_count": fresh,
         }
-
-    def _nat(self) -> Document | None:
-        found = self.membership.nat() if self.membership is not None else None
-        return {"public_endpoint": str(found.public_endpoint), "type": found.type.value} if found is not None else None
 
     def _counts(self) -> Document | None:
         if self.membership is None:

@@ -147,34 +147,3 @@ class Groups:
 
     def start(self, group: str, services: Sequence[Service]) -> asyncio.Task[None]:
         return asyncio.create_task(self.supervisor(group).run(services), name=group)
-
-
-class Exchangeable:
-    """Services that can be exchanged for others while everything else goes on; one service to whoever runs it.
-
-    `start` supervises those that are wanted now, which may be none.
-    """
-
-    def __init__(self, name: str, start: Callable[[], asyncio.Task[None]]) -> None:
-        self.name = name
-        self._start = start
-        self._wanted = asyncio.Event()
-
-    def exchange(self) -> None:
-        """End those that run, and start again."""
-        self._wanted.set()
-
-    async def run(self) -> None:
-        while True:
-            self._wanted.clear()
-            running = self._start()
-            wanted = asyncio.create_task(self._wanted.wait(), name=f"{self.name} exchanged")
-            try:
-                await asyncio.wait({running, wanted}, return_when=asyncio.FIRST_COMPLETED)
-                if running.done():  # there is none to run, or a FatalError
-                    running.result()
-                    await wanted
-            finally:
-                for task in (running, wanted):
-                    task.cancel()
-                await asyncio.wait({running, wanted})

@@ -18,6 +18,8 @@ from plexd.linux import host
 from plexd.log import add_listener, detect_format
 from plexd.node.control_calls import SelfDescription
 from plexd.node.state import Node
+from plexd.runtime.component import Component
+from plexd.runtime.exchange import Exchangeable
 from plexd.runtime.waiting import unless_set
 from plexd.store.cursors import Cursors
 from plexd.store.quarantine import quarantine
@@ -33,7 +35,6 @@ from plexd.telemetry.metrics import Agent, Group, Latency, Mesh, Metrics, System
 from plexd.telemetry.own_log import OwnLog
 from plexd.telemetry.pipeline import EntryEncoder, Pipeline, disabled
 from plexd.telemetry.records import OWN_SOURCE, LogEncoder, log_marker, shortened
-from plexd.telemetry.renewable import Renewable
 from plexd.telemetry.severity import Filter, parse_severity
 from plexd.telemetry.spooled import Spooled
 from plexd.telemetry.window import Limits
@@ -55,22 +56,29 @@ class Runnable(Protocol):
 
 
 class Telemetry:
-    """`early_services` are to be run from the start: what can't be read again waits for the registration on disk.
-    Once the node has an identity, `join` gives the others; `renew` puts any of them together anew. `wake` is to be
-    called when the control plane was reached, `stop` before the services end, `finish` after that.
+    """The pipelines of metrics, logs and audit.
 
-    `trail` takes what the agent does.
+    `early_services` run from the start, because audit events that cannot be read again wait on disk for the
+    registration. `component` gives the other pipelines once the node has an identity. Call `stop` before the services
+    end, and `finish` after that. `trail` records the audit events of the agent itself.
     """
 
     def __init__(
-        self, config: Config, control: ControlPlane, description: SelfDescription, accepted: asyncio.Event
+        self,
+        configuration: Callable[[], Config],
+        control: ControlPlane,
+        description: SelfDescription,
+        accepted: asyncio.Event,
     ) -> None:
-        """Reads the positions: blocks. Raises LocalStateError. Nothing is delivered before `accepted` is set."""
-        self._config = config
+        """Reads the positions from disk: blocks. Raises LocalStateError.
+
+        `configuration` is asked whenever a pipeline is built. Nothing is delivered before `accepted` is set.
+        """
+        self._configuration = configuration
         self._control = control
         self._description = description
         self._accepted = accepted
-        self._directory = config.data_dir / "telemetry"
+        self._directory = configuration().data_dir / "telemetry"
         self._cursors = Cursors(self._directory)
         self._cursors.load()
         self._pipelines: dict[str, Pipeline] = {}
@@ -80,26 +88,22 @@ class Telemetry:
         self.trail = AgentAudit(description.hostname)
         self._audit: Audit | None = None
         self._spooled_before: Spooled | None = None
-        self._renewable = {"audit": Renewable("audit", self._build_audit, self._retire_audit)}
+        self._audit_pipeline = Exchangeable("audit", self._build_audit, Pipeline.run, self._retire_audit)
 
     @property
     def early_services(self) -> Sequence[Runnable]:
-        return [self._renewable["audit"], self._cursors]
+        return [self._audit_pipeline, self._cursors]
 
-    def join(self, node: Node, mesh: Mesh) -> Sequence[Runnable]:
-        """The node is registered."""
+    def component(self, node: Node, mesh: Mesh) -> Component:
+        """What begins with the registration."""
         self._is_joined = True
-        joined = [
-            Renewable("metrics", partial(self._build_metrics, node, mesh), self._retire),
-            Renewable("logs", self._build_logs, self._retire),
-        ]
-        self._renewable |= {service.name: service for service in joined}
-        return joined
-
-    def renew(self, name: str, config: Config) -> None:
-        """Have `metrics`, `logs` or `audit` go on as this configuration has it, from where they are."""
-        self._config = config
-        self._renewable[name].renew()
+        metrics = Exchangeable("metrics", partial(self._build_metrics, node, mesh), Pipeline.run, self._retire)
+        logs = Exchangeable("logs", self._build_logs, Pipeline.run, self._retire)
+        return Component(
+            services=(metrics, logs),
+            live={"observe": metrics.exchange, "logs": logs.exchange, "audit": self._audit_pipeline.exchange},
+            stream_connected=(self._wake,),
+        )
 
     async def start(self) -> None:
         """Tell that the agent runs; on disk when this returns."""
@@ -111,7 +115,7 @@ class Telemetry:
         if self._audit is not None:
             await self._audit.spooled.read_out(READ_OUT_SECONDS)
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         for pipeline in self._pipelines.values():
             pipeline.wake()
 
@@ -135,12 +139,12 @@ class Telemetry:
         return disabled() if self._is_joined or name == "audit" else None
 
     def _build_audit(self) -> Pipeline | None:
-        audit = self._config.audit
+        audit = self._configuration().audit
         if not audit.enabled:
             return None
         form = AuditEncoder(self._description.hostname, audit.max_raw_size)
         pipeline = self._pipeline("audit", audit, endpoints.AUDIT, form)
-        self._audit = Audit(audit, self._config.data_dir, pipeline, self._cursors, form, self.trail)
+        self._audit = Audit(audit, self._configuration().data_dir, pipeline, self._cursors, form, self.trail)
         if self._spooled_before is not None:
             self._audit.spooled.succeed(self._spooled_before)
             self._spooled_before = None
@@ -167,17 +171,17 @@ class Telemetry:
         self._pipelines.pop(pipeline.name, None)
 
     def _build_metrics(self, node: Node, mesh: Mesh) -> Pipeline | None:
-        observe = self._config.observe
+        observe = self._configuration().observe
         if not observe.enabled:
             return None
         pipeline = self._pipeline(
             "metrics", observe, endpoints.METRICS, _MetricEncoder(), keeps_when_unprovisioned=False
         )
         interval = observe.interval.total_seconds()
-        interface = self._config.mesh.interface
+        interface = self._configuration().mesh.interface
         disk = observe.disk_path
         if disk == Path("/") and host.is_container():
-            disk = self._config.data_dir
+            disk = self._configuration().data_dir
         latency = Latency(node, interface, observe.latency_probes, observe.latency_max_peers, interval / 2)
         tunnel = Tunnel(mesh, latency.packet_loss_percent, observe.handshake_stale_after.total_seconds())
         groups: dict[str, Callable[[], Group]] = {
@@ -190,9 +194,13 @@ class Telemetry:
         return pipeline
 
     def _build_logs(self) -> Pipeline | None:
-        if not self._config.logs.enabled:
+        if not self._configuration().logs.enabled:
             return None
-        logs, unit, hostname = self._config.logs, self._config.systemd.unit, self._description.hostname
+        logs, unit, hostname = (
+            self._configuration().logs,
+            self._configuration().systemd.unit,
+            self._description.hostname,
+        )
         pipeline = self._pipeline("logs", logs, endpoints.LOGS, _LogEncoders(hostname, unit))
         least = logs.filter.min_severity
         wanted = Filter(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from plexd.config.in_force import Configuration
@@ -15,34 +14,33 @@ from plexd.linux.stun import StunClient
 from plexd.mesh.nat import Finding
 from plexd.node.control_calls import ControlCalls
 from plexd.node.state import Node
-from plexd.runtime.supervisor import Exchangeable, Groups, Service
+from plexd.runtime.component import Component
+from plexd.runtime.exchange import Exchangeable
+from plexd.runtime.supervisor import Groups, Service
 from plexd.traversal.candidates import Fallback
 from plexd.traversal.endpoint_report import Discovery, EndpointReport, stated
 from plexd.traversal.host_addresses import HostAddresses
 
 
 class Traversal:
-    """`services` is to be run, and exchanged when `nat_traversal` changes."""
-
     def __init__(
         self,
         configuration: Configuration,
         groups: Groups,
         node: Node,
         kernel: Kernel,
-        uplink: ControlCalls,
+        control_calls: ControlCalls,
         mesh: Mesh,
         converger: Converger,
         request_pass: Callable[[str], None],
         on_readdressed: Callable[[str], None],
         look_at_clocks: Callable[[], None],
     ) -> None:
-        self.services = Exchangeable("nat traversal", self._start)
         self._configuration = configuration
         self._groups = groups
         self._node = node
         self._kernel = kernel
-        self._uplink = uplink
+        self._control_calls = control_calls
         self._mesh = mesh
         self._converger = converger
         self._request_pass = request_pass
@@ -50,6 +48,7 @@ class Traversal:
         self._look_at_clocks = look_at_clocks
         self._report: EndpointReport | None = None
         self._stated = ""
+        self._services = Exchangeable("nat traversal", self._build, self._run)
 
     @property
     def finding(self) -> Finding | None:
@@ -60,7 +59,22 @@ class Traversal:
         if self._report is not None:
             self._report.request(reason)
 
-    def _start(self) -> asyncio.Task[None]:
+    def component(self) -> Component:
+        return Component(
+            services=(self._services,),
+            live={"nat_traversal": self._services.exchange},
+            status={"nat": self._describe},
+            heartbeat={"nat": self._describe},
+        )
+
+    def _describe(self) -> dict[str, str] | None:
+        found = self.finding
+        return {"public_endpoint": str(found.public_endpoint), "type": found.type.value} if found is not None else None
+
+    async def _run(self, services: Sequence[Service]) -> None:
+        await self._groups.supervisor("nat traversal").run(services)
+
+    def _build(self) -> Sequence[Service] | None:
         self._report = self._make_report()
         services: list[Service] = []
         if self._report is not None:
@@ -68,7 +82,7 @@ class Traversal:
         if self._configuration.current.nat_traversal.fallback == "relay":
             try_next = partial(self._converger.step, self._mesh, self._mesh.look_at_endpoints, "endpoints not changed")
             services.append(Fallback(try_next, self._look_at_clocks))
-        return self._groups.start("nat traversal", services)
+        return services or None
 
     def _make_report(self) -> EndpointReport | None:
         nat, port = self._configuration.current.nat_traversal, self._configuration.current.mesh.listen_port
@@ -82,7 +96,7 @@ class Traversal:
             stun, timeout = StunClient(port), nat.timeout.total_seconds()
             discover = Discovery(stun, look_up, self._kernel.local_addresses, nat.stun_servers, port, timeout).discover
         return EndpointReport(
-            self._uplink,
+            self._control_calls,
             self._node,
             self._mesh.up,
             self._converger.apply_event,

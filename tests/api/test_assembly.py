@@ -1,4 +1,4 @@
-"""Who may do what at the front door: real users at the socket, tokens over TCP, anybody at the probes."""
+"""Who may do what at the API server: real users at the socket, tokens over TCP, anybody at the probes."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ def test_user_database_that_hangs_holds_up_nothing_but_the_reload(
 ) -> None:
     loop_went_on = threading.Event()
 
-    async def main(front: ApiServer) -> None:
+    async def main(api_server: ApiServer) -> None:
         monkeypatch.setattr(rights, "group_id", lambda _: READERS if loop_went_on.wait(10) else None)
         asyncio.get_running_loop().call_soon(loop_went_on.set)
-        await front.read_again()
-        assert front.gate.readers == READERS
+        await api_server.read_again()
+        assert api_server.gate.readers == READERS
 
     directory, told = DataDirectory(tmp_path / "data"), Told()
     asyncio.run(main(ApiServer(Config(), directory, told, told.reload)))

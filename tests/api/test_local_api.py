@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from plexd.api import rights
-from plexd.api.assembly import local_door
+from plexd.api.assembly import local_listening_socket
 from plexd.api.http_server import Limits
 from plexd.api.listening_sockets import ListeningSocket
 from plexd.api.node import node_routes, probe_routes
@@ -83,7 +83,7 @@ def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_api(path: Path, told: Told) -> ListeningSocket:
-    return local_door(path, (*node_routes(told), *probe_routes(told)), rights.SocketGate(), Limits())
+    return local_listening_socket(path, (*node_routes(told), *probe_routes(told)), rights.SocketGate(), Limits())
 
 
 Scene = Callable[[httpx.AsyncClient], Awaitable[None]]

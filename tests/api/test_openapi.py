@@ -42,7 +42,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda part: part)
 def test_what_the_document_allows_is_answered_as_it_says(house: House, method: str, path: str) -> None:
-    operation = schemathesis.openapi.from_dict(describe(house.front.routes()))[path][method]
+    operation = schemathesis.openapi.from_dict(describe(house.api_server.routes()))[path][method]
 
     @given(case=operation.as_strategy())
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
@@ -55,7 +55,7 @@ def test_what_the_document_allows_is_answered_as_it_says(house: House, method: s
 
 
 def test_document_has_every_route_and_is_served(house: House) -> None:
-    routes = house.front.routes()
+    routes = house.api_server.routes()
     served = describe(routes)
     told = {(method.upper(), path) for path, operations in served["paths"].items() for method in operations}
     assert told == {(route.method, route.path) for route in routes if route.method != "HEAD"}

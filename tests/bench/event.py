@@ -29,8 +29,9 @@ from pydantic import SecretStr
 from plexd import log
 from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
-from plexd.events.effects import Effects
+from plexd.events.dispatch import Dispatch
 from plexd.events.listener import Listener
+from plexd.events.state import StateEvents
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Desired, FullState, Peer, Policy, PolicyRule, SigningKeys
@@ -246,19 +247,11 @@ async def _run(peers: int, directory: Path) -> Taken:
     data = DataDirectory(directory)
     snapshots = _TimedSnapshots(SnapshotStore(data))
     persist = Persist(node, snapshots, IdentityStore(data))
-    effects = Effects(
-        node,
-        lambda: own,
-        apply_event,
-        _ignore,
-        _ignore,
-        _ignore,
-        _ignore,
-        persist.save_signing_keys,
-        persist.save_entries,
-    )
+    dispatch = Dispatch(lambda: own, _ignore)
+    state = StateEvents(node, apply_event, _ignore, persist.save_signing_keys, persist.save_entries)
+    dispatch.add(state.component().events)
     stream, stalls = _Stream(), _Stalls()
-    listener = Listener(stream, node, Verifier(), effects.handle, _ignore, health, 60.0)
+    listener = Listener(stream, node, Verifier(), dispatch.handle, _ignore, health, 60.0)
     loops: list[asyncio.Task[None]] = []
     try:
         result = await converger.converge()

@@ -54,10 +54,10 @@ async def main(config: Config, node_id: str, key: SecretStr) -> None:
     description = SelfDescription(config.hostname or "", {}, "0", "")
     control = ControlPlane(config.api or "", ssl.create_default_context())
     control.use_identity(lambda: node_id, node.credential, node.suspect)
-    telemetry = assembly.Telemetry(config, control, description, node.accepted)
+    telemetry = assembly.Telemetry(lambda: config, control, description, node.accepted)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    services = [*telemetry.early_services, *telemetry.join(node, NoMesh())]
+    services = [*telemetry.early_services, *telemetry.component(node, NoMesh()).services]
     running = asyncio.create_task(Supervisor(lambda _: None).run(services))
     print("ready", flush=True)
     await stop.wait()

@@ -659,7 +659,7 @@ def uplink_answering(body: bytes, node: Node, health: Health, headers: dict[str,
     async def no_status() -> None:
         return None
 
-    return ControlCalls(control, node, health, SelfDescription("stage", {}, "0", ""), no_status, lambda: None, 0.0)
+    return ControlCalls(control, node, health, SelfDescription("stage", {}, "0", ""), no_status, 0.0)
 
 
 def pull_once(directory: Path, body: bytes, headers: dict[str, str] | None = None) -> Loop:

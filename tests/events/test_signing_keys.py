@@ -11,8 +11,9 @@ import pytest
 from nacl.signing import SigningKey
 from structlog.testing import capture_logs
 
-from plexd.events.effects import Effects
+from plexd.events.dispatch import Dispatch
 from plexd.events.listener import Listener
+from plexd.events.state import StateEvents
 from plexd.mesh.desired import SigningKeys
 from plexd.node.health import Health
 from plexd.node.persist import Persist
@@ -62,17 +63,16 @@ class Stage:
         self.pulls = Asked()
         self.streams = Streams(script)
         self.heard: list[str] = []
-        self.effects = Effects(
-            self.node, own_node, _applied, self.pulls, Asked(), lambda _: None, lambda _: None,
-            self.persist.save_signing_keys, self.persist.save_entries, unix_time,
-        )  # fmt: skip
+        self.dispatch = Dispatch(own_node, self.pulls, unix_time)
+        state = StateEvents(self.node, _applied, self.pulls, self.persist.save_signing_keys, self.persist.save_entries)
+        self.dispatch.add(state.component().events)
         self.listener = Listener(
             self.streams, self.node, Verifier(), self._handle, self.pulls, Health(), 60.0, unix_time, middle
         )
 
     async def _handle(self, event: Envelope) -> None:
         self.heard.append(event.event_id)
-        await self.effects.handle(event)
+        await self.dispatch.handle(event)
 
     async def run(self, seconds: float, *passes: float) -> None:
         """`passes` are when the reconcile loop comes by, as it does each minute with or without a control plane."""

@@ -12,18 +12,18 @@ import httpx
 import pytest
 
 from plexd.control import ControlPlane
-from plexd.mesh.address import Endpoint, parse_ip
-from plexd.mesh.nat import Finding, NatType
 from plexd.node.control_calls import ControlCalls, MeshStatus, SelfDescription
 from plexd.node.health import Condition, Health
 from plexd.wire.times import parse_time
 from tests.node_harness import NODE_ID, make_node
 
 UP = MeshStatus("plexd0", 2, 51820)
-FOUND = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)
+FOUND = {"public_endpoint": "198.51.100.9:51820", "type": "full_cone"}
 
 
-def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Condition, passes: int = 0) -> dict[str, Any]:
+def beat(
+    mesh: MeshStatus | None, nat: dict[str, str] | None, *conditions: Condition, passes: int = 0
+) -> dict[str, Any]:
     """The body of one heartbeat of a node that has run for 61 s."""
     bodies: list[dict[str, Any]] = []
 
@@ -45,8 +45,9 @@ def beat(mesh: MeshStatus | None, finding: Finding | None, *conditions: Conditio
             return mesh
 
         description = SelfDescription("stage", {}, "0", "sha256:" + "0" * 64)
-        uplink = ControlCalls(control, node, health, description, status, lambda: finding, time.monotonic() - 61)
-        await uplink.beat(5.0)
+        calls = ControlCalls(control, node, health, description, status, time.monotonic() - 61)
+        calls.heartbeat["nat"] = lambda: nat
+        await calls.beat(5.0)
         await control.close()
 
     asyncio.run(main())

@@ -17,7 +17,6 @@ from plexd.errors import KernelError
 from plexd.mesh.address import Endpoint, parse_ip
 from plexd.mesh.desired import Candidates, DataEntry, EndpointSource, Policy, PolicyRule, Rejection
 from plexd.mesh.events import EndpointOffered
-from plexd.mesh.nat import Finding, NatType
 from plexd.mesh.target import Settings
 from plexd.node.connection_status import ConnectionStatus, Stream
 from plexd.node.control_calls import SelfDescription
@@ -28,7 +27,7 @@ from plexd.store.identity import Identity
 from tests.fakes import FakeKernel
 from tests.node_harness import enforcing, make_node, peer, settings_of
 
-FINDING = Finding(Endpoint(parse_ip("198.51.100.9"), 51820), NatType.FULL_CONE)
+NAT = {"public_endpoint": "198.51.100.9:51820", "type": "full_cone"}
 NOW = 1_800_000_000.0
 DESCRIPTION = SelfDescription("edge-7", {}, "0.4.1", "sha256:" + "8f" * 32)
 
@@ -69,7 +68,8 @@ class Stage:
         )
         mesh = build_mesh(self.kernel, self.kernel.table, self.node, self.settings, self.health, self.clock.unix)
         self.converger = Converger([mesh.resource], self.health)
-        self.overview.membership = Membership(self.node, mesh.view, lambda: FINDING)
+        self.overview.membership = Membership(self.node, mesh.view)
+        self.overview.members["nat"] = lambda: NAT
         self.overview.phase = Phase.RUNNING
         assert (await self.converger.converge()).failed == 0
         self.node.connection.stream_is(Stream.CONNECTED)

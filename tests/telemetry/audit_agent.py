@@ -26,7 +26,7 @@ async def main(path: str) -> None:
     control.use_identity(lambda: identity.node_id, lambda: identity.node_key, lambda _: None)
     accepted = asyncio.Event()
     accepted.set()
-    telemetry = Telemetry(config, control, describe(config), accepted)
+    telemetry = Telemetry(lambda: config, control, describe(config), accepted)
     async with asyncio.TaskGroup() as group:
         for service in telemetry.early_services:
             group.create_task(service.run())

@@ -95,7 +95,7 @@ class Stage:
     async def reload(self, **nat_traversal: object) -> Finding | None:
         """What is known a while after a reload of these keys."""
         self._configuration.current = Config.model_validate({"nat_traversal": nat_traversal})
-        self.traversal.services.exchange()
+        self.traversal.component().live["nat_traversal"]()
         await asyncio.sleep(10)
         return self.traversal.finding
 
@@ -115,7 +115,7 @@ async def test_what_was_found_outlives_a_reload_that_does_not_ask_for_something_
     monkeypatch: pytest.MonkeyPatch, reloads: list[dict[str, object]], known: Finding | None
 ) -> None:
     stage = Stage(monkeypatch)
-    running = asyncio.create_task(stage.traversal.services.run())
+    running = asyncio.create_task(stage.traversal.component().services[0].run())
     await asyncio.sleep(1)
     assert stage.traversal.finding == FOUND
     stage.answers = False

@@ -14,10 +14,12 @@ from structlog.testing import capture_logs
 from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
 from plexd.errors import ControlError, KernelError, NotFound, Unauthenticated
-from plexd.events.effects import Effects
+from plexd.events.dispatch import Dispatch
 from plexd.events.rejections import Rejections
+from plexd.events.state import StateEvents
 from plexd.mesh.changes import AddRoute, Change, PutPeer, RemovePeer, RemoveRoute
 from plexd.mesh.desired import Candidates, DataEntry, Desired, EndpointSource, SigningKeys
+from plexd.mesh.events import ActionRequested, RotationRequested, SSHSessionRequested
 from plexd.mesh.keys import PresharedKey
 from plexd.node.health import Condition, Health
 from plexd.node.state import Node
@@ -69,11 +71,26 @@ class World:
         self.mesh = build_mesh(self.kernel, self.kernel.table, self.node, settings_of, self.health, lambda: EPOCH)
         self.converger = Converger([self.mesh.resource], self.health)
         self.done = Done()
-        self.effects = Effects(
-            self.node, own_node, self.converger.apply_event, self.done.pulls, self.done.rotations,
-            self.done.actions.append, self.done.sessions.append, self._save, self._save_entries, lambda: EPOCH,
-        )  # fmt: skip
+        self.dispatch = Dispatch(own_node, self.done.pulls, lambda: EPOCH)
+        state = StateEvents(self.node, self.converger.apply_event, self.done.pulls, self._save, self._save_entries)
+        self.dispatch.add(state.component().events)
+        self.dispatch.add(
+            {
+                RotationRequested: self._rotate,
+                ActionRequested: self._note_action,
+                SSHSessionRequested: self._note_session,
+            }
+        )
         self.was: Desired
+
+    async def _rotate(self, _event: RotationRequested, _envelope: object) -> None:
+        self.done.rotations("event")
+
+    async def _note_action(self, event: ActionRequested, _envelope: object) -> None:
+        self.done.actions.append(event.execution_id)
+
+    async def _note_session(self, event: SSHSessionRequested, _envelope: object) -> None:
+        self.done.sessions.append(event.session_id)
 
     async def _save(self, keys: SigningKeys, event_id: str) -> None:
         assert event_id == "ev-1"
@@ -95,7 +112,7 @@ class World:
         issued_at = format_time(issued)
         nanoseconds = parse_nanoseconds(issued_at)
         assert nanoseconds is not None
-        await self.effects.handle(Envelope(event_type, "ev-1", issued_at, nanoseconds // 1000, "n", text, b""))
+        await self.dispatch.handle(Envelope(event_type, "ev-1", issued_at, nanoseconds // 1000, "n", text, b""))
 
 
 def after(*events: tuple[str, Any]) -> World:
@@ -415,12 +432,12 @@ class Answers:
 
 
 @pytest.mark.virtual_time
-async def test_actions_and_sessions_are_refused_with_their_reasons() -> None:
+async def test_actions_and_sessions_are_rejected_with_their_reasons() -> None:
     answers = Answers()
-    refusals = Rejections(answers, make_node())
-    refusals.refuse_action("x-1")
-    refusals.refuse_session("s-1")
-    task = asyncio.create_task(refusals.run())
+    rejections = Rejections(answers, make_node())
+    rejections.reject_action("x-1")
+    rejections.reject_session("s-1")
+    task = asyncio.create_task(rejections.run())
     await asyncio.sleep(1)
     task.cancel()
     assert answers.executions == [("x-1", "actions_disabled")]
@@ -428,12 +445,12 @@ async def test_actions_and_sessions_are_refused_with_their_reasons() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_refusals_wait_while_the_identity_is_refused() -> None:
+async def test_rejections_wait_while_the_identity_is_refused() -> None:
     answers, node = Answers(), make_node()
     node.refuse()
-    refusals = Rejections(answers, node)
-    refusals.refuse_action("x-1")
-    task = asyncio.create_task(refusals.run())
+    rejections = Rejections(answers, node)
+    rejections.reject_action("x-1")
+    task = asyncio.create_task(rejections.run())
     await asyncio.sleep(1000)
     assert answers.executions == []
     node.accept(node.credential())
@@ -443,24 +460,24 @@ async def test_refusals_wait_while_the_identity_is_refused() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_refusal_that_met_a_401_is_delivered_later() -> None:
+async def test_rejection_that_met_a_401_is_delivered_later() -> None:
     answers = Answers(Unauthenticated("401", status=401))
-    refusals = Rejections(answers, make_node())
-    refusals.refuse_action("x-1")
-    refusals.refuse_action("x-2")
-    task = asyncio.create_task(refusals.run())
+    rejections = Rejections(answers, make_node())
+    rejections.reject_action("x-1")
+    rejections.reject_action("x-2")
+    task = asyncio.create_task(rejections.run())
     await asyncio.sleep(100)
     task.cancel()
     assert [execution_id for execution_id, _ in answers.executions] == ["x-1", "x-2"]
 
 
 @pytest.mark.virtual_time
-async def test_refusal_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
+async def test_rejection_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
     answers = Answers(NotFound("404", status=404))
-    refusals = Rejections(answers, make_node())
-    refusals.refuse_action("x-1")
-    refusals.refuse_action("x-2")
-    task = asyncio.create_task(refusals.run())
+    rejections = Rejections(answers, make_node())
+    rejections.reject_action("x-1")
+    rejections.reject_action("x-2")
+    task = asyncio.create_task(rejections.run())
     await asyncio.sleep(100)
     task.cancel()
     assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
@@ -482,13 +499,13 @@ async def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them()
 
 
 @pytest.mark.virtual_time
-async def test_what_the_old_node_was_asked_for_is_no_business_of_the_new() -> None:
+async def test_requests_to_the_former_node_do_not_reach_the_new_one() -> None:
     answers, node = Answers(), make_node()
-    refusals = Rejections(answers, node)
-    refusals.refuse_action("x-1")
+    rejections = Rejections(answers, node)
+    rejections.reject_action("x-1")
     node.renew(node.identity, node.desired, 0.0)
-    refusals.refuse_action("x-2")
-    task = asyncio.create_task(refusals.run())
+    rejections.reject_action("x-2")
+    task = asyncio.create_task(rejections.run())
     await asyncio.sleep(1)
     task.cancel()
     assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
@@ -501,10 +518,16 @@ async def test_action_is_answered_while_sessions_wait_for_the_control_plane() ->
             await asyncio.Event().wait()
 
     answers = Slow()
-    refusals = Rejections(answers, make_node())
-    refusals.refuse_session("s-1")
-    refusals.refuse_action("x-1")
-    task = asyncio.create_task(refusals.run())
+    rejections = Rejections(answers, make_node())
+    rejections.reject_session("s-1")
+    rejections.reject_action("x-1")
+    task = asyncio.create_task(rejections.run())
     await asyncio.sleep(1)
     task.cancel()
     assert [execution_id for execution_id, _ in answers.executions] == ["x-1"]
+
+
+def test_two_handlers_for_one_type_of_event_are_a_mistake() -> None:
+    world = World()
+    with pytest.raises(ValueError, match="two handlers for ActionRequested"):
+        world.dispatch.add(Rejections(Answers(), world.node).component().events)

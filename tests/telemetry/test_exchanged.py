@@ -1,4 +1,4 @@
-"""A pipeline that is put together anew: nothing is lost between the two, and what is counted goes on."""
+"""A pipeline that is exchanged for a new one: nothing is lost between the two, and the counters go on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from plexd.runtime.exchange import Exchangeable
 from plexd.store.cursors import Cursors
 from plexd.telemetry.counters import Counters
 from plexd.telemetry.gaps import Reason
 from plexd.telemetry.pipeline import Pipeline
-from plexd.telemetry.renewable import Renewable
 from tests.telemetry.harness import Stage, error
 
 pytestmark = pytest.mark.virtual_time
@@ -67,22 +67,22 @@ class Bench:
 @pytest.mark.parametrize("status", [None, 503])
 async def test_successor_goes_on_where_the_other_one_got(tmp_path: Path, status: int | None) -> None:
     bench = Bench(tmp_path)
-    service = Renewable("logs", bench.build, bench.retire)
+    service = Exchangeable("logs", bench.build, Pipeline.run, bench.retire)
     running = asyncio.create_task(service.run())
     await asyncio.sleep(15)
     if status is not None:
         bench.plane.judge = lambda _: error(status)
     await bench.stages[0].hand.feed.gap(Reason.ROTATED_AWAY, 1, 0)
-    service.renew()
+    service.exchange()
     await asyncio.sleep(30)
     bench.plane.judge = lambda _: None
     await asyncio.sleep(60)
     bench.is_on = False
-    service.renew()
+    service.exchange()
     await asyncio.sleep(30)
     last = bench.plane.numbers[-1]
     bench.is_on = True
-    service.renew()
+    service.exchange()
     await asyncio.sleep(30)
     assert len(bench.stages) == 3
     assert bench.plane.numbers == list(range(bench.plane.numbers[-1] + 1))
@@ -95,10 +95,10 @@ async def test_successor_goes_on_where_the_other_one_got(tmp_path: Path, status:
 async def test_end_that_was_interrupted_is_gone_through_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.plane.seconds = 3.0
-    service = Renewable("logs", bench.build, bench.retire)
+    service = Exchangeable("logs", bench.build, Pipeline.run, bench.retire)
     running = asyncio.create_task(service.run())
     await asyncio.sleep(15)
-    service.renew()
+    service.exchange()
     await asyncio.sleep(1)
     running.cancel()
     await asyncio.wait({running})
@@ -115,7 +115,7 @@ async def test_end_that_was_interrupted_is_gone_through_again(tmp_path: Path) ->
 
 async def test_failure_is_the_supervisors_to_see_and_the_pipeline_stays(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    service = Renewable("logs", bench.build, bench.retire)
+    service = Exchangeable("logs", bench.build, lambda pipeline: pipeline.run(), bench.retire)
     pipeline = bench.stages[0].pipeline
     run = pipeline.run
 
