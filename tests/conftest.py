@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
 from collections.abc import Iterator
 
@@ -12,21 +10,10 @@ import structlog
 from hypothesis import settings
 
 from plexd import masking
-from tests.virtual_time import run_virtual
+from tests.coroutine_tests import pytest_pyfunc_call  # noqa: F401 - a hook
 
 settings.register_profile("plexd", deadline=None, print_blob=True)
 settings.load_profile("plexd")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a coroutine test in an event loop of its own: in virtual time where the test is marked so."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    run = asyncio.run if pyfuncitem.get_closest_marker("virtual_time") is None else run_virtual
-    run(pyfuncitem.obj(**arguments))
-    return True
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.coroutine_tests import pytest_pyfunc_call  # noqa: F401 - a hook
 from tests.namespaces import inside
 from tests.tunnel.harness import Network
 
