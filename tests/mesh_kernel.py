@@ -8,6 +8,7 @@ from typing import Any, Literal
 from plexd.linux.interface import InterfaceName
 from plexd.linux.kernel import Kernel
 from plexd.mesh.changes import Change, Outcome, RemoveTable, ReplaceTable
+from plexd.mesh.firewall import TABLE
 from plexd.mesh.observed import MESH_ALIAS, MESH_SECTION, Observed
 
 
@@ -17,7 +18,7 @@ class MeshKernel(Kernel):
     def __init__(self, name: str, backend: Literal["auto", "kernel", "userspace"], userspace_program: str) -> None:
         super().__init__()
         self.mesh = self.interface(InterfaceName(name, MESH_ALIAS, MESH_SECTION), backend, userspace_program)
-        self.mesh_table = self.table()
+        self.mesh_table = self.table(TABLE)
 
     async def observe(self, endpoints: Collection[bytes] | None = None, *, device: bool = True) -> Observed:
         return await self.mesh.observe(endpoints, device=device)

@@ -20,6 +20,7 @@ from plexd.converge.wanted import Wanted
 from plexd.converge.watch import Watch
 from plexd.linux.kernel import Kernel
 from plexd.mesh.drift import Correction
+from plexd.mesh.firewall import TABLE
 from plexd.mesh.target import Settings
 from plexd.node.health import Health
 from plexd.node.state import Node
@@ -67,7 +68,7 @@ class Convergence:
         name = mesh_interface_name(config)
         self._kernel = kernel
         self._interface = kernel.interface(name, config.mesh.backend, config.mesh.userspace_program)
-        self.mesh = build_mesh(self._interface, kernel.table(), node, settings, health)
+        self.mesh = build_mesh(self._interface, kernel.table(TABLE), node, settings, health)
         self._interface.is_wanted = self.mesh.wanted.is_wanted
         self.converger = Converger([self.mesh.resource], health)
 

@@ -26,6 +26,7 @@ from plexd.linux.kernel import Kernel
 from plexd.linux.units import disable_unit, stop_unit
 from plexd.log import get_logger
 from plexd.mesh.address import format_ip
+from plexd.mesh.firewall import TABLE
 from plexd.store.files import DataDirectory, DirectoryLocked
 from plexd.store.identity import Identity, IdentityDamaged, IdentityStore, data_dir_is_purgeable
 from plexd.store.snapshot import SnapshotStore
@@ -187,7 +188,7 @@ def _known_identity(identities: IdentityStore) -> Identity | None:
 async def _tear_down(config: Config, identity: Identity | None) -> list[str]:
     kernel = Kernel()
     kernel.interface(mesh_interface_name(config), config.mesh.backend, config.mesh.userspace_program)
-    kernel.table()
+    kernel.table(TABLE)
     try:
         key = identity.private_key if identity is not None else None
         return await kernel.tear_down(key.public() if key is not None else None)

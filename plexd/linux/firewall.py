@@ -14,18 +14,19 @@ from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.changes import Outcome, ReplaceTable, TableChange
-from plexd.mesh.firewall import FAMILY, TABLE, Json, Ruleset, SetChange, amendment, fingerprint
+from plexd.mesh.firewall import FAMILY, Json, Ruleset, SetChange, amendment, fingerprint
 from plexd.runtime.threads import in_mesh_thread
 
 
 class FirewallTable:
     """`writes` counts the transactions that changed something, `reads` how often the table was read."""
 
-    def __init__(self) -> None:
-        self.name = f"{FAMILY} {TABLE}"
+    def __init__(self, table: str) -> None:
+        self.name = f"{FAMILY} {table}"
         self.writes = 0
         self.reads = 0
-        self._nft = Nftables()
+        self._table = table
+        self._nft = Nftables(table)
         self._put: Ruleset | None = None  # what was last put there
         self._is_intact = False  # as far as is known
         self._fingerprint: str | None = None  # of how that was read back, None until it was
@@ -69,7 +70,7 @@ class FirewallTable:
 
     async def watch(self, noticed: asyncio.Event) -> None:
         """Set `noticed` when a look at the table may show something else than the last one. Raises OSError."""
-        await nftables.watch(lambda generation: generation in self._known, noticed)
+        await nftables.watch(self._table, lambda generation: generation in self._known, noticed)
 
     async def replace(self, ruleset: Ruleset) -> None:
         """By an amendment where that will do, which keeps the counters. Raises KernelError; the table that was there is

@@ -41,9 +41,9 @@ class Kernel:
         self._interfaces.append(interface)
         return interface
 
-    def table(self) -> FirewallTable:
-        """An nftables table to drive and to watch. Nothing is created yet."""
-        table = FirewallTable()
+    def table(self, name: str) -> FirewallTable:
+        """An nftables table of family inet to drive and to watch. Nothing is created yet."""
+        table = FirewallTable(name)
         self._tables.append(table)
         return table
 

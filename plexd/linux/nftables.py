@@ -29,7 +29,7 @@ from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyR
 from plexd.linux.netlink import RECEIVE_BYTES, Message, NetlinkSocket, attribute, attributes, split
 from plexd.linux.set_elements import NFGENMSG, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_UNSPEC, Batch, batch
 from plexd.linux.wireguard.program import SEARCH_PATH
-from plexd.mesh.firewall import FAMILY, TABLE, Json, SetChange
+from plexd.mesh.firewall import FAMILY, Json, SetChange
 from plexd.runtime.threads import in_mesh_thread
 
 TIMEOUT_SECONDS = 10.0
@@ -58,13 +58,16 @@ _BURST = 64  # read in one go before others have their turn
 _BUFFER_BYTES = 1 << 20  # room for the announcement of some thousand rules
 
 _INET = bytes([NFPROTO_INET])
-_NAME = TABLE.encode() + b"\0"
 
 
 class Nftables:
-    """Every method but `generation` and `close` raises FirewallUnavailable, NotPermitted or another KernelError."""
+    """One table of family inet, by its name.
 
-    def __init__(self, program: str = "nft") -> None:
+    Every method but `generation` and `close` raises FirewallUnavailable, NotPermitted or another KernelError.
+    """
+
+    def __init__(self, table: str, program: str = "nft") -> None:
+        self._table = table
         self._program = program
         self._asking: NetlinkSocket | None = None  # those two kept open: to close one waits as nft does
         self._amending: NetlinkSocket | None = None
@@ -91,7 +94,7 @@ class Nftables:
     async def amend(self, changes: Sequence[SetChange], generation: int | None = None) -> bool:
         """One transaction, as in `apply`. With the number of a generation it is done only if that one still stands, and
         makes the next one; False where another does."""
-        return await in_mesh_thread(self._amend, batch(changes, generation))
+        return await in_mesh_thread(self._amend, batch(self._table, changes, generation))
 
     async def read_table(self) -> Json | None:
         """What `nft -j list table` says; None when there is no such table."""
@@ -99,7 +102,7 @@ class Nftables:
 
     async def delete_table(self) -> bool:
         """Whether there was one; deleting what is not there succeeds."""
-        table: Json = {"table": {"family": FAMILY, "name": TABLE}}
+        table: Json = {"table": {"family": FAMILY, "name": self._table}}
         was_there = await in_mesh_thread(self._is_there)
         if was_there:
             await self.apply({"nftables": [{"add": table}, {"delete": table}]})
@@ -137,11 +140,11 @@ class Nftables:
 
     def _apply(self, document: Json, done: Callable[[], object]) -> None:
         with _translated(), NetlinkSocket(NETLINK_NETFILTER) as asking, _open_announcements() as announcements:
-            before = _table_handle(asking)
+            before = _table_handle(asking, self._table)
             with _Run(self._find(), ("-j", "-f", "-"), json.dumps(document).encode()) as run:
                 while not run.wait(announcements):
                     # the transaction makes a new table, which has a handle that none before had
-                    if _drain(announcements) and _table_handle(asking) != before:
+                    if _drain(announcements) and _table_handle(asking, self._table) != before:
                         done()
                         run.wait()
                 if run.status != 0:
@@ -149,19 +152,21 @@ class Nftables:
 
     def _read_table(self) -> Json | None:
         with _translated(), NetlinkSocket(NETLINK_NETFILTER) as asking:
-            if _table_handle(asking) is None:
+            if _table_handle(asking, self._table) is None:
                 return None
-            with _Run(self._find(), ("-j", "-p", "list", "table", FAMILY, TABLE)) as run:  # -p: protocols as numbers
+            with _Run(
+                self._find(), ("-j", "-p", "list", "table", FAMILY, self._table)
+            ) as run:  # -p: protocols as numbers
                 run.wait()
                 if run.status == 0:
                     return _table(run.output())
-                if _table_handle(asking) is None:
+                if _table_handle(asking, self._table) is None:
                     return None
                 raise KernelError(f"nft cannot list the table: {run.complaint()}")
 
     def _is_there(self) -> bool:
         with _translated(), NetlinkSocket(NETLINK_NETFILTER) as asking:
-            return _table_handle(asking) is not None
+            return _table_handle(asking, self._table) is not None
 
     def _find(self) -> str:
         path = shutil.which(self._program, path=SEARCH_PATH)
@@ -170,13 +175,13 @@ class Nftables:
         return path
 
 
-async def watch(is_known: Callable[[int], bool], noticed: asyncio.Event) -> None:
-    """Set `noticed` whenever our table may not be any more what the last look at it showed, for a start at once.
+async def watch(table: str, is_known: Callable[[int], bool], noticed: asyncio.Event) -> None:
+    """Set `noticed` whenever the table may differ from what the last look at it showed, and once at the start.
 
-    A transaction is told as its changes and, at the end, the generation that it made; `is_known` tells whether that is
-    the one of the last look. What others do with tables of their own wakes nobody. Raises OSError.
+    The kernel notifies of the changes of a transaction and, at its end, of the generation that it made; `is_known`
+    tells whether that is the generation of the last look. Changes of other tables set nothing. Raises OSError.
     """
-    loop = asyncio.get_running_loop()
+    loop, own = asyncio.get_running_loop(), table.encode() + b"\0"
     with _open_changes() as sock:
         noticed.set()
         is_ours = False
@@ -186,7 +191,7 @@ async def watch(is_known: Callable[[int], bool], noticed: asyncio.Event) -> None
                     data = await loop.sock_recv(sock, RECEIVE_BYTES)
                     for kind, _, _, start, end in split(data):
                         if kind != NFT_MSG_NEWGEN:
-                            is_ours = is_ours or _is_about_our_table(data[start:end])
+                            is_ours = is_ours or _is_about(own, data[start:end])
                         elif is_ours:
                             is_ours = False
                             if not is_known(_read_generation(data[start:end])):
@@ -334,12 +339,12 @@ def _open_changes() -> socket.socket:
     return sock
 
 
-def _is_about_our_table(payload: bytes) -> bool:
-    """Whether a notification tells of our table, or of something in it: all kinds name the table in attribute 1."""
+def _is_about(table: bytes, payload: bytes) -> bool:
+    """Whether a notification is about the table or its content: every kind names the table in attribute 1."""
     if payload[:1] != _INET:
         return False
     return any(
-        kind == NFTA_TABLE_NAME and payload[start:end] == _NAME
+        kind == NFTA_TABLE_NAME and payload[start:end] == table
         for kind, start, end in attributes(payload, NFGENMSG.size, len(payload))
     )
 
@@ -358,9 +363,9 @@ def _drain(announcements: socket.socket) -> bool:
     return count > 0
 
 
-def _table_handle(asking: NetlinkSocket) -> bytes | None:
+def _table_handle(asking: NetlinkSocket, table: str) -> bytes | None:
     """What the kernel calls our table, never used twice; None while there is none."""
-    payload = NFGENMSG.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, _NAME)
+    payload = NFGENMSG.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, table.encode() + b"\0")
     try:
         answer = asking.get(Message(NFT_MSG_GETTABLE, 0, payload))[0]
     except FileNotFoundError:

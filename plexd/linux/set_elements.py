@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from plexd.linux.netlink import NESTED, NLM_F_CREATE, NLM_F_EXCL, Message, attribute
-from plexd.mesh.firewall import TABLE, SetChange
+from plexd.mesh.firewall import SetChange
 
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_UNSPEC, NFPROTO_INET = 0, 1
@@ -25,8 +25,6 @@ _NFTA_SET_ELEM_KEY, _NFTA_SET_ELEM_USERDATA = 1, 6
 _NFTA_DATA_VALUE = 1
 _UDATA_COMMENT = 0  # as nft keeps it: type, length, text ended by a zero
 
-_NAME = TABLE.encode() + b"\0"
-
 
 class Batch(NamedTuple):
     begin: Message
@@ -34,11 +32,13 @@ class Batch(NamedTuple):
     end: Message
 
 
-def batch(changes: Iterable[SetChange], generation: int | None) -> Batch:
-    """With a generation the kernel refuses it when the rule set is another one by then (ERESTART).
+def batch(table: str, changes: Iterable[SetChange], generation: int | None) -> Batch:
+    """The messages that change elements of sets of a table.
 
-    It refuses as well to add what is there, or to take out what is not. A counter comes with the elements of sets that
-    have counters, without being asked for.
+    With a generation the kernel refuses the batch when the rule set is another one by then (ERESTART).
+
+    It also refuses to add an element that is there, or to remove one that is not. Elements of sets with counters get
+    their counter without being asked for.
     """
     frame = NFGENMSG.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
     number = b"" if generation is None else attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
@@ -47,18 +47,20 @@ def batch(changes: Iterable[SetChange], generation: int | None) -> Batch:
         # in this order: one with a new comment goes before it comes
         if change.removed:
             elements = [_element(key, "") for key in change.removed]
-            messages.append(Message(_NFT_MSG_DELSETELEM, 0, _payload(change.name, elements)))
+            messages.append(Message(_NFT_MSG_DELSETELEM, 0, _payload(table, change.name, elements)))
         if change.added:
             elements = [_element(key, comment) for key, comment in change.added.items()]
-            messages.append(Message(_NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, _payload(change.name, elements)))
+            messages.append(
+                Message(_NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, _payload(table, change.name, elements))
+            )
     begin, end = (Message(kind, 0, frame) for kind in (_NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END))
     return Batch(begin._replace(payload=frame + number), messages, end)
 
 
-def _payload(name: str, elements: Iterable[bytes]) -> bytes:
+def _payload(table: str, name: str, elements: Iterable[bytes]) -> bytes:
     return (
         NFGENMSG.pack(NFPROTO_INET, 0, 0)
-        + attribute(_NFTA_SET_ELEM_LIST_TABLE, _NAME)
+        + attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
         + attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
         + attribute(_NFTA_SET_ELEM_LIST_ELEMENTS | NESTED, b"".join(elements))
     )

@@ -87,7 +87,8 @@ class Ruleset:
     """The whole table. Equal rulesets have the same `digest`.
 
     `frame` are the commands that make it, without the elements of `sets`, by which one ruleset may differ from another
-    of the same `frame_digest`. `rules` counts those of policies. `fault` says why it cannot be had; the rest is empty.
+    of the same `frame_digest`. `rules` counts those of policies. `fault` says why the kernel cannot have the
+    ruleset; the other fields are empty then. `table` is the name of the table, of family inet.
     """
 
     digest: str
@@ -96,16 +97,17 @@ class Ruleset:
     sets: Mapping[str, Elements] = field(compare=False, repr=False)
     rules: int = field(compare=False)
     fault: str = field(default="", compare=False)
+    table: str = TABLE
 
     @classmethod
-    def of(cls, frame: Sequence[Json], sets: Mapping[str, Elements], rules: int) -> Ruleset:
+    def of(cls, frame: Sequence[Json], sets: Mapping[str, Elements], rules: int, table: str) -> Ruleset:
         text = json.dumps(frame, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return cls(_digest(digest, sets), frame, digest, sets, rules)
+        return cls(_digest(digest, sets), frame, digest, sets, rules, table=table)
 
     def document(self) -> Json:
         """The transaction that puts the table in the place of the one there. Takes 10 ms for ten thousand elements."""
-        table: Json = {"table": {"family": FAMILY, "name": TABLE}}
+        table: Json = {"table": {"family": FAMILY, "name": self.table}}
         # adding it first makes deleting it succeed where there is none
         replacement = [{"add": table}, {"delete": table}, {"add": table}]
         meta = {"metainfo": {"json_schema_version": 1}}
@@ -159,6 +161,7 @@ def ruleset(
     *,
     visible: Iterable[bytes] = (),
     temporary_allows: TemporaryAllows = NO_OPENINGS,
+    table: str = TABLE,
 ) -> Ruleset:
     """The whole table; without rules it is the baseline. Rules that are too many are its fault.
 
@@ -168,7 +171,7 @@ def ruleset(
     if len(lines) > MAX_RULES:
         fault = f"the policies make {len(lines)} rules for this node, more than {MAX_RULES}"
         return Ruleset(hashlib.sha256(repr(rules).encode()).hexdigest(), (), "", {}, len(rules), fault)
-    writer = _Writer()
+    writer = _Writer(table)
     _base_chains(writer, settings)
     writer.rule("mesh", _in_state("invalid"), _COUNTER, _DROP)
     writer.rule("mesh", _in_state("related"), _COUNTER, _ACCEPT)
@@ -178,7 +181,7 @@ def ruleset(
     _judging(writer, "opening", group(_opening_lines(temporary_allows)))
     _judging(writer, "policy", group(lines))
     writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
-    return Ruleset.of(writer.commands(), writer.sets, len(rules))
+    return Ruleset.of(writer.commands(), writer.sets, len(rules), table)
 
 
 def with_peers(
@@ -315,7 +318,8 @@ _ADDRESS_TYPE = {4: "ipv4_addr", 16: "ipv6_addr"}
 class _Writer:
     """Collects the commands in the order the kernel wants them: what is referred to comes first."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: str) -> None:
+        self._table = table
         self.sets: dict[str, Elements] = {}
         self._chains: list[Json] = []
         self._sets: list[Json] = []
@@ -323,26 +327,25 @@ class _Writer:
 
     def chain(self, name: str, hook: str = "") -> None:
         base = {"type": "filter", "hook": hook, "prio": PRIORITY, "policy": "accept"} if hook else {}
-        self._chains.append(_add("chain", name=name, **base))
+        self._chains.append(self._add("chain", name=name, **base))
 
     def set(self, name: str, elements: Elements) -> None:
         types = elements.types
         # nft takes a list for a concatenation, even of one
         type_ = types[0] if len(types) == 1 else list(types)
         counting = {"stmt": [_COUNTER]} if elements.counted else {}
-        self._sets.append(_add("set", name=name, type=type_, **counting))
+        self._sets.append(self._add("set", name=name, type=type_, **counting))
         self.sets[name] = elements
 
     def rule(self, chain: str, *expressions: Json, comment: str = "") -> None:
         mark = {"comment": comment} if comment else {}
-        self._rules.append(_add("rule", chain=chain, expr=expressions, **mark))
+        self._rules.append(self._add("rule", chain=chain, expr=expressions, **mark))
 
     def commands(self) -> list[Json]:
         return [*self._chains, *self._sets, *self._rules]
 
-
-def _add(kind: str, **members: Any) -> Json:
-    return {"add": {kind: {"family": FAMILY, "table": TABLE, **members}}}
+    def _add(self, kind: str, **members: Any) -> Json:
+        return {"add": {kind: {"family": FAMILY, "table": self._table, **members}}}
 
 
 def _base_chains(writer: _Writer, settings: Settings) -> None:

@@ -19,7 +19,7 @@ from plexd.lab.namespaces import Namespace, run
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import Json, Settings
+from plexd.mesh.firewall import TABLE, Json, Settings
 from plexd.mesh.policy import Local, resolve
 from tests.bench.figure import Figure
 from tests.mesh.rendering import render
@@ -83,7 +83,7 @@ def _measure_loading() -> list[Figure]:
 
 async def _load() -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {}
-    door = Nftables()
+    door = Nftables(TABLE)
     try:
         for count in LOADED:
             for _ in range(ROUNDS):

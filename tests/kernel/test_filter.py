@@ -11,7 +11,7 @@ import pytest
 from plexd.linux.firewall import FirewallTable
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import Ruleset, Settings, fingerprint, ruleset
+from plexd.mesh.firewall import TABLE, Ruleset, Settings, fingerprint, ruleset
 from plexd.mesh.policy import Action, Protocol, Rule, Side
 from tests.linux.crossings import cross
 from tests.linux.wires import Wires
@@ -52,7 +52,7 @@ async def test_thousand_rules_of_many_shapes_read_the_same_again_and_again() -> 
         for number, (host, (length, protocol, action)) in enumerate(zip(hosts, itertools.cycle(shapes), strict=False))
         if protocol is not Protocol.ICMP or number % 2
     ]
-    door = Nftables()
+    door = Nftables(TABLE)
     seen = set()
     try:
         for _ in range(2):
@@ -78,7 +78,7 @@ async def test_table_amended_is_the_table_loaded_anew() -> None:
         ]
         return ruleset(Settings(parse_ip("10.100.1.1"), ("plexd0",)), rules, visible=hosts)
 
-    table, door = FirewallTable(), Nftables()
+    table, door = FirewallTable(TABLE), Nftables(TABLE)
     for number in range(4):
         await table.replace(wanted(number))
         assert await table.observe() == wanted(number).digest

@@ -15,7 +15,7 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import hits, rule_comment
+from plexd.mesh.firewall import TABLE, hits, rule_comment
 from plexd.mesh.policy import Action, resolve
 from plexd.mesh.visibility import Visibility
 from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive
@@ -106,7 +106,7 @@ def cross(wires: Wires, seed: int) -> None:
         )
 
     async def judge() -> tuple[set[int], dict[str, Any]]:
-        door = Nftables()
+        door = Nftables(TABLE)
         try:
             await door.apply(document)
             for number, packet in traffic.items():

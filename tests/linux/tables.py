@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Awaitable, Callable
 
 from plexd.linux.firewall import FirewallTable
+from plexd.mesh.firewall import TABLE
 
 
 def nft(*words: str) -> str:
@@ -15,7 +16,7 @@ def nft(*words: str) -> str:
 
 def play(scene: Callable[[FirewallTable], Awaitable[None]]) -> None:
     async def main() -> None:
-        table = FirewallTable()
+        table = FirewallTable(TABLE)
         try:
             async with asyncio.timeout(60):
                 await scene(table)

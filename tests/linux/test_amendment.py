@@ -19,6 +19,7 @@ from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Policy
 from plexd.mesh.firewall import (
     NO_OPENINGS,
+    TABLE,
     Ruleset,
     SetChange,
     Settings,
@@ -56,7 +57,7 @@ def ports(*numbers: int) -> Ruleset:
 
 async def whole(wanted: Ruleset) -> str | None:
     """The fingerprint of the table after it was loaded anew."""
-    door = Nftables()
+    door = Nftables(TABLE)
     try:
         await door.apply(wanted.document())
         table = await door.read_table()
@@ -118,7 +119,7 @@ def test_table_amended_is_the_table_loaded_anew(
         )
 
     async def main() -> None:
-        table = FirewallTable()
+        table = FirewallTable(TABLE)
         for step in steps:
             await table.replace(target := wanted(*step))
             assert await table.observe() == target.digest
@@ -286,7 +287,7 @@ def test_amendment_that_fails_otherwise_is_made_up_for_by_the_whole_table(
 def test_batch_is_all_or_nothing_and_keeps_to_its_generation() -> None:
     async def scene(table: FirewallTable) -> None:
         await table.replace(peers(2, 3))
-        door = Nftables()
+        door = Nftables(TABLE)
         three, four, five = (bytes([10, 100, 1, number]) for number in (3, 4, 5))
         before = nft("list", "ruleset")
         generation = door.generation()

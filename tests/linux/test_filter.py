@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import Json, TemporaryAllow, TemporaryAllows
+from plexd.mesh.firewall import TABLE, Json, TemporaryAllow, TemporaryAllows
 from plexd.mesh.policy import Protocol, resolve
 from tests.linux.crossings import cross
 from tests.linux.wires import MESH, Wires, run
@@ -67,7 +67,7 @@ def test_text_from_outside_stands_in_comments_and_changes_nothing_else(
         return render(settings_, rules, visible=[PEERS["n_b"].mesh_ip], temporary_allows=temporary_allows)
 
     async def listed(document: Json) -> str:
-        door = Nftables()
+        door = Nftables(TABLE)
         try:
             await door.apply(document)
         finally:

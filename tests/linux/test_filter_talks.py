@@ -14,7 +14,7 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import NO_OPENINGS, Json, Settings, TemporaryAllow, TemporaryAllows
+from plexd.mesh.firewall import NO_OPENINGS, TABLE, Json, Settings, TemporaryAllow, TemporaryAllows
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
 from plexd.mesh.policy import Local, Protocol, resolve
 from tests.linux.homes import CONTAINER, MESH, NODE, PEER, Homes, wait_until
@@ -63,7 +63,7 @@ class Firewall:
 
     def apply(self, *documents: Json) -> None:
         async def each() -> None:
-            door = Nftables()
+            door = Nftables(TABLE)
             try:
                 for document in documents:
                     await door.apply(document)

@@ -20,7 +20,7 @@ from plexd.linux import nftables
 from plexd.linux.firewall import FirewallTable
 from plexd.mesh.address import parse_ip
 from plexd.mesh.changes import ReplaceTable
-from plexd.mesh.firewall import Ruleset, Settings, ruleset
+from plexd.mesh.firewall import TABLE, Ruleset, Settings, ruleset
 from plexd.mesh.keys import PrivateKey
 from plexd.mesh.target import Settings as MeshSettings
 from plexd.node.health import Condition, Health
@@ -43,7 +43,7 @@ NEIGHBOUR = "add table ip neighbour; add chain ip neighbour in { type filter hoo
 def refused() -> Ruleset:
     """The baseline and, in the same transaction, a rule for a chain that is not there."""
     rule = {"family": "inet", "table": "plexd", "chain": "nowhere", "expr": [{"drop": None}]}
-    return Ruleset.of([*BASELINE.frame, {"add": {"rule": rule}}], {}, 1)
+    return Ruleset.of([*BASELINE.frame, {"add": {"rule": rule}}], {}, 1, TABLE)
 
 
 def test_table_is_what_was_put_there_until_somebody_touches_it(namespace: str) -> None:
@@ -113,7 +113,7 @@ def test_refused_transaction_changes_nothing(namespace: str) -> None:
 def test_table_of_an_earlier_run_is_not_taken_for_ours(namespace: str) -> None:
     async def scene(table: FirewallTable) -> None:
         await table.replace(BASELINE)
-        later = FirewallTable()
+        later = FirewallTable(TABLE)
         assert await later.observe() == ""
         assert await later.remove()
         assert not await later.remove()

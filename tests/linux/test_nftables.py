@@ -19,7 +19,7 @@ from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyR
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import Settings, fingerprint
+from plexd.mesh.firewall import TABLE, Settings, fingerprint
 from plexd.mesh.policy import Action, Protocol, Rule, Side
 from tests.mesh.rendering import render
 
@@ -40,7 +40,7 @@ def nft(*arguments: str) -> str:
 
 @contextlib.asynccontextmanager
 async def opened(program: str = "nft") -> AsyncIterator[Nftables]:
-    door = Nftables(program)
+    door = Nftables(TABLE, program)
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             yield door
@@ -128,7 +128,7 @@ class TestWithTheKernel:
 
     async def test_watch_wakes_at_its_start_and_at_changes_of_our_table_however_many_rules_they_are(self) -> None:
         noticed = asyncio.Event()
-        task = asyncio.create_task(nftables.watch(lambda _: False, noticed))
+        task = asyncio.create_task(nftables.watch(TABLE, lambda _: False, noticed))
         try:
             async with opened() as door:
                 await noticed.wait()
@@ -153,7 +153,7 @@ class TestWithTheKernel:
             told.set()
             return True
 
-        task = asyncio.create_task(nftables.watch(is_known, noticed))
+        task = asyncio.create_task(nftables.watch(TABLE, is_known, noticed))
         async with opened() as door:
             await noticed.wait()
             noticed.clear()
@@ -177,7 +177,7 @@ class TestWithTheKernel:
         script.write_text(
             "import asyncio, sys\n"
             "from plexd.linux.nftables import Nftables\n"
-            "door = Nftables()\n"
+            "door = Nftables('plexd')\n"
             "async def attempt(call):\n"
             "    try:\n"
             "        await call\n"
@@ -196,7 +196,7 @@ class TestWithTheKernel:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nftables is for root")
 async def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nftables, "_table_handle", lambda _: b"1")
+    monkeypatch.setattr(nftables, "_table_handle", lambda *_: b"1")
     async with opened("no-such-nft") as door:
         for call in (door.apply(BASELINE), door.read_table(), door.delete_table()):
             with pytest.raises(FirewallUnavailable, match="no-such-nft not found: install the package nftables"):
@@ -215,7 +215,7 @@ async def test_without_nft_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 async def test_program_that_is_none_is_named(
     monkeypatch: pytest.MonkeyPatch, stand_in: Path, program: bytes, error: type[KernelError], says: str
 ) -> None:
-    monkeypatch.setattr(nftables, "_table_handle", lambda _: b"1")
+    monkeypatch.setattr(nftables, "_table_handle", lambda *_: b"1")
     stand_in.write_bytes(program)
     async with opened(str(stand_in)) as door:
         with pytest.raises(error, match=says) as raised:

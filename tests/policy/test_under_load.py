@@ -13,7 +13,7 @@ import pytest
 from plexd.lab.nodes import NodeProcess
 from plexd.linux.firewall import FirewallTable
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import Ruleset, Settings, ruleset
+from plexd.mesh.firewall import TABLE, Ruleset, Settings, ruleset
 from plexd.mesh.policy import Action, Protocol, Rule, Side
 from tests.namespaces import inside, marks
 from tests.policy.conftest import Mesh, allow, eventually
@@ -115,7 +115,7 @@ def test_nothing_leaks_and_nothing_stops_while_policies_are_replaced_100_times(
     mesh.one.namespace.run("nft", "delete", "table", "inet", "plexd")
 
     async def replace(count: int) -> None:
-        table = FirewallTable()
+        table = FirewallTable(TABLE)
         for number in range(count):
             await table.replace(policies(own, peer, number, mesh.two.interface, (ALLOWED, *more)))
         await table.close()
