@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Desired, Peer, Policy
-from plexd.mesh.firewall import Ruleset, TemporaryAllows, ruleset, with_peers
+from plexd.mesh.firewall import PeerChange, Ruleset, TemporaryAllows, ruleset, with_peers
 from plexd.mesh.policy import Local, Resolved, resolve
 from plexd.mesh.sharing import Shared, differing, with_changes
 from plexd.mesh.target import Target, TargetPeer, route_to
@@ -66,13 +66,16 @@ def amend(
         for peer_id in touched & everybody.peers.keys()
         if not before.visibility.shows(peer_id, everybody.peers[peer_id].allowed_ips)
     }
-    was = _visible_addresses((touched & before.everybody.peers.keys()) - before.hidden, before.peers)
-    come = _visible_addresses((touched & everybody.peers.keys()) - hidden, now.peers)
+    was_visible = (touched & before.everybody.peers.keys()) - before.hidden
+    is_visible = (touched & everybody.peers.keys()) - hidden
+    was, come = _visible_addresses(was_visible, before.peers), _visible_addresses(is_visible, now.peers)
     gone = was - come
     if gone and not gone.isdisjoint(map(attrgetter("mesh_ip"), now.peers.values())):
         return None  # another peer has the same address
+    had = _other_prefixes(was_visible, before.everybody, before.peers)
+    have = _other_prefixes(is_visible, everybody, now.peers)
     assert before.target.firewall is not None  # noqa: S101 - it was judged
-    firewall = with_peers(before.target.firewall, policy, gone, come)
+    firewall = with_peers(before.target.firewall, policy, PeerChange(gone, had - have), PeerChange(come, have - had))
     if firewall is None:
         return None
     target = _amend_target(before, everybody, hidden, touched, firewall)
@@ -102,6 +105,7 @@ def judge(everybody: Target, desired: Desired, temporary_allows: TemporaryAllows
         settings.policy,
         resolved.rules,
         visible=_visible_addresses(visible, admitted.peers),
+        prefixes=_other_prefixes(visible, everybody, admitted.peers),
         temporary_allows=temporary_allows,
     )
     target = _without(hidden, everybody, firewall)
@@ -132,6 +136,16 @@ def _address(peers: Mapping[str, Peer], peer_id: str) -> bytes | None:
 
 def _visible_addresses(peer_ids: Iterable[str], peers: Mapping[str, Peer]) -> set[bytes]:
     return {address for peer_id in peer_ids if (address := peers[peer_id].mesh_ip)}
+
+
+def _other_prefixes(peer_ids: Iterable[str], everybody: Target, peers: Mapping[str, Peer]) -> set[Prefix]:
+    """The prefixes of these peers apart from their mesh addresses."""
+    return {
+        prefix
+        for peer_id in peer_ids
+        for prefix in everybody.peers[peer_id].allowed_ips
+        if not (prefix.is_host and prefix.packed == peers[peer_id].mesh_ip)
+    }
 
 
 def _amend_target(

@@ -2,10 +2,10 @@
 
 Where two tables differ in elements of sets alone, as when a peer comes or goes, the one is amended to become the other.
 
-The chains, their order and what they match are section 6.5 of the mesh contract. Packets are judged by the original
-tuple of their connection, so that a rule withdrawn ends what it had allowed, and a published port is judged by the
-address that was dialled. Nothing here is nftables syntax: text from outside stands in comments only, reduced to letters
-that mean nothing.
+docs/contract/mesh.md §6.5 has the chains, their order and what they match. Packets of both directions are judged by
+the original tuple of their connection: a withdrawn rule silences both sides at once, and a published port is judged by
+the address that was dialled. Nothing here is nftables syntax: text from outside stands in comments only, reduced to
+letters that mean nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ PRIORITY = -10
 MAX_RULES = 32768
 MAX_TEMPORARY_ALLOWS = 256
 FEW = 3  # up to so many rules of one shape are left as rules, to be read as such
-PEERS = "peers"  # the set of the visible peers' addresses
+PEERS = "peers"  # the set of the mesh addresses of visible peers
+PREFIXES = "prefixes"  # with a length behind it, the set of their other prefixes of that length
 AMENDED_AT_ONCE = 256  # elements; many more are put into the kernel as soon with the whole table
 
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58  # numbers, because names need /etc/protocols
@@ -160,12 +161,14 @@ def ruleset(
     rules: Sequence[Rule] = (),
     *,
     visible: Iterable[bytes] = (),
+    prefixes: Iterable[Prefix] = (),
     temporary_allows: TemporaryAllows = NO_OPENINGS,
     table: str = TABLE,
 ) -> Ruleset:
-    """The whole table; without rules it is the baseline. Rules that are too many are its fault.
+    """The whole table; without rules it is the baseline. Too many rules are a fault of the ruleset.
 
-    `visible` are the mesh addresses of the visible peers. Equal arguments give equal rulesets.
+    `visible` are the mesh addresses of the visible peers, `prefixes` their other prefixes. Equal arguments give equal
+    rulesets.
     """
     lines = list(_policy_lines(rules))
     if len(lines) > MAX_RULES:
@@ -174,30 +177,41 @@ def ruleset(
     writer = _Writer(table)
     _base_chains(writer, settings)
     writer.rule("mesh", _in_state("invalid"), _COUNTER, _DROP)
-    writer.rule("mesh", _in_state("related"), _COUNTER, _ACCEPT)
-    writer.rule("mesh", _in_state("established"), _in_direction("reply"), _COUNTER, _ACCEPT)
-    if settings.allow_ping:
-        _ping(writer, settings.mesh_ip, visible)
+    _peer_sets(writer, settings.mesh_ip, visible, prefixes)
+    _errors(writer, settings.mesh_ip)
+    if settings.allow_ping and PEERS in writer.sets:
+        _ping(writer, settings.mesh_ip)
     _judging(writer, "opening", group(_opening_lines(temporary_allows)))
     _judging(writer, "policy", group(lines))
     writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
     return Ruleset.of(writer.commands(), writer.sets, len(rules), table)
 
 
-def with_peers(
-    before: Ruleset, settings: Settings, gone: AbstractSet[bytes], come: AbstractSet[bytes]
-) -> Ruleset | None:
-    """With these addresses taken from the visible ones and others added; None where it has to be made anew."""
-    come = {address for address in come if len(address) == len(settings.mesh_ip)}
-    held = before.sets.get(PEERS)
-    if held is None:
-        return None if come and settings.allow_ping and not before.fault else before
-    peers = held.amended(gone, dict.fromkeys(come, ""))
-    if peers is held:
+class PeerChange(NamedTuple):
+    """Mesh addresses, and other prefixes, of visible peers that came or went."""
+
+    addresses: AbstractSet[bytes] = frozenset()
+    prefixes: AbstractSet[Prefix] = frozenset()
+
+
+def with_peers(before: Ruleset, settings: Settings, gone: PeerChange, come: PeerChange) -> Ruleset | None:
+    """The ruleset without the peers that are `gone` and with those that `come`; None where it has to be built anew."""
+    if before.fault:
         return before
-    if not peers.held:
-        return None
-    sets = {**before.sets, PEERS: peers}
+    removed = _peer_keys(settings.mesh_ip, gone.addresses, gone.prefixes)
+    added = _peer_keys(settings.mesh_ip, come.addresses, come.prefixes)
+    sets = dict(before.sets)
+    for name in removed.keys() | added.keys():
+        held = before.sets.get(name)
+        if held is None:
+            if name in added:
+                return None
+            continue
+        sets[name] = held.amended(removed.get(name, {}), added.get(name, {}))
+        if not sets[name].held:
+            return None
+    if all(sets[name] is held for name, held in before.sets.items()):
+        return before
     return replace(before, digest=_digest(before.frame_digest, sets), sets=sets)
 
 
@@ -373,18 +387,56 @@ def _base_chains(writer: _Writer, settings: Settings) -> None:
     writer.rule("denied", _COUNTER, _DROP)
 
 
-def _ping(writer: _Writer, mesh_ip: bytes, visible: Iterable[bytes]) -> None:
+def _peer_keys(mesh_ip: bytes, addresses: Iterable[bytes], prefixes: Iterable[Prefix]) -> dict[str, dict[bytes, str]]:
+    """The elements that stand for visible peers, by the name of their set: one set for each length of prefix.
+
+    Only those of the family of `mesh_ip`: a connection of this node's mesh address has no other family.
+    """
     size = len(mesh_ip)
-    peers = dict.fromkeys((address for address in visible if len(address) == size), "")
-    if not peers:
-        return
-    writer.set(PEERS, Elements.of((_ADDRESS_TYPE[size],), peers))
-    echo = _equal({"payload": {"protocol": "icmp" if size == 4 else "icmpv6", "field": "type"}}, "echo-request")
+    keys: dict[str, dict[bytes, str]] = {}
+    if peers := dict.fromkeys((address for address in addresses if len(address) == size), ""):
+        keys[PEERS] = peers
+    for prefix in prefixes:
+        if len(prefix.packed) == size:
+            keys.setdefault(f"{PREFIXES}{prefix.length}", {})[prefix.packed] = ""
+    return keys
+
+
+def _peer_sets(writer: _Writer, mesh_ip: bytes, visible: Iterable[bytes], prefixes: Iterable[Prefix]) -> None:
+    for name, keys in sorted(_peer_keys(mesh_ip, visible, prefixes).items()):
+        writer.set(name, Elements.of((_ADDRESS_TYPE[len(mesh_ip)],), keys))
+
+
+def _errors(writer: _Writer, mesh_ip: bytes) -> None:
+    """ICMP errors about connections between this node and a visible peer. Ports are not judged.
+
+    A confirmed connection leaves out what a conntrack helper expects: helpers open nothing.
+    """
+    size = len(mesh_ip)
+    number, own = (_ICMP if size == 4 else _ICMPV6), format_ip(mesh_ip)
+    error = (_equal(_meta("l4proto"), number), _in_state("related"), _in_status("confirmed"))
     source, destination = (_ct(f"{_IP[size]} {side}") for side in ("saddr", "daddr"))
-    own = format_ip(mesh_ip)
+    for name in sorted(writer.sets):
+        length = size * 8 if name == PEERS else int(name.removeprefix(PREFIXES))
+        from_peer, to_peer = (_equal(_masked(side, size, length), f"@{name}") for side in (source, destination))
+        writer.rule("mesh", *error, _equal(source, own), to_peer, _COUNTER, _ACCEPT)
+        writer.rule("mesh", *error, from_peer, _equal(destination, own), _COUNTER, _ACCEPT)
+
+
+def _ping(writer: _Writer, mesh_ip: bytes) -> None:
+    """Echo requests between this node and visible peers, and the replies to them."""
+    size, own = len(mesh_ip), format_ip(mesh_ip)
+    type_: Json = {"payload": {"protocol": "icmp" if size == 4 else "icmpv6", "field": "type"}}
+    request = (_equal(type_, "echo-request"),)
+    reply = (_equal(type_, "echo-reply"), _in_state("established"), _in_direction("reply"))
+    source, destination = (_ct(f"{_IP[size]} {side}") for side in ("saddr", "daddr"))
+    to_peer = (_equal(source, own), _equal(destination, f"@{PEERS}"))
+    from_peer = (_equal(source, f"@{PEERS}"), _equal(destination, own))
     limit = {"limit": {"rate": 50, "per": "second", "burst": 100}}
-    writer.rule("mesh", echo, _equal(source, f"@{PEERS}"), _equal(destination, own), limit, _ACCEPT)
-    writer.rule("mesh", echo, _equal(source, own), _equal(destination, f"@{PEERS}"), _ACCEPT)
+    writer.rule("mesh", *reply, *to_peer, _ACCEPT)
+    writer.rule("mesh", *reply, *from_peer, _ACCEPT)
+    writer.rule("mesh", *request, *from_peer, limit, _ACCEPT)
+    writer.rule("mesh", *request, *to_peer, _ACCEPT)
 
 
 def _judging(writer: _Writer, subject: str, groups: Sequence[Group]) -> None:
@@ -437,14 +489,18 @@ def _fields(shape: Shape) -> Iterator[tuple[str, Json]]:
     """The parts of a set's key: type and expression. The order is that of `_values`."""
     for name, length in (("saddr", shape.src_length), ("daddr", shape.dst_length)):
         if length is not None:
-            address = _ct(f"{_IP[shape.family]} {name}")
-            mask = format_ip(Prefix.of(b"\xff" * shape.family, length).packed)
-            is_host = length == shape.family * 8
-            yield _ADDRESS_TYPE[shape.family], address if is_host else {"&": [address, mask]}
+            yield _ADDRESS_TYPE[shape.family], _masked(_ct(f"{_IP[shape.family]} {name}"), shape.family, length)
     if shape.port_of is not None:
         yield "inet_service", _ct("proto-dst")
     elif shape.has_l4proto:
         yield "inet_proto", _meta("l4proto")
+
+
+def _masked(address: Json, size: int, length: int) -> Json:
+    """The network address of an address, for prefixes of this length; `size` in bytes."""
+    if length == size * 8:
+        return address
+    return {"&": [address, format_ip(Prefix.of(b"\xff" * size, length).packed)]}
 
 
 def _values(match: Match) -> list[bytes]:
@@ -470,6 +526,10 @@ def _equal(left: Json, right: Any) -> Json:
 
 def _in_state(state: str) -> Json:
     return _match("in", {"ct": {"key": "state"}}, state)
+
+
+def _in_status(status: str) -> Json:
+    return _match("in", {"ct": {"key": "status"}}, status)
 
 
 def _in_direction(direction: str) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -147,6 +148,62 @@ def test_answers_to_udp_and_icmp_ride_on_the_connection(homes: Homes, firewall: 
         assert (asked, near.recv(100)) == (b"question", b"answer")
     assert ping(homes, homes.node, PEER[version])
     assert not ping(homes, homes.peer, NODE[version])
+
+
+def test_withdrawn_allow_silences_a_node_that_only_answers(homes: Homes, firewall: Firewall, version: int) -> None:
+    firewall.enforce("allow n_b n_a 7000 udp")
+    with (
+        closing(homes.udp(homes.node, NODE[version], 7000)) as near,
+        closing(homes.udp(homes.peer, PEER[version], 7001)) as far,
+    ):
+        far.sendto(b"question", (NODE[version], 7000))
+        near.settimeout(10)
+        _, whom = near.recvfrom(100)
+        for number in range(3):
+            near.sendto(b"%d" % number, whom)
+        far.settimeout(10)
+        assert [far.recv(100) for _ in range(3)] == [b"0", b"1", b"2"]
+        with inside(homes.node):
+            assert "counter packets 4 " in run("nft", "list", "chain", "inet", "plexd", "mesh")  # of both directions
+        firewall.enforce()
+        with pytest.raises(PermissionError):
+            near.sendto(b"3", whom)
+        firewall.enforce("allow n_b n_a 7000 udp")
+        near.sendto(b"4", whom)
+        assert far.recv(100) == b"4"
+
+
+def test_error_about_a_connection_of_somebody_else_changes_no_mtu(homes: Homes) -> None:
+    firewall = Firewall(homes, 4)
+    firewall.enforce("allow n_b n_a", "allow n_a n_b")
+    with (
+        closing(homes.udp(homes.node, NODE[4], 7000)) as near,
+        closing(homes.udp(homes.container, CONTAINER[4], 7001)) as container,
+        closing(homes.udp(homes.peer, PEER[4], 7001)) as far,
+    ):
+        for other, address in ((container, CONTAINER[4]), (far, PEER[4])):
+            near.sendto(b"a connection", (address, 7001))
+            other.settimeout(10)
+            assert other.recv(100) == b"a connection"
+            send_fragmentation_needed(homes, address)
+        with inside(homes.node):
+            # the error about the connection with the peer, which came last, has been taken
+            wait_until(lambda: "mtu 552" in run("ip", "route", "get", PEER[4]))
+            assert "mtu 552" not in run("ip", "route", "get", CONTAINER[4])
+
+
+def send_fragmentation_needed(homes: Homes, destination: str) -> None:
+    """From the peer to the node: a packet from port 7000 to `destination`, port 7001, needs an MTU of 552."""
+    addresses = socket.inet_aton(NODE[4]) + socket.inet_aton(destination)
+    quoted = struct.pack("!BBHHHBBH", 0x45, 0, 1400, 1, 0x4000, 64, socket.IPPROTO_UDP, 0) + addresses
+    quoted += struct.pack("!HHHH", 7000, 7001, 1380, 0)
+    body = struct.pack("!BBHHH", 3, 4, 0, 0, 552) + quoted
+    total = sum(struct.unpack(f"!{len(body) // 2}H", body))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
+    with inside(homes.peer), closing(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)) as raw:
+        raw.sendto(body, (NODE[4], 0))
 
 
 def test_error_about_a_connection_comes_back(homes: Homes, firewall: Firewall, version: int) -> None:

@@ -46,7 +46,7 @@ table inet probe {
     ip ttl 77 counter name come
     ip6 hoplimit 77 counter name come
   }
-  chain chatter { type filter hook output priority -20; icmpv6 type { 130-132, 133-137, 143 } drop; }
+  chain answers { type filter hook output priority -20; ip ttl != 77 drop; ip6 hoplimit != 77 drop; }
   chain input { type filter hook input priority 0; jump see; }
   chain output { type filter hook output priority 0; jump see; }
   chain forward { type filter hook forward priority 0; jump see; }

@@ -160,6 +160,8 @@ def _ct(content: dict[str, Any], packet: Packet) -> Any:
         raise _NoMatch
     if key == "direction":
         return packet.direction
+    if key == "status":
+        return "confirmed" if packet.confirmed else "expected"
     assert content["dir"] == "original"
     if key == "proto-dst":
         return packet.port

@@ -16,7 +16,8 @@ TCP, UDP, ICMP, ICMPV6, GRE = 6, 17, 1, 58, 47
 class Packet:
     """`src` to `port` are the original tuple of its connection; `header_dst` is where it goes now.
 
-    `state` is that of connection tracking; "established" has a `direction`.
+    `state` is that of connection tracking; "established" has a `direction`. A "related" packet whose
+    connection is not `confirmed` is one that a conntrack helper expects.
     """
 
     hook: str
@@ -30,6 +31,7 @@ class Packet:
     direction: str = "original"
     header_dst: Address | None = None
     icmp_type: str = ""
+    confirmed: bool = True
 
     @property
     def to(self) -> Address:
@@ -75,4 +77,5 @@ def packets(draw: st.DrawFn) -> Packet:
         direction=draw(st.sampled_from(("original", "reply"))) if state == "established" else "original",
         header_dst=draw(st.one_of(st.none(), addresses)),
         icmp_type=draw(st.sampled_from(("echo-request", "echo-reply", "destination-unreachable"))) if is_icmp else "",
+        confirmed=draw(st.booleans()) if state == "related" else True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
@@ -33,6 +34,12 @@ PEERS = {
         peer("n_g", "fd00:100::6"),
     )
 }
+
+
+def other_prefixes(peer_ids: Iterable[str]) -> list[Prefix]:
+    """The prefixes of these peers apart from their mesh addresses."""
+    each = [(PEERS[peer_id], prefix) for peer_id in peer_ids for prefix in PEERS[peer_id].allowed_ips]
+    return [prefix for known, prefix in each if prefix.packed != known.mesh_ip]
 
 
 def world_of(policies: tuple[Policy, ...], local: Local = LOCAL, default: str = "deny") -> World:

@@ -157,7 +157,7 @@ class Filter:
             return "accept", None
         if packet.state == "invalid":
             return "drop", None
-        if packet.state == "related" or (packet.state, packet.direction) == ("established", "reply"):
+        if packet.state == "related" and self._is_error(world, packet):
             return "accept", None
         if packet.state != "untracked" and (self._is_ping(world, packet) or self._is_open(packet)):
             return "accept", None
@@ -174,13 +174,26 @@ class Filter:
             for protocol, port, dst, sources in self.temporary_allows
         )
 
+    def _is_error(self, world: World, packet: Packet) -> bool:
+        """An ICMP error about a connection between this node and a visible peer, or a prefix of that peer."""
+        networks = [network for peer in world.peers if peer.id in world.visible for network in peer.networks]
+        own = world.own.mesh_ip
+        other = {packet.src: packet.dst, packet.dst: packet.src}.get(own) if own is not None else None
+        return (
+            packet.confirmed
+            and packet.l4proto in ICMPS
+            and other is not None
+            and any(other in network for network in networks)
+        )
+
     def _is_ping(self, world: World, packet: Packet) -> bool:
         visible = world.visible
         peers = {peer.mesh_ip for peer in world.peers if peer.id in visible}
         ends = (packet.src, packet.dst)
+        is_reply = (packet.icmp_type, packet.state, packet.direction) == ("echo-reply", "established", "reply")
         return (
             self.allow_ping
-            and packet.icmp_type == "echo-request"
+            and (packet.icmp_type == "echo-request" or is_reply)
             and (
                 (ends[0] == world.own.mesh_ip and ends[1] in peers)
                 or (ends[1] == world.own.mesh_ip and ends[0] in peers)

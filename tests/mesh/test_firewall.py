@@ -22,8 +22,8 @@ from plexd.mesh.rulegroups import Line, Match, group
 from plexd.mesh.visibility import Visibility
 from tests.mesh import policies as mesh
 from tests.mesh.nft_interpreter import Table, ports_are_guarded
-from tests.mesh.packets import MANAGED, TCP, UDP, Packet, packets
-from tests.mesh.policies import LOCAL, PEERS, world_of
+from tests.mesh.packets import ICMP, ICMPV6, MANAGED, TCP, UDP, Packet, packets
+from tests.mesh.policies import LOCAL, PEERS, other_prefixes, world_of
 from tests.mesh.policy_reference import Filter
 from tests.mesh.rendering import render
 
@@ -94,6 +94,7 @@ def test_table_decides_as_the_reference_does(
             settings_,
             resolved.rules,
             visible=(PEERS[each].mesh_ip for each in visible),
+            prefixes=other_prefixes(visible),
             temporary_allows=temporary_allows,
         )
     assert all(ports_are_guarded(document))
@@ -233,7 +234,7 @@ def test_rule_stays_behind_one_that_judges_some_of_its_packets_otherwise() -> No
     ]
     document = render(SETTINGS, rules_of(*each))
     assert [len(each["elem"]) for each in sets(document)] == [5, 5]
-    judged = [mesh_rule["expr"][-1] for mesh_rule in mesh_rules(document)][3:-1]
+    judged = [mesh_rule["expr"][-1] for mesh_rule in mesh_rules(document)][1:-1]
     assert [next(iter(expression)) for expression in judged] == ["accept", "goto", "accept"]
 
 
@@ -245,7 +246,7 @@ def test_rule_that_was_moved_holds_up_others_where_it_went() -> None:
         PolicyRule("10.1.0.4", "n_a", 22, "tcp", "deny"),  # to the other one
         PolicyRule("10.1.0.4", "n_a", 0, "", "allow"),  # has to stay behind
     ]
-    order = [mesh_rule["comment"] for mesh_rule in mesh_rules(render(SETTINGS, rules_of(*each)))[3:-1]]
+    order = [mesh_rule["comment"] for mesh_rule in mesh_rules(render(SETTINGS, rules_of(*each)))[1:-1]]
     assert order == ["pol#0", "pol#2", "pol#1", "pol#3", "pol#4"]
 
 
@@ -253,7 +254,7 @@ def test_rule_that_was_moved_holds_up_others_where_it_went() -> None:
 def test_whole_of_a_family_is_that_family_alone(count: int) -> None:
     each = (PolicyRule("0.0.0.0/0", "*", port, "tcp", "allow") for port in range(1, count + 1))
     document = render(SETTINGS, rules_of(*each))
-    judging = mesh_rules(document)[3]["expr"]
+    judging = mesh_rules(document)[1]["expr"]
     assert judging[0] == {"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}
     assert "addr" not in repr(judging)
     assert len(sets(document)) == (count > 1)
@@ -277,9 +278,9 @@ def test_table_of_the_contract() -> None:
     rules = resolve(policies, LOCAL, PEERS).rules
     table = Table(render(SETTINGS, rules, visible=[PEERS["n_b"].mesh_ip]))
     assert list(table.chains) == ["input", "output", "forward", "mesh", "denied"]
-    assert [len(rules) for rules in table.rules.values()] == [2, 1, 3, 8, 2]
+    assert [len(rules) for rules in table.rules.values()] == [2, 1, 3, 10, 2]
     original = {"dir": "original"}
-    web, back = table.rules["mesh"][5:7]
+    web, back = table.rules["mesh"][7:9]
     assert web == {
         "family": "inet",
         "table": "plexd",
@@ -315,10 +316,57 @@ def test_table_of_the_contract() -> None:
     ]
 
 
-def test_baseline_lets_nothing_pass_but_answers() -> None:
+def test_baseline_lets_nothing_pass() -> None:
     table = Table(render(SETTINGS))
-    assert table.length == 4
+    assert table.length == 2
     assert table.sets == {}
+
+
+OWN, PEER_B, THIRD = (ip_address(text) for text in ("10.100.1.1", "10.100.1.2", "172.16.9.9"))
+FROM_B = Packet("input", "plexd0", "", PEER_B, OWN, TCP, 443)
+REPLY_TO_B = Packet("output", "", "plexd0", PEER_B, OWN, TCP, 443, "established", "reply")
+ERROR = Packet("input", "plexd0", "", OWN, PEER_B, ICMP, 0, "related", icmp_type="destination-unreachable")
+
+
+@pytest.mark.parametrize("packet", [FROM_B, replace(FROM_B, state="established"), REPLY_TO_B])
+def test_both_directions_of_a_connection_end_with_the_rule_that_allowed_them(packet: Packet) -> None:
+    visible = [PEERS["n_b"].mesh_ip]
+    allowed = Table(render(SETTINGS, rules_of(rule("n_b", "n_a", 443, "tcp")), visible=visible))
+    withdrawn = Table(render(SETTINGS, visible=visible))
+    assert (allowed.judge(packet), withdrawn.judge(packet)) == ("accept", "drop")
+
+
+@pytest.mark.parametrize(
+    ("packet", "verdict"),
+    [
+        (ERROR, "accept"),
+        (replace(ERROR, src=PEER_B, dst=OWN), "accept"),
+        (replace(ERROR, dst=ip_address("172.16.8.1")), "accept"),  # in a prefix of the visible peer n_c
+        (replace(ERROR, dst=THIRD), "accept"),
+        (replace(ERROR, dst=ip_address("198.51.100.1")), "drop"),  # a connection to somebody else
+        (replace(ERROR, src=PEER_B, dst=ip_address("10.100.1.3")), "drop"),  # between two other nodes
+        (replace(ERROR, confirmed=False), "drop"),
+        (replace(ERROR, l4proto=TCP, port=20, icmp_type=""), "drop"),  # as a conntrack helper expects it
+        (replace(ERROR, l4proto=ICMPV6), "drop"),
+    ],
+)
+def test_of_related_packets_only_errors_about_connections_with_visible_peers_pass(packet: Packet, verdict: str) -> None:
+    visible = ("n_b", "n_c")
+    document = render(SETTINGS, visible=[PEERS[each].mesh_ip for each in visible], prefixes=other_prefixes(visible))
+    assert Table(document).judge(packet) == verdict
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_replies_to_pings_pass_with_the_pings(is_allowed: bool) -> None:
+    settings_ = replace(SETTINGS, allow_ping=is_allowed)
+    table = Table(render(settings_, visible=[PEERS["n_b"].mesh_ip]))
+    request = Packet("output", "", "plexd0", OWN, PEER_B, ICMP, 0, icmp_type="echo-request")
+    reply = replace(
+        request, hook="input", iifname="plexd0", oifname="", state="established", direction="reply",
+        icmp_type="echo-reply",
+    )  # fmt: skip
+    verdict = "accept" if is_allowed else "drop"
+    assert (table.judge(request), table.judge(reply)) == (verdict, verdict)
 
 
 def test_any_with_a_port_is_tcp_and_udp() -> None:
