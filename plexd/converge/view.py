@@ -11,9 +11,9 @@ from plexd.converge.wanted import Wanted
 from plexd.errors import KernelError
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint
-from plexd.mesh.firewall import Hits, hits
 from plexd.mesh.observed import Observed, is_fresh
 from plexd.mesh.policy import Resolved
+from plexd.mesh.table_reading import Hits, hits
 from plexd.mesh.target import Target
 from plexd.node.control_calls import MeshStatus
 

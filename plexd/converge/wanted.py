@@ -10,9 +10,9 @@ from plexd.mesh.address import Endpoint
 from plexd.mesh.admission import Admitted, amend, judge
 from plexd.mesh.amend import rebuild
 from plexd.mesh.desired import Candidates, Desired
-from plexd.mesh.firewall import TemporaryAllows
 from plexd.mesh.observed import Observed, Route
 from plexd.mesh.target import Built, Settings, Sources, Target, Warned
+from plexd.mesh.temporary_allows import TemporaryAllows
 from plexd.node.state import Node
 from plexd.runtime.threads import in_mesh_thread
 from plexd.store.identity import Identity

@@ -14,7 +14,9 @@ from plexd.errors import FirewallUnavailable, KernelError, PolicyRejected
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.changes import Outcome, ReplaceTable, TableChange
-from plexd.mesh.firewall import FAMILY, Json, Ruleset, SetChange, amendment, fingerprint
+from plexd.mesh.firewall import Ruleset, SetChange, amendment
+from plexd.mesh.nft_commands import FAMILY, Json
+from plexd.mesh.table_reading import fingerprint
 from plexd.runtime.threads import in_mesh_thread
 
 

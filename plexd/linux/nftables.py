@@ -29,7 +29,8 @@ from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyR
 from plexd.linux.netlink import RECEIVE_BYTES, Message, NetlinkSocket, attribute, attributes, split
 from plexd.linux.set_elements import NFGENMSG, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_UNSPEC, Batch, batch
 from plexd.linux.wireguard.program import SEARCH_PATH
-from plexd.mesh.firewall import FAMILY, Json, SetChange
+from plexd.mesh.firewall import SetChange
+from plexd.mesh.nft_commands import FAMILY, Json
 from plexd.runtime.threads import in_mesh_thread
 
 TIMEOUT_SECONDS = 10.0

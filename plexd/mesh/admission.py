@@ -14,10 +14,11 @@ from operator import attrgetter
 
 from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Desired, Peer, Policy
-from plexd.mesh.firewall import PeerChange, Ruleset, TemporaryAllows, ruleset, with_peers
+from plexd.mesh.firewall import PeerChange, Ruleset, ruleset, with_peers
 from plexd.mesh.policy import Local, Resolved, resolve
 from plexd.mesh.sharing import Shared, differing, with_changes
 from plexd.mesh.target import Target, TargetPeer, route_to
+from plexd.mesh.temporary_allows import TemporaryAllows
 from plexd.mesh.visibility import Visibility
 
 NOTHING = Resolved()

@@ -16,18 +16,35 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from plexd.errors import TooManyTemporaryAllows
 from plexd.mesh.address import Prefix, format_ip
 from plexd.mesh.elements import Elements, join
+from plexd.mesh.nft_commands import (
+    ACCEPT,
+    ADDRESS_TYPE,
+    COUNTER,
+    DROP,
+    FAMILY,
+    IP,
+    Commands,
+    Json,
+    ct,
+    equal,
+    in_direction,
+    in_state,
+    in_status,
+    joined,
+    masked,
+    match,
+    meta,
+)
 from plexd.mesh.policy import Action, Protocol, Rule
 from plexd.mesh.rulegroups import Group, Line, Match, Shape, group
+from plexd.mesh.temporary_allows import NO_TEMPORARY_ALLOWS, TemporaryAllows
 
-FAMILY, TABLE = "inet", "plexd"
-PRIORITY = -10
+TABLE = "plexd"
 MAX_RULES = 32768
-MAX_TEMPORARY_ALLOWS = 256
 FEW = 3  # up to so many rules of one shape are left as rules, to be read as such
 PEERS = "peers"  # the set of the mesh addresses of visible peers
 PREFIXES = "prefixes"  # with a length behind it, the set of their other prefixes of that length
@@ -36,8 +53,6 @@ AMENDED_AT_ONCE = 256  # elements; many more are put into the kernel as soon wit
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58  # numbers, because names need /etc/protocols
 _COMMENT_CHARACTERS = 100
 _MEANINGLESS = re.compile(r"[^A-Za-z0-9_.:-]")
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +65,6 @@ class Settings:
     allow_ping: bool = True
     guard_mesh_ip: bool = True
     log_denied: bool = True
-
-
-class TemporaryAllow(NamedTuple):
-    """A service of ours that is let in for a while: TCP or UDP to a port of `dst`, from `src` or (empty) from all."""
-
-    name: str
-    protocol: Protocol
-    port: int
-    dst: bytes
-    src: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TemporaryAllows:
-    """Those in force, each with a name of its own (section 6.8). A start of the agent begins with none."""
-
-    held: tuple[TemporaryAllow, ...] = ()
-
-    def open(self, opening: TemporaryAllow) -> TemporaryAllows:
-        """In place of one of the same name. TooManyTemporaryAllows when there are too many."""
-        others = self.close(opening.name).held
-        if len(others) >= MAX_TEMPORARY_ALLOWS:
-            raise TooManyTemporaryAllows(f"{MAX_TEMPORARY_ALLOWS} service temporary_allows are in use, close one first")
-        return TemporaryAllows((*others, opening))
-
-    def close(self, name: str) -> TemporaryAllows:
-        """Closing what is not open is fine."""
-        return TemporaryAllows(tuple(opening for opening in self.held if opening.name != name))
-
-
-NO_OPENINGS = TemporaryAllows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +135,13 @@ def amendment(before: Ruleset, after: Ruleset) -> tuple[SetChange, ...]:
     return tuple(changes) if count <= AMENDED_AT_ONCE else ()
 
 
-class Hits(NamedTuple):
-    packets: int
-    bytes: int
-
-
 def ruleset(
     settings: Settings,
     rules: Sequence[Rule] = (),
     *,
     visible: Iterable[bytes] = (),
     prefixes: Iterable[Prefix] = (),
-    temporary_allows: TemporaryAllows = NO_OPENINGS,
+    temporary_allows: TemporaryAllows = NO_TEMPORARY_ALLOWS,
     table: str = TABLE,
 ) -> Ruleset:
     """The whole table; without rules it is the baseline. Too many rules are a fault of the ruleset.
@@ -174,16 +153,16 @@ def ruleset(
     if len(lines) > MAX_RULES:
         fault = f"the policies make {len(lines)} rules for this node, more than {MAX_RULES}"
         return Ruleset(hashlib.sha256(repr(rules).encode()).hexdigest(), (), "", {}, len(rules), fault)
-    writer = _Writer(table)
+    writer = Commands(table)
     _base_chains(writer, settings)
-    writer.rule("mesh", _in_state("invalid"), _COUNTER, _DROP)
+    writer.rule("mesh", in_state("invalid"), COUNTER, DROP)
     _peer_sets(writer, settings.mesh_ip, visible, prefixes)
     _errors(writer, settings.mesh_ip)
     if settings.allow_ping and PEERS in writer.sets:
         _ping(writer, settings.mesh_ip)
-    _judging(writer, "opening", group(_opening_lines(temporary_allows)))
+    _judging(writer, "allow", group(_allow_lines(temporary_allows)))
     _judging(writer, "policy", group(lines))
-    writer.rule("mesh", _COUNTER, _VERDICTS[settings.default])
+    writer.rule("mesh", COUNTER, _VERDICTS[settings.default])
     return Ruleset.of(writer.commands(), writer.sets, len(rules), table)
 
 
@@ -215,74 +194,9 @@ def with_peers(before: Ruleset, settings: Settings, gone: PeerChange, come: Peer
     return replace(before, digest=_digest(before.frame_digest, sets), sets=sets)
 
 
-def fingerprint(table: Json, sets: Mapping[str, Elements] | None = None) -> str | None:
-    """Of a read-back: equal for tables that filter alike and carry the same marks, whatever they have counted.
-
-    With `sets` the elements of these are left out of it, and it is None unless the table has exactly them.
-    """
-    told: list[Any] = []
-    found = 0
-    for item in table["nftables"]:
-        for kind, content in item.items():
-            expected = (sets or {}).get(content.get("name", "")) if kind == "set" else None
-            if expected is not None:
-                if not expected.are_in(content.get("elem", ())):
-                    return None
-                found += 1
-                told.append(_told(kind, {**content, "elem": ()}))
-            elif kind != "metainfo":
-                told.append(_told(kind, content))
-    if found < len(sets or {}):
-        return None
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
-def hits(table: Json, rules: Iterable[Rule]) -> dict[tuple[str, int], Hits]:
-    """What each of `rules` (policy id, rule number) has matched, by the counters in a read-back.
-
-    A packet counts at one of the rules that judge it alike. Ids that differ only in what a comment cannot hold count
-    together.
-    """
-    counted: dict[str, Hits] = {}
-    for comment, counter in _counters(table):
-        before = counted.get(comment, Hits(0, 0))
-        counted[comment] = Hits(before.packets + counter["packets"], before.bytes + counter["bytes"])
-    return {
-        (rule.policy_id, rule.number): counted.get(rule_comment(rule.policy_id, rule.number), Hits(0, 0))
-        for rule in rules
-    }
-
-
 def rule_comment(policy_id: str, number: int) -> str:
     """What marks the rule in the table (section 6.5)."""
     return _reduced(policy_id, f"#{number}")
-
-
-# --- what the table says of itself ------------------------------------------------------------------------------------
-
-
-def _told(kind: str, content: Json) -> list[Any]:
-    """Without handles and counts, and with the elements of sets in one order."""
-    plain = {name: value for name, value in content.items() if name not in {"handle", "expr", "elem"}}
-    expressions = [_COUNTER if "counter" in part else part for part in content.get("expr", ())]
-    return [kind, plain, expressions, sorted(map(_told_element, content.get("elem", ())))]
-
-
-def _told_element(element: Any) -> str:
-    if isinstance(element, dict) and "elem" in element:
-        element = {name: None if name == "counter" else value for name, value in element["elem"].items()}
-    return json.dumps(element)
-
-
-def _counters(table: Json) -> Iterator[tuple[str, Json]]:
-    """Of everything that has a counter and a comment, which includes what others may have put there."""
-    for item in table["nftables"]:
-        if (rule := item.get("rule")) and "comment" in rule:
-            yield from ((rule["comment"], part["counter"]) for part in rule["expr"] if "counter" in part)
-        for element in item.get("set", {}).get("elem", ()):
-            marked = element["elem"] if isinstance(element, dict) and "elem" in element else {}
-            if "comment" in marked and "counter" in marked:
-                yield marked["comment"], marked["counter"]
 
 
 # --- rules to lines ---------------------------------------------------------------------------------------------------
@@ -303,7 +217,7 @@ def _l4protos(protocol: Protocol, port: int) -> tuple[tuple[int | None, ...], ..
     return {Protocol.TCP: ((_TCP,),), Protocol.UDP: ((_UDP,),), Protocol.ICMP: ((_ICMP, _ICMPV6),)}[protocol]
 
 
-def _opening_lines(temporary_allows: TemporaryAllows) -> Iterator[Line]:
+def _allow_lines(temporary_allows: TemporaryAllows) -> Iterator[Line]:
     for opening in temporary_allows.held:
         (protocols,) = _l4protos(opening.protocol, opening.port)
         dst = Prefix.host(opening.dst)
@@ -320,63 +234,25 @@ def _reduced(name: str, suffix: str = "") -> str:
 
 # --- lines to nftables ------------------------------------------------------------------------------------------------
 
-_COUNTER: Json = {"counter": None}
-_ACCEPT: Json = {"accept": None}
-_DROP: Json = {"drop": None}
 _DENIED: Json = {"goto": {"target": "denied"}}
-_VERDICTS = {Action.ALLOW: _ACCEPT, Action.DENY: _DENIED}
-_IP = {4: "ip", 16: "ip6"}
-_ADDRESS_TYPE = {4: "ipv4_addr", 16: "ipv6_addr"}
+_VERDICTS = {Action.ALLOW: ACCEPT, Action.DENY: _DENIED}
 
 
-class _Writer:
-    """Collects the commands in the order the kernel wants them: what is referred to comes first."""
-
-    def __init__(self, table: str) -> None:
-        self._table = table
-        self.sets: dict[str, Elements] = {}
-        self._chains: list[Json] = []
-        self._sets: list[Json] = []
-        self._rules: list[Json] = []
-
-    def chain(self, name: str, hook: str = "") -> None:
-        base = {"type": "filter", "hook": hook, "prio": PRIORITY, "policy": "accept"} if hook else {}
-        self._chains.append(self._add("chain", name=name, **base))
-
-    def set(self, name: str, elements: Elements) -> None:
-        types = elements.types
-        # nft takes a list for a concatenation, even of one
-        type_ = types[0] if len(types) == 1 else list(types)
-        counting = {"stmt": [_COUNTER]} if elements.counted else {}
-        self._sets.append(self._add("set", name=name, type=type_, **counting))
-        self.sets[name] = elements
-
-    def rule(self, chain: str, *expressions: Json, comment: str = "") -> None:
-        mark = {"comment": comment} if comment else {}
-        self._rules.append(self._add("rule", chain=chain, expr=expressions, **mark))
-
-    def commands(self) -> list[Json]:
-        return [*self._chains, *self._sets, *self._rules]
-
-    def _add(self, kind: str, **members: Any) -> Json:
-        return {"add": {kind: {"family": FAMILY, "table": self._table, **members}}}
-
-
-def _base_chains(writer: _Writer, settings: Settings) -> None:
+def _base_chains(writer: Commands, settings: Settings) -> None:
     for hook in ("input", "output", "forward"):
         writer.chain(hook, hook)
     writer.chain("mesh")
     writer.chain("denied")
     managed: Json = {"set": list(settings.interfaces)}
-    into, out_of = _equal(_meta("iifname"), managed), _equal(_meta("oifname"), managed)
+    into, out_of = equal(meta("iifname"), managed), equal(meta("oifname"), managed)
     to_mesh: Json = {"jump": {"target": "mesh"}}
-    family, own = _IP[len(settings.mesh_ip)], format_ip(settings.mesh_ip)
+    family, own = IP[len(settings.mesh_ip)], format_ip(settings.mesh_ip)
     if settings.guard_mesh_ip:
-        foreign = _match("!=", _meta("iifname"), {"set": ["lo", *settings.interfaces]})
-        writer.rule("input", foreign, _equal({"payload": {"protocol": family, "field": "daddr"}}, own), _COUNTER, _DROP)
+        foreign = match("!=", meta("iifname"), {"set": ["lo", *settings.interfaces]})
+        writer.rule("input", foreign, equal({"payload": {"protocol": family, "field": "daddr"}}, own), COUNTER, DROP)
         # dialled there, and on its way to where a published port leads
-        dialled = _equal(_ct(f"{family} daddr"), own)
-        writer.rule("forward", foreign, _in_direction("original"), dialled, _COUNTER, _DROP)
+        dialled = equal(ct(f"{family} daddr"), own)
+        writer.rule("forward", foreign, in_direction("original"), dialled, COUNTER, DROP)
     writer.rule("input", into, to_mesh)
     writer.rule("output", out_of, to_mesh)
     writer.rule("forward", into, to_mesh)
@@ -384,7 +260,7 @@ def _base_chains(writer: _Writer, settings: Settings) -> None:
     if settings.log_denied:
         limit = {"limit": {"rate": 5, "per": "second", "burst": 10}}
         writer.rule("denied", limit, {"log": {"prefix": "plexd-deny: ", "level": "debug"}})
-    writer.rule("denied", _COUNTER, _DROP)
+    writer.rule("denied", COUNTER, DROP)
 
 
 def _peer_keys(mesh_ip: bytes, addresses: Iterable[bytes], prefixes: Iterable[Prefix]) -> dict[str, dict[bytes, str]]:
@@ -402,44 +278,44 @@ def _peer_keys(mesh_ip: bytes, addresses: Iterable[bytes], prefixes: Iterable[Pr
     return keys
 
 
-def _peer_sets(writer: _Writer, mesh_ip: bytes, visible: Iterable[bytes], prefixes: Iterable[Prefix]) -> None:
+def _peer_sets(writer: Commands, mesh_ip: bytes, visible: Iterable[bytes], prefixes: Iterable[Prefix]) -> None:
     for name, keys in sorted(_peer_keys(mesh_ip, visible, prefixes).items()):
-        writer.set(name, Elements.of((_ADDRESS_TYPE[len(mesh_ip)],), keys))
+        writer.set(name, Elements.of((ADDRESS_TYPE[len(mesh_ip)],), keys))
 
 
-def _errors(writer: _Writer, mesh_ip: bytes) -> None:
+def _errors(writer: Commands, mesh_ip: bytes) -> None:
     """ICMP errors about connections between this node and a visible peer. Ports are not judged.
 
     A confirmed connection leaves out what a conntrack helper expects: helpers open nothing.
     """
     size = len(mesh_ip)
     number, own = (_ICMP if size == 4 else _ICMPV6), format_ip(mesh_ip)
-    error = (_equal(_meta("l4proto"), number), _in_state("related"), _in_status("confirmed"))
-    source, destination = (_ct(f"{_IP[size]} {side}") for side in ("saddr", "daddr"))
+    error = (equal(meta("l4proto"), number), in_state("related"), in_status("confirmed"))
+    source, destination = (ct(f"{IP[size]} {side}") for side in ("saddr", "daddr"))
     for name in sorted(writer.sets):
         length = size * 8 if name == PEERS else int(name.removeprefix(PREFIXES))
-        from_peer, to_peer = (_equal(_masked(side, size, length), f"@{name}") for side in (source, destination))
-        writer.rule("mesh", *error, _equal(source, own), to_peer, _COUNTER, _ACCEPT)
-        writer.rule("mesh", *error, from_peer, _equal(destination, own), _COUNTER, _ACCEPT)
+        from_peer, to_peer = (equal(masked(side, size, length), f"@{name}") for side in (source, destination))
+        writer.rule("mesh", *error, equal(source, own), to_peer, COUNTER, ACCEPT)
+        writer.rule("mesh", *error, from_peer, equal(destination, own), COUNTER, ACCEPT)
 
 
-def _ping(writer: _Writer, mesh_ip: bytes) -> None:
+def _ping(writer: Commands, mesh_ip: bytes) -> None:
     """Echo requests between this node and visible peers, and the replies to them."""
     size, own = len(mesh_ip), format_ip(mesh_ip)
     type_: Json = {"payload": {"protocol": "icmp" if size == 4 else "icmpv6", "field": "type"}}
-    request = (_equal(type_, "echo-request"),)
-    reply = (_equal(type_, "echo-reply"), _in_state("established"), _in_direction("reply"))
-    source, destination = (_ct(f"{_IP[size]} {side}") for side in ("saddr", "daddr"))
-    to_peer = (_equal(source, own), _equal(destination, f"@{PEERS}"))
-    from_peer = (_equal(source, f"@{PEERS}"), _equal(destination, own))
+    request = (equal(type_, "echo-request"),)
+    reply = (equal(type_, "echo-reply"), in_state("established"), in_direction("reply"))
+    source, destination = (ct(f"{IP[size]} {side}") for side in ("saddr", "daddr"))
+    to_peer = (equal(source, own), equal(destination, f"@{PEERS}"))
+    from_peer = (equal(source, f"@{PEERS}"), equal(destination, own))
     limit = {"limit": {"rate": 50, "per": "second", "burst": 100}}
-    writer.rule("mesh", *reply, *to_peer, _ACCEPT)
-    writer.rule("mesh", *reply, *from_peer, _ACCEPT)
-    writer.rule("mesh", *request, *from_peer, limit, _ACCEPT)
-    writer.rule("mesh", *request, *to_peer, _ACCEPT)
+    writer.rule("mesh", *reply, *to_peer, ACCEPT)
+    writer.rule("mesh", *reply, *from_peer, ACCEPT)
+    writer.rule("mesh", *request, *from_peer, limit, ACCEPT)
+    writer.rule("mesh", *request, *to_peer, ACCEPT)
 
 
-def _judging(writer: _Writer, subject: str, groups: Sequence[Group]) -> None:
+def _judging(writer: Commands, subject: str, groups: Sequence[Group]) -> None:
     """`groups` in order. The subject names their sets.
 
     Sets, not a verdict map: the kernel takes the elements of a map away at the instant it switches to the new table,
@@ -452,16 +328,16 @@ def _judging(writer: _Writer, subject: str, groups: Sequence[Group]) -> None:
                 _judge_by_set(writer, f"{subject}{number}-{action}", each.shape, lines, _VERDICTS[action])
                 continue
             for line in lines:
-                writer.rule("mesh", *_conditions(line), _COUNTER, _VERDICTS[action], comment=line.comment)
+                writer.rule("mesh", *_conditions(line), COUNTER, _VERDICTS[action], comment=line.comment)
 
 
-def _judge_by_set(writer: _Writer, name: str, shape: Shape, lines: Sequence[Line], verdict: Json) -> None:
+def _judge_by_set(writer: Commands, name: str, shape: Shape, lines: Sequence[Line], verdict: Json) -> None:
     fields = list(_fields(shape))
     held = {join(_values(match)): line.comment for line in lines for match in line.matches}
     writer.set(name, Elements.of(tuple(type_ for type_, _ in fields), held, counted=True))
-    port_of = [] if shape.port_of is None else [_equal(_meta("l4proto"), shape.port_of)]
-    key = _joined([expression for _, expression in fields])
-    writer.rule("mesh", *_family(shape), *port_of, _equal(key, f"@{name}"), verdict)
+    port_of = [] if shape.port_of is None else [equal(meta("l4proto"), shape.port_of)]
+    key = joined([expression for _, expression in fields])
+    writer.rule("mesh", *_family(shape), *port_of, equal(key, f"@{name}"), verdict)
 
 
 def _conditions(line: Line) -> Iterator[Json]:
@@ -469,38 +345,31 @@ def _conditions(line: Line) -> Iterator[Json]:
     yield from _family(Shape.of(match))
     if match.l4proto is not None:
         numbers = [each.l4proto for each in line.matches]
-        yield _equal(_meta("l4proto"), {"set": numbers} if len(numbers) > 1 else numbers[0])
+        yield equal(meta("l4proto"), {"set": numbers} if len(numbers) > 1 else numbers[0])
     for name, prefix in (("saddr", match.src), ("daddr", match.dst)):
         if prefix is not None:
             address = format_ip(prefix.packed)
             range_: Json = {"prefix": {"addr": address, "len": prefix.length}}
-            yield _equal(_ct(f"{_IP[match.family]} {name}"), address if prefix.is_host else range_)
+            yield equal(ct(f"{IP[match.family]} {name}"), address if prefix.is_host else range_)
     if match.port:
-        yield _equal(_ct("proto-dst"), match.port)
+        yield equal(ct("proto-dst"), match.port)
 
 
 def _family(shape: Shape) -> Iterator[Json]:
     """A condition where no address tells the family; a prefix of length 0 is not relied on to."""
     if shape.family and shape.src_length is None and shape.dst_length is None:
-        yield _equal(_meta("nfproto"), {4: "ipv4", 16: "ipv6"}[shape.family])
+        yield equal(meta("nfproto"), {4: "ipv4", 16: "ipv6"}[shape.family])
 
 
 def _fields(shape: Shape) -> Iterator[tuple[str, Json]]:
     """The parts of a set's key: type and expression. The order is that of `_values`."""
     for name, length in (("saddr", shape.src_length), ("daddr", shape.dst_length)):
         if length is not None:
-            yield _ADDRESS_TYPE[shape.family], _masked(_ct(f"{_IP[shape.family]} {name}"), shape.family, length)
+            yield ADDRESS_TYPE[shape.family], masked(ct(f"{IP[shape.family]} {name}"), shape.family, length)
     if shape.port_of is not None:
-        yield "inet_service", _ct("proto-dst")
+        yield "inet_service", ct("proto-dst")
     elif shape.has_l4proto:
-        yield "inet_proto", _meta("l4proto")
-
-
-def _masked(address: Json, size: int, length: int) -> Json:
-    """The network address of an address, for prefixes of this length; `size` in bytes."""
-    if length == size * 8:
-        return address
-    return {"&": [address, format_ip(Prefix.of(b"\xff" * size, length).packed)]}
+        yield "inet_proto", meta("l4proto")
 
 
 def _values(match: Match) -> list[bytes]:
@@ -510,36 +379,3 @@ def _values(match: Match) -> list[bytes]:
     elif match.l4proto is not None:
         values.append(bytes([match.l4proto]))
     return values
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else {"concat": parts}
-
-
-def _match(operator: str, left: Json, right: Any) -> Json:
-    return {"match": {"op": operator, "left": left, "right": right}}
-
-
-def _equal(left: Json, right: Any) -> Json:
-    return _match("==", left, right)
-
-
-def _in_state(state: str) -> Json:
-    return _match("in", {"ct": {"key": "state"}}, state)
-
-
-def _in_status(status: str) -> Json:
-    return _match("in", {"ct": {"key": "status"}}, status)
-
-
-def _in_direction(direction: str) -> Json:
-    return _equal({"ct": {"key": "direction"}}, direction)
-
-
-def _meta(key: str) -> Json:
-    return {"meta": {"key": key}}
-
-
-def _ct(key: str) -> Json:
-    """A field of the original tuple of the packet's connection."""
-    return {"ct": {"key": key, "dir": "original"}}

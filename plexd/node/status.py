@@ -18,9 +18,9 @@ from plexd.config.models import Config
 from plexd.mesh.address import Endpoint, format_ip, parse_ip
 from plexd.mesh.connectivity import SOURCES, PeerView, Sight, describe_peers, meaning
 from plexd.mesh.desired import Candidates, PolicyRule
-from plexd.mesh.firewall import Hits
 from plexd.mesh.observed import Observed, is_fresh
 from plexd.mesh.policy import Resolved, Rule, deciding, explain_rules
+from plexd.mesh.table_reading import Hits
 from plexd.mesh.target import Target
 from plexd.node.connection_status import ConnectionStatus
 from plexd.node.control_calls import SelfDescription

@@ -19,7 +19,8 @@ from plexd.lab.namespaces import Namespace, run
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import format_ip, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import TABLE, Json, Settings
+from plexd.mesh.firewall import TABLE, Settings
+from plexd.mesh.nft_commands import Json
 from plexd.mesh.policy import Local, resolve
 from tests.bench.figure import Figure
 from tests.mesh.rendering import render

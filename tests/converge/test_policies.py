@@ -14,9 +14,9 @@ from plexd.mesh import firewall
 from plexd.mesh.changes import Change, CreateLink, PutPeer, RemoveTable, ReplaceTable, SetDown, SetUp
 from plexd.mesh.desired import EndpointSource, FullState, Peer, Policy, PolicyRule
 from plexd.mesh.events import EndpointOffered, PeerAdded
-from plexd.mesh.firewall import TemporaryAllow
 from plexd.mesh.policy import Protocol
 from plexd.mesh.target import Settings
+from plexd.mesh.temporary_allows import TemporaryAllow
 from plexd.node.health import Condition, Health
 from plexd.store.identity import Identity
 from tests.fakes import FakeKernel

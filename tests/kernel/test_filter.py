@@ -11,8 +11,9 @@ import pytest
 from plexd.linux.firewall import FirewallTable
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import TABLE, Ruleset, Settings, fingerprint, ruleset
+from plexd.mesh.firewall import TABLE, Ruleset, Settings, ruleset
 from plexd.mesh.policy import Action, Protocol, Rule, Side
+from plexd.mesh.table_reading import fingerprint
 from tests.linux.crossings import cross
 from tests.linux.wires import Wires
 from tests.mesh.rendering import render

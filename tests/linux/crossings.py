@@ -15,8 +15,9 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import TABLE, hits, rule_comment
+from plexd.mesh.firewall import TABLE, rule_comment
 from plexd.mesh.policy import Action, resolve
+from plexd.mesh.table_reading import hits
 from plexd.mesh.visibility import Visibility
 from tests.linux.wires import MESH, NODE, OUTSIDE, Wires, arrive
 from tests.mesh.nft_interpreter import Table

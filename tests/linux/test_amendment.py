@@ -17,18 +17,10 @@ from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix
 from plexd.mesh.desired import Policy
-from plexd.mesh.firewall import (
-    NO_OPENINGS,
-    TABLE,
-    Ruleset,
-    SetChange,
-    Settings,
-    TemporaryAllow,
-    TemporaryAllows,
-    fingerprint,
-    ruleset,
-)
+from plexd.mesh.firewall import TABLE, Ruleset, SetChange, Settings, ruleset
 from plexd.mesh.policy import Action, Local, Protocol, Rule, Side, resolve
+from plexd.mesh.table_reading import fingerprint
+from plexd.mesh.temporary_allows import NO_TEMPORARY_ALLOWS, TemporaryAllow, TemporaryAllows
 from plexd.mesh.visibility import Visibility
 from tests.linux.tables import nft, play
 from tests.mesh import policies as mesh
@@ -89,7 +81,9 @@ openings_ = st.lists(st.integers(2000, 2006), max_size=6, unique=True).map(
     lambda numbers: TemporaryAllows(tuple(TemporaryAllow(f"o{n}", Protocol.TCP, n, LOCAL.mesh_ip) for n in numbers))
 )
 worlds = st.tuples(
-    st.frozensets(st.sampled_from(sorted(PEERS)), min_size=2), st.one_of(st.just(NO_OPENINGS), openings_), st.booleans()
+    st.frozensets(st.sampled_from(sorted(PEERS)), min_size=2),
+    st.one_of(st.just(NO_TEMPORARY_ALLOWS), openings_),
+    st.booleans(),
 )
 
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from plexd.linux.nftables import Nftables
 from plexd.mesh import firewall
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import TABLE, Json, TemporaryAllow, TemporaryAllows
+from plexd.mesh.firewall import TABLE
+from plexd.mesh.nft_commands import Json
 from plexd.mesh.policy import Protocol, resolve
+from plexd.mesh.temporary_allows import TemporaryAllow, TemporaryAllows
 from tests.linux.crossings import cross
 from tests.linux.wires import MESH, Wires, run
 from tests.mesh.policies import LOCAL, PEERS

@@ -15,9 +15,11 @@ import pytest
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Peer, Policy, PolicyRule
-from plexd.mesh.firewall import NO_OPENINGS, TABLE, Json, Settings, TemporaryAllow, TemporaryAllows
+from plexd.mesh.firewall import TABLE, Settings
 from plexd.mesh.keys import NO_PRESHARED_KEY, PublicKey
+from plexd.mesh.nft_commands import Json
 from plexd.mesh.policy import Local, Protocol, resolve
+from plexd.mesh.temporary_allows import NO_TEMPORARY_ALLOWS, TemporaryAllow, TemporaryAllows
 from tests.linux.homes import CONTAINER, MESH, NODE, PEER, Homes, wait_until
 from tests.linux.wires import run
 from tests.mesh.rendering import render
@@ -46,7 +48,9 @@ class Firewall:
         peer_ip = parse_ip(PEER[version])
         self._peers = {"n_b": Peer("n_b", PublicKey(bytes(32)), peer_ip, "", (Prefix.host(peer_ip),), NO_PRESHARED_KEY)}
 
-    def document(self, *lines: str, ping: bool = False, temporary_allows: TemporaryAllows = NO_OPENINGS) -> Json:
+    def document(
+        self, *lines: str, ping: bool = False, temporary_allows: TemporaryAllows = NO_TEMPORARY_ALLOWS
+    ) -> Json:
         """`lines` are rules as text: action, source, destination, and then port and protocol if any."""
         rules = []
         for line in lines:
@@ -59,7 +63,7 @@ class Firewall:
         settings = Settings(self._own, (MESH,), allow_ping=ping)
         return render(settings, resolved.rules, visible=visible, temporary_allows=temporary_allows)
 
-    def enforce(self, *lines: str, ping: bool = False, temporary_allows: TemporaryAllows = NO_OPENINGS) -> None:
+    def enforce(self, *lines: str, ping: bool = False, temporary_allows: TemporaryAllows = NO_TEMPORARY_ALLOWS) -> None:
         self.apply(self.document(*lines, ping=ping, temporary_allows=temporary_allows))
 
     def apply(self, *documents: Json) -> None:

@@ -19,8 +19,9 @@ from plexd.errors import FirewallUnavailable, KernelError, NotPermitted, PolicyR
 from plexd.linux import nftables
 from plexd.linux.nftables import Nftables
 from plexd.mesh.address import Prefix, parse_ip
-from plexd.mesh.firewall import TABLE, Settings, fingerprint
+from plexd.mesh.firewall import TABLE, Settings
 from plexd.mesh.policy import Action, Protocol, Rule, Side
+from plexd.mesh.table_reading import fingerprint
 from tests.mesh.rendering import render
 
 DEADLINE_SECONDS = 10.0

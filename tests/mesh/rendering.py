@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from plexd.mesh.firewall import Json, ruleset
+from plexd.mesh.firewall import ruleset
+from plexd.mesh.nft_commands import Json
 
 
 def render(*arguments: Any, **others: Any) -> Json:

@@ -14,10 +14,10 @@ from plexd.mesh.admission import Admitted, amend, judge
 from plexd.mesh.amend import rebuild
 from plexd.mesh.desired import Desired, EndpointSource, Peer, Policy, PolicyRule
 from plexd.mesh.events import EndpointOffered
-from plexd.mesh.firewall import TemporaryAllow, TemporaryAllows
 from plexd.mesh.fold import fold
 from plexd.mesh.policy import Action, Protocol
 from plexd.mesh.target import Settings, Sources, Target, build_target
+from plexd.mesh.temporary_allows import TemporaryAllow, TemporaryAllows
 from tests.mesh.worlds import OWN_IP, RESOLVED, desired_of, peer, settings_for
 
 ENFORCED = firewall.Settings(OWN_IP, ("plexd0",))

@@ -16,9 +16,11 @@ from plexd.errors import TooManyTemporaryAllows
 from plexd.mesh import firewall
 from plexd.mesh.address import Prefix, parse_ip
 from plexd.mesh.desired import Policy, PolicyRule
-from plexd.mesh.firewall import Hits, TemporaryAllow, TemporaryAllows, fingerprint, hits, ruleset
+from plexd.mesh.firewall import ruleset
 from plexd.mesh.policy import ANYWHERE, Action, Local, Protocol, Rule, Side, resolve
 from plexd.mesh.rulegroups import Line, Match, group
+from plexd.mesh.table_reading import Hits, fingerprint, hits
+from plexd.mesh.temporary_allows import TemporaryAllow, TemporaryAllows
 from plexd.mesh.visibility import Visibility
 from tests.mesh import policies as mesh
 from tests.mesh.nft_interpreter import Table, ports_are_guarded

@@ -14,10 +14,10 @@ from plexd.mesh.admission import amend, judge
 from plexd.mesh.amend import rebuild
 from plexd.mesh.desired import Desired, EndpointSource, Peer
 from plexd.mesh.events import EndpointOffered, Foldable, PeerAdded, PeerRemoved
-from plexd.mesh.firewall import TemporaryAllows
 from plexd.mesh.fold import Unfoldable, fold
 from plexd.mesh.plan import plan_event
 from plexd.mesh.target import Sources, Target, build
+from plexd.mesh.temporary_allows import TemporaryAllows
 from tests.mesh.test_admission import policies, rule
 from tests.mesh.worlds import OWN_IP, desired_of, peer, settings_for
 
