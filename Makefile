@@ -33,11 +33,12 @@ test: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-stun $(STAMPS)/apt-journal 
 test-kernel: $(VENV)/ready $(STAMPS)/apt-mesh $(STAMPS)/apt-guest  ## run the tests that need a kernel of their own: the Debian kernel in QEMU (root)
 	$(VENV)/bin/python -m tests.kernel.run
 
-check: $(VENV)/ready  ## check format, lint, types and import contracts
+check: $(VENV)/ready  ## check format, lint, types, import contracts, references to the contract
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m tests.documentation.contract_references
 
 format: $(VENV)/ready  ## format the code and fix what the linter can fix
 	$(VENV)/bin/ruff format .
