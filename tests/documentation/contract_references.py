@@ -1,9 +1,8 @@
 """Checks that every reference to a section of the contract resolves.
 
-Code and pages name a section as `docs/contract/mesh.md §6.7`. The pages of the contract name a section of another page
-as `mesh.md §6.7`, and one of their own as `§6.7`. Outside those pages a reference may go on with further sections of
-the same page: `docs/contract/mesh.md §6.2 and §6.7`. Sections are the numbered headings: `## 6. Policy`, `### 6.7
-Failure`.
+Code and pages name a section as `docs/contract/mesh.md §6.7`. The pages of the contract leave out the directory, and
+for their own sections the name of the page. Outside those pages a reference may go on with further sections of the
+same page: `docs/contract/mesh.md §6.2 and §6.7`. Sections are the numbered headings: `## 6. Policy`, `### 6.7 Failure`.
 
 `python -m tests.documentation.contract_references` prints each problem as `file:line: problem` and ends with 1 if there
 is one.
