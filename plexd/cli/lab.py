@@ -1,4 +1,8 @@
-"""`plexd lab up`, `plexd lab policies` and `plexd lab controlplane`."""
+"""`plexd lab up`, `plexd lab policies` and `plexd lab controlplane`.
+
+The lab's control plane uses starlette and uvicorn, which a node does not need: the extra `lab` installs them. Importing
+this module raises LabError where they are missing.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,16 @@ from pathlib import Path
 
 from plexd import log
 from plexd.lab.admin import Admin
-from plexd.lab.controlplane import Options, main
 from plexd.lab.namespaces import LabError, Nat
 from plexd.lab.up import DIRECTORY
 from plexd.lab.up import up as tour
+
+try:
+    from plexd.lab.controlplane import Options, main
+except ModuleNotFoundError as exc:
+    if exc.name not in {"starlette", "uvicorn"}:
+        raise
+    raise LabError("the lab needs starlette and uvicorn, which are not installed: pip install plexd[lab]") from exc
 
 OPTIONS = {"listen", "http", "mesh_cidr", "tokens", "stun"}
 

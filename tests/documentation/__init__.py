@@ -1,0 +1,1 @@
+"""What the pages under docs/ say about the code and about each other is true."""
