@@ -8,7 +8,7 @@ PlexdError
 │   ├── RegistrationTimedOut   8   start again later
 │   ├── PrivilegeError         9   run as root
 │   └── ListenerError          1   free the place where the API socket belongs
-├── ControlError               a call to the control plane failed (transport contract, section 4)
+├── ControlError               a call to the control plane failed (docs/contract/wire.md §4)
 │   ├── Transient              try again by the retry policy of the endpoint
 │   │   ├── RateLimited        try again, not before `retry_after`
 │   │   └── Misconfigured      like Transient; the base URL answers with a redirect

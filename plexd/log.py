@@ -1,4 +1,4 @@
-"""Log records on stderr, one a line: for people, for programs, for the journal (operations contract, section 6).
+"""Log records on stderr, one a line: for people, for programs, for the journal (docs/contract/operations.md §6).
 
 A logger is made once in each module with `get_logger(component)` and used as `log.info("peer added", peer=...)`: a
 constant lower-case message in the past tense, everything variable as a key. Until `set_up` ran, records go wherever

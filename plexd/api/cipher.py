@@ -1,4 +1,4 @@
-"""AES-256-GCM, as secrets are sealed with it (node API, section 7).
+"""AES-256-GCM, as secrets are sealed with it (docs/contract/node-api.md §7).
 
 libsodium is loaded anyway, but has this cipher only for processors with instructions for AES; on others OpenSSL takes
 over, which costs 7 MB of memory from the first secret on.

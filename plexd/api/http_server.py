@@ -1,7 +1,7 @@
 """HTTP/1.1 for callers on this host: h11 on an asyncio server, so that no slow or silent one holds up the others.
 
-A request is read whole, answered whole, and the connection kept for the next one (node API, section 1.2). Whoever
-leaves before the answer has its work cancelled.
+A request is read whole, answered whole, and the connection kept for the next one (docs/contract/node-api.md §1.2).
+Whoever leaves before the answer has its work cancelled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`If-Match` and `If-None-Match`: what a write demands of the version that is there (node API, section 4.1)."""
+"""`If-Match` and `If-None-Match`: what a write demands of the present version (docs/contract/node-api.md §4.1)."""
 
 from __future__ import annotations
 

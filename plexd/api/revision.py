@@ -6,7 +6,7 @@ import asyncio
 
 
 class Revision:
-    """`number` starts at 1 with the process (node API, section 4)."""
+    """`number` starts at 1 with the process (docs/contract/node-api.md §4)."""
 
     def __init__(self) -> None:
         self.number = 1

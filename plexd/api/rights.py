@@ -1,4 +1,6 @@
-"""Who may do what on the API socket: told by the kernel, which knows who connected (node API, sections 2 and 2.1)."""
+"""Who may do what on the API socket: told by the kernel, which knows who connected (docs/contract/node-api.md §2 and
+§2.1).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Routes as a table: a request finds its route, the gate says whether its caller may, the route answers.
 
-Rights are decided on the route that was found, never on how its path was spelled (node API, sections 1.2 and 2).
+Rights are decided on the route that was found, never on how its path was spelled (docs/contract/node-api.md §1.2 and
+§2).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Document = Mapping[str, object] | list[Mapping[str, object]]
 
 
 class Right(Enum):
-    """What a caller must be allowed (node API, section 2)."""
+    """What a caller must be allowed (docs/contract/node-api.md §2)."""
 
     NONE = auto()  # nobody is asked
     READ = auto()

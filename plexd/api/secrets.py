@@ -1,4 +1,5 @@
-"""Secrets: fetched from the control plane for one request, decrypted, answered, forgotten (node API, section 7).
+"""Secrets: fetched from the control plane for one request, decrypted, answered, forgotten (docs/contract/node-api.md
+§7).
 
 Nothing is kept, neither on disk nor in memory, and no two callers share a fetch. What is told of a read, to the log and
 to `on_read`, never holds the value.

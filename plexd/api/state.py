@@ -1,4 +1,5 @@
-"""Metadata, data, secret names and reports: what programs on this node read and write (node API, sections 3 and 4).
+"""Metadata, data, secret names and reports: what programs on this node read and write (docs/contract/node-api.md §3 and
+§4).
 
 Metadata, data and secret names are part of the desired snapshot, which is their only home; reports are this node's own.
 """

@@ -1,4 +1,6 @@
-"""Who may do what over TCP: whoever shows the token, and calls us by a name that is ours (node API, section 2.2)."""
+"""Who may do what over TCP: whoever shows the token, and calls us by a name that is ours (docs/contract/node-api.md
+§2.2).
+"""
 
 from __future__ import annotations
 

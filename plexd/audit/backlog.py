@@ -1,4 +1,4 @@
-"""Which records of auditd's log come after the last event that is known (telemetry contract, 5.2)."""
+"""Which records of auditd's log come after the last event that is known (docs/contract/telemetry.md §5.2)."""
 
 from __future__ import annotations
 

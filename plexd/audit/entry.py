@@ -1,4 +1,4 @@
-"""What an audit entry is before it travels (telemetry contract, section 1)."""
+"""What an audit entry is before it travels (docs/contract/telemetry.md §1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Records become events (telemetry contract, 5.3). Time is an argument, in seconds of any clock that is never set."""
+"""Records become events (docs/contract/telemetry.md §5.3). Time is an argument, in seconds of any clock that is never
+set.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of the Kubernetes audit log as entries (telemetry contract, 5.7)."""
+"""Lines of the Kubernetes audit log as entries (docs/contract/telemetry.md §5.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events of the Linux kernel's audit as entries (telemetry contract, 5.5 and 5.6).
+"""Events of the Linux kernel's audit as entries (docs/contract/telemetry.md §5.5 and §5.6).
 
 An entry says who (`subject`) did what (`action`) to what (`object`), and how it ended (`result`). What the records do
 not state is left out, never guessed.
@@ -129,7 +129,7 @@ class _View:
 
 _KINDS = {"CREATE": 0, "DELETE": 1, "NORMAL": 2, "UNKNOWN": 3, "PARENT": 4}
 
-# the order of section 5.5; a number stands for itself
+# the order of docs/contract/telemetry.md §5.5; a number stands for itself
 _PRIMARY: tuple[range, ...] = (
     range(types.AVC, types.AVC + 1),
     range(types.SELINUX_ERR, types.SELINUX_ERR + 1),

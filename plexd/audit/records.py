@@ -1,4 +1,4 @@
-"""One audit record: from a datagram or a line of audit.log to fields (telemetry contract, 5.2 and 5.4).
+"""One audit record: from a datagram or a line of audit.log to fields (docs/contract/telemetry.md §5.2 and §5.4).
 
 The kernel writes `key=value` pairs. What a program may choose freely (a file name, an argument) is quoted, or hex when
 it holds a quote, a space or anything unprintable; so inside quotes nothing is escaped. User-space records carry a

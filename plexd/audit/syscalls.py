@@ -1,4 +1,4 @@
-"""Names of system calls by number, of the architectures that audit records speak of (telemetry contract, 5.4).
+"""Names of system calls by number, of the architectures that audit records speak of (docs/contract/telemetry.md §5.4).
 
 The names are those that `auditctl -S` takes, renewed from `ausyscall --dump x86_64` (aarch64, i386, arm) of Debian's
 package auditd. From 424 on all architectures share their numbers.

@@ -1,4 +1,5 @@
-"""Types of audit records: their names, and those whose number has a meaning here (telemetry contract, 5.3 to 5.5).
+"""Types of audit records: their names, and those whose number has a meaning here (docs/contract/telemetry.md §5.3 to
+§5.5).
 
 The names were renewed from <linux/audit.h> and <libaudit.h> (Debian's linux-libc-dev and libaudit-dev); they are those
 that `ausearch -m` takes.

@@ -1,4 +1,4 @@
-"""The configuration in force, and what happens when it is read again (operations contract, section 4.6)."""
+"""The configuration in force, and what happens when it is read again (docs/contract/operations.md §4.6)."""
 
 from __future__ import annotations
 

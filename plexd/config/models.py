@@ -358,7 +358,7 @@ class NodeApi(Subject):
 
 
 class Pipeline(Subject):
-    """What metrics, logs and audit have in common (telemetry contract, section 2.2)."""
+    """What metrics, logs and audit have in common (docs/contract/telemetry.md §2.2)."""
 
     enabled: bool = True
     interval: Annotated[Duration, _at_least(1)] = timedelta(seconds=5)
@@ -551,7 +551,7 @@ class Config(Subject):
 
 
 def check_api(url: str, *, plain_allowed: bool) -> str:
-    """The base URL without trailing slashes; ValueError unless it is one (transport contract, section 1)."""
+    """The base URL without trailing slashes; ValueError unless it is one (docs/contract/wire.md §1)."""
     base = check_url(url)
     parts = urlsplit(base)
     if parts.scheme == "http" and not plain_allowed and not _is_loopback(parts.hostname or ""):
@@ -560,7 +560,7 @@ def check_api(url: str, *, plain_allowed: bool) -> str:
 
 
 def check_hostname(text: str) -> str:
-    """The name, trimmed; ValueError unless the control plane accepts it (lifecycle contract, 2.4)."""
+    """The name, trimmed; ValueError unless the control plane accepts it (docs/contract/lifecycle.md §2.4)."""
     name = text.strip()
     if not 1 <= len(name) <= 253 or any(char.isspace() or not char.isprintable() for char in name):
         raise ValueError("must be 1 to 253 characters without white space or control characters")

@@ -1,4 +1,6 @@
-"""What of a changed configuration takes effect at once, and what waits for a restart (operations contract, 4.6)."""
+"""What of a changed configuration takes effect at once, and what waits for a restart (docs/contract/operations.md
+§4.6).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the status and headers of an answer mean for the caller (wire contract, section 4). No I/O."""
+"""What the status and headers of an answer mean for the caller (docs/contract/wire.md §4). No I/O."""
 
 from __future__ import annotations
 

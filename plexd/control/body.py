@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: compression with a bound (wire contract, section 2). No I/O."""
+"""Bodies of requests and answers: compression with a bound (docs/contract/wire.md §2). No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks the metadata service of the cloud for a bootstrap token (lifecycle contract, section 2.2).
+"""Asks the metadata service of the cloud for a bootstrap token (docs/contract/lifecycle.md §2.2).
 
 It is nobody the control plane knows: no proxy, no redirect, and no header that says who asks.
 """

@@ -1,4 +1,4 @@
-"""The way to the control plane: certificates, proxies, connections, and why it failed (wire contract, section 1)."""
+"""The way to the control plane: certificates, proxies, connections, and why it failed (docs/contract/wire.md §1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When to try a call again, and when to give up (wire contract, section 5). tenacity does the repeating."""
+"""When to try a call again, and when to give up (docs/contract/wire.md §5). tenacity does the repeating."""
 
 from __future__ import annotations
 

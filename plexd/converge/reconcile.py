@@ -229,7 +229,7 @@ class Reconcile:
         """Each kind of failure is said once, then a debug line until something else happens; another reason for the
         same kind also counts, at most once a minute.
 
-        A refusal is an error: it does not pass by itself (lifecycle contract, 7.5).
+        A refusal is an error: it does not pass by itself (docs/contract/lifecycle.md §7.5).
         """
         now = asyncio.get_running_loop().time()
         kind, reason = type(exc).__name__, _without_particulars(str(exc))

@@ -1,5 +1,5 @@
 """The life of the daemon: sockets open, the node gets its identity, services run until a signal, and all ends in
-the opposite order (lifecycle contract, sections 1 and 12).
+the opposite order (docs/contract/lifecycle.md §1 and §12).
 """
 
 from __future__ import annotations

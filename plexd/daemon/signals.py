@@ -1,4 +1,4 @@
-"""What the signals do: stop (lifecycle contract, section 12), read the configuration again, show where tasks wait."""
+"""What the signals do: stop (docs/contract/lifecycle.md §12), read the configuration again, show where tasks wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a daemon stops: the steps in their order, each with a deadline of its own (lifecycle contract, section 12).
+"""How a daemon stops: the steps in their order, each with a deadline of its own (docs/contract/lifecycle.md §12).
 
 One that fails or takes too long does not keep the next from being taken.
 """

@@ -1,4 +1,6 @@
-"""Joining, leaving, taking down: what the commands do that run without a daemon (lifecycle contract, 2.1 and 11)."""
+"""Joining, leaving, taking down: what the commands do that run without a daemon (docs/contract/lifecycle.md §2.1 and
+§11).
+"""
 
 from __future__ import annotations
 

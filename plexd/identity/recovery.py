@@ -1,4 +1,4 @@
-"""Finds out what a 401 meant, and ends a refusal where that can be done (lifecycle contract, section 5).
+"""Finds out what a 401 meant, and ends a refusal where that can be done (docs/contract/lifecycle.md §5).
 
 One 401 proves nothing: a heartbeat confirms it. While the refusal stands deliveries wait, and the mesh stays as it is;
 heartbeats at growing intervals find out whether it is over, and before each of them the node looks for another

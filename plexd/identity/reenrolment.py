@@ -1,7 +1,7 @@
 """Another identity for a node that runs: one found on disk, or one that a new bootstrap token has bought.
 
 Everything takes it in one step, while the services are paused: nothing of the old node is under way then, and each
-service that starts again afterwards is one of the new node (lifecycle contract, section 5, steps 2, 5 and 6).
+service that starts again afterwards is one of the new node (docs/contract/lifecycle.md §5, steps 2, 5 and 6).
 
 The services that end last at a stop are not paused, and need not be. A heartbeat rests while a refusal is looked into;
 one that was under way says nothing of the new node. The snapshot is not written meanwhile, and then as the new node's.

@@ -1,4 +1,4 @@
-"""Replaces the node's WireGuard key (lifecycle contract, section 8).
+"""Replaces the node's WireGuard key (docs/contract/lifecycle.md §8).
 
 The new key is on disk before it is offered, and offered until it is answered: the control plane may have accepted it
 although the answer was lost. The rename of the pending key is the commit; whatever dies after it, the next start uses

@@ -71,7 +71,7 @@ def _prefixed(digest: str) -> str:
 
 
 def prepare_process() -> None:
-    """Set the process up as a daemon that holds secrets (operations contract, section 5)."""
+    """Set the process up as a daemon that holds secrets (docs/contract/operations.md §5)."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,6 @@
-"""Looks at this host the way the daemon will need it, and says what is missing (operations contract, 8.3 and 15)."""
+"""Looks at this host the way the daemon will need it, and says what is missing (docs/contract/operations.md §8.3 and
+§15).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""journalctl as a child: lines of JSON from its pipe, read as fast as somebody wants them (telemetry contract, 4.4).
+"""journalctl as a child: lines of JSON from its pipe, read as fast as somebody wants them (docs/contract/telemetry.md
+§4.4).
 
 `--merge` and `--no-tail`, because `--follow` alone shows only the current boot. A cursor is always asked for with
 `--cursor`, which shows the entry it names: `--after-cursor` skips an entry when that one is gone.

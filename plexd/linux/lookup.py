@@ -21,7 +21,7 @@ DISCARD_PORT = 9
 
 
 async def look_up(name: str) -> list[bytes]:
-    """Those first that this host has a route to, and of these IPv4 (mesh contract, section 4.4).
+    """Those first that this host has a route to, and of these IPv4 (docs/contract/mesh.md §4.4).
 
     Raises Unresolved, also when it takes more than 5 s.
     """

@@ -1,4 +1,4 @@
-"""One growing file, followed through rotation by rename and by copy, across restarts (telemetry contract, 4.5).
+"""One growing file, followed through rotation by rename and by copy, across restarts (docs/contract/telemetry.md §4.5).
 
 A place in it is told by inode and by a fingerprint of its beginning, so that a file is known again under another name,
 and another file is known to be another one under the same name. Everything here blocks, for a moment.

@@ -1,4 +1,4 @@
-"""The ways to the peers' endpoints, of which the narrowest sets the MTU of the mesh (mesh contract, section 3).
+"""The ways to the peers' endpoints, of which the narrowest sets the MTU of the mesh (docs/contract/mesh.md §3).
 
 Which way packets take, only the kernel can tell: rules may send them to any table, and a longest match over table main
 would not see that. So it is asked, once for each address: 10 to 20 microseconds, which 10 000 peers at every look would

@@ -208,7 +208,7 @@ def _no_endpoint(candidates: Candidates, resolved: Mapping[str, Endpoint], port:
 
 
 class Paths:
-    """Tells relayed paths from direct ones, as well as endpoints allow (mesh contract, section 8.6)."""
+    """Tells relayed paths from direct ones, as well as endpoints allow (docs/contract/mesh.md §8.6)."""
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._peers_at = Counter(endpoints)

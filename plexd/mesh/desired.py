@@ -18,7 +18,7 @@ from plexd.mesh.keys import PresharedKey, PublicKey
 
 
 class EndpointSource(StrEnum):
-    """Who named an endpoint (mesh contract, section 4.4)."""
+    """Who named an endpoint (docs/contract/mesh.md §4.4)."""
 
     PEER = "S"  # a Peer object: registration, state, peer_added, peer_key_rotated
     EVENT = "E"  # peer_endpoint_changed
@@ -52,8 +52,8 @@ class Candidates(NamedTuple):
     def is_news_since(self, was: Candidates) -> bool:
         """Whether the endpoint to use is another one than `was`, and was named since.
 
-        What is left once a source takes back its own was named before: that clears no endpoint that works (mesh
-        contract, section 4.4).
+        What is left once a source takes back its own was named before: that clears no endpoint that works
+        (docs/contract/mesh.md §4.4).
         """
         # an offer that changes goes to the end, so those that did not come first, in the order they had
         before = iter(was.offers)

@@ -195,7 +195,7 @@ def with_peers(before: Ruleset, settings: Settings, gone: PeerChange, come: Peer
 
 
 def rule_comment(policy_id: str, number: int) -> str:
-    """What marks the rule in the table (section 6.5)."""
+    """What marks the rule in the table (docs/contract/mesh.md §6.5)."""
     return _reduced(policy_id, f"#{number}")
 
 

@@ -1,4 +1,4 @@
-"""What the answers of STUN servers say about the NAT in front of this node (mesh contract, 8.2 and 8.3). Pure."""
+"""What answers of STUN servers say about the NAT in front of this node (docs/contract/mesh.md §8.2 and §8.3). Pure."""
 
 from __future__ import annotations
 

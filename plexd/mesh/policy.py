@@ -1,8 +1,8 @@
 """From the control plane's policies to rules without doubt: sides are addresses, bad input has closed what it touches.
 
-A fault in a rule that allows costs the rule; a fault in one that denies widens what it denies (mesh contract, section
-6.1). What comes out keeps the order of policies and rules, because the first match wins (section 6.2), and holds only
-rules that can concern this node (section 6.4).
+A fault in a rule that allows costs the rule; a fault in one that denies widens what it denies (docs/contract/mesh.md
+§6.1). What comes out keeps the order of policies and rules, because the first match wins (docs/contract/mesh.md §6.2),
+and holds only rules that can concern this node (docs/contract/mesh.md §6.4).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Local:
         return (Prefix.host(self.mesh_ip), *self.behind)
 
     def touching(self) -> Callable[[Side], bool]:
-        """Whether a rule with this side may concern an address of ours (section 6.3)."""
+        """Whether a rule with this side may concern an address of ours (docs/contract/mesh.md §6.3)."""
         index = PrefixIndex()
         for prefix in self.prefixes:
             index.put(prefix, 0)

@@ -23,7 +23,7 @@ class TemporaryAllow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TemporaryAllows:
-    """Those in force, each with a name of its own (section 6.8). A start of the agent begins with none."""
+    """The temporary allows in force, each under its own name. The agent starts without any."""
 
     held: tuple[TemporaryAllow, ...] = ()
 

@@ -1,6 +1,6 @@
 """Which peers get onto the interface: those that some rule lets talk to this node, or this node to them.
 
-For each direction the first rule that decides counts (mesh contract, section 6.3). A rule names its far side by
+For each direction the first rule that decides counts (docs/contract/mesh.md §6.3). A rule names its far side by
 anything, by a node or by a prefix; each kind is looked up by itself, so that no peer is walked past every rule.
 """
 

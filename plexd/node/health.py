@@ -14,7 +14,7 @@ log = get_logger("health")
 
 
 class Condition(StrEnum):
-    """The codes of the lifecycle contract, section 4; the value is what the control plane and operators see."""
+    """The codes of docs/contract/lifecycle.md §4; the value is what the control plane and operators see."""
 
     STREAM_DOWN = "stream_down"
     STATE_STALE = "state_stale"

@@ -1,4 +1,4 @@
-"""Says that the node is alive, and turns the hints in the answer into wake-ups (lifecycle contract, section 4).
+"""Says that the node is alive, and turns the hints in the answer into wake-ups (docs/contract/lifecycle.md §4).
 
 While it is being found out what a 401 meant, the ticks rest and somebody else decides when to send one.
 """

@@ -1,6 +1,7 @@
 """Delivers reports: gathers changes for a moment, sends them in batches, and gives up on single ones only.
 
-What has not arrived stays due, on disk too, so nothing is lost with the process (node API, sections 6.3 and 6.4).
+What has not arrived stays due, on disk too, so nothing is lost with the process (docs/contract/node-api.md §6.3 and
+§6.4).
 """
 
 from __future__ import annotations

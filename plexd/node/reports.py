@@ -1,6 +1,6 @@
 """What programs on this node report: written by them through the node API, delivered by the service `reports`.
 
-One writer at a time; disk first, memory second (node API, sections 4.1, 5 and 6.3).
+One writer at a time; disk first, memory second (docs/contract/node-api.md §4.1, §5 and §6.3).
 """
 
 from __future__ import annotations

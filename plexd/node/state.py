@@ -1,8 +1,8 @@
 """The node's live state: who it is and what is wanted of it. One writer at a time, since all run on one event loop.
 
-The desired snapshot is an immutable value; replacing it wakes whoever keeps it on disk. The generation counts what
-the control plane said of the snapshot outside of state pulls, so that a slow pull cannot undo an event (lifecycle
-contract, 7.3).
+The desired snapshot is an immutable value; replacing it wakes whoever keeps it on disk. The generation counts what the
+control plane said of the snapshot outside of state pulls, so that a slow pull cannot undo an event
+(docs/contract/lifecycle.md §7.3).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the daemon says about itself to people and programs on its node: status, peers, policies, health.
 
 Other modules decide what the facts mean: `health`, `connection_status`, `mesh.connectivity`. The documents are those of
-node-api.md §8 and §8.1: an unknown value is null and never left out.
+docs/contract/node-api.md §8 and §8.1: an unknown value is null and never left out.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ class Overview:
         )
 
     async def not_ready(self) -> str | None:
-        """The first reason that applies why the node is not ready (operations contract, section 7); None when it is."""
+        """The first reason that applies why the node is not ready (docs/contract/operations.md §7); None when it is."""
         if self.membership is None or not self.membership.node.accepted.is_set():
             return "registration_pending"
         if self._monotonic() - self._looked_at > LOOK_SECONDS:

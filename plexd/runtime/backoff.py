@@ -31,7 +31,7 @@ class Backoff:
 class FullJitter:
     """Reconnection of the event stream: delay n is random in 0..min(cap, base * 2^n), at least 50 ms.
 
-    Full jitter, so that a fleet does not come back in one burst (events contract, section 6).
+    Full jitter, so that a fleet does not come back in one burst (docs/contract/events.md §6).
     """
 
     FLOOR_SECONDS = 0.05

@@ -1,4 +1,4 @@
-"""How far each telemetry source has been delivered, kept in `telemetry/cursors.json` (telemetry contract, 2.8).
+"""How far each telemetry source has been delivered, kept in `telemetry/cursors.json` (docs/contract/telemetry.md §2.8).
 
 Sources hold their positions themselves; here they are asked for them when it is time to write. A position that was
 not written when the process died only means that some entries are sent twice.

@@ -1,4 +1,4 @@
-"""Batches the control plane refuses, put aside for a person to look at (telemetry contract, section 2.6)."""
+"""Batches the control plane refuses, put aside for a person to look at (docs/contract/telemetry.md §2.6)."""
 
 from __future__ import annotations
 

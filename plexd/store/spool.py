@@ -1,4 +1,4 @@
-"""A queue of JSON lines on disk, for what can't be read again at its source (telemetry contract, section 2.8).
+"""A queue of JSON lines on disk, for what can't be read again at its source (docs/contract/telemetry.md §2.8).
 
 Segments `<8 digits>.jsonl`, appended to in groups with one fsync each, read in order, deleted once nobody needs them.
 Everything here blocks; one caller at a time.

@@ -1,4 +1,6 @@
-"""Bootstrap tokens that are at hand: in configuration, file, environment, in this order (lifecycle contract, 2.2)."""
+"""Bootstrap tokens that are at hand: in configuration, file, environment, in this order (docs/contract/lifecycle.md
+§2.2).
+"""
 
 from __future__ import annotations
 

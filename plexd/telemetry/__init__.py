@@ -1,4 +1,5 @@
-"""Metrics, logs and audit on their way to the control plane: one engine, three pipelines (telemetry contract, 2).
+"""Metrics, logs and audit on their way to the control plane: one engine, three pipelines (docs/contract/telemetry.md
+§2).
 
 Sources put entries into the window of their pipeline; the pipeline cuts batches, sends them, and moves a source's
 position once it is known what became of its entries. `window`, `trial`, `reaction`, `gaps`, `counters`, `standing` and

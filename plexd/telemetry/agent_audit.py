@@ -1,4 +1,4 @@
-"""What the agent itself does that an auditor wants to know (telemetry contract, 5.8).
+"""What the agent itself does that an auditor wants to know (docs/contract/telemetry.md §5.8).
 
 Entries go to the spool, so they outlive the process, and are delivered as soon as the node may. A method returns when
 its entry is on disk (or the disk has refused it, then it is in memory): it is awaited before what it tells of counts as
@@ -50,7 +50,9 @@ class AgentAudit:
         subject: Mapping[str, Value] = AGENT,
         result: str = SUCCESS,
     ) -> None:
-        """`event_type` is one of section 5.8, `about` becomes the object, `subject` is who caused it."""
+        """`event_type` is one of docs/contract/telemetry.md §5.8, `about` becomes the object, `subject` is who caused
+        it.
+        """
         spooled = self._spooled
         self._add(event_type, action, about, subject, result)
         if spooled is not None:

@@ -1,4 +1,5 @@
-"""What the Linux kernel audits, from its stream, or from the log that auditd writes (telemetry contract, 5.2 and 5.3).
+"""What the Linux kernel audits, from its stream, or from the log that auditd writes (docs/contract/telemetry.md §5.2
+and §5.3).
 
 The kernel does not repeat itself, so what the stream brought goes to the spool. What was missed while nobody listened
 is read from auditd's log where there is one, else a marker shows the hole.

@@ -1,7 +1,7 @@
 """How a batch gets through a control plane that refuses it: halved, divided until the culprit stands alone, given up.
 
-Told what became of each request, it says what to send next and what is decided, in order (telemetry contract, 2.5 and
-2.6). Pure.
+Told what became of each request, it says what to send next and what is decided, in order (docs/contract/telemetry.md
+§2.5 and §2.6). Pure.
 """
 
 from __future__ import annotations

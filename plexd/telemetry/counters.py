@@ -1,4 +1,4 @@
-"""What a pipeline says of itself (telemetry contract, section 6). Every entry ends under exactly one of these. Pure."""
+"""What a pipeline says of itself (docs/contract/telemetry.md §6). Every entry ends under exactly one of these. Pure."""
 
 from __future__ import annotations
 

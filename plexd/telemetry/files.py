@@ -1,7 +1,7 @@
 """Log files as a source of logs: followed through renaming, truncation and times without an agent.
 
 A path is a sequence of files, read one after the other: what it was before a rotation is read to its end before what
-it is now. The position is that of the last line delivered, in whichever of them (telemetry contract, section 4.5).
+it is now. The position is that of the last line delivered, in whichever of them (docs/contract/telemetry.md §4.5).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Holes in a source: whoever reads the stream sees each, without one marker for each (telemetry contract, 2.9).
+"""Holes in a source: whoever reads the stream sees each, without one marker for each (docs/contract/telemetry.md §2.9).
 
 The first hole of a source and reason is marked where it is; what follows within a minute is added up and marked after
 it. What is still owed is kept on disk by the pipeline, since the source's position passes it. Pure.

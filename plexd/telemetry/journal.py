@@ -1,6 +1,7 @@
 """The journal as a source of logs: nothing of an earlier boot is lost, and what was vacuumed away is counted.
 
-Entries carry a sequence number within a journal, so a jump in it tells how many are missing (telemetry contract, 4.4).
+Entries carry a sequence number within a journal, so a jump in it tells how many are missing (docs/contract/telemetry.md
+§4.4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The audit log of a Kubernetes API server on this host (telemetry contract, 5.7)."""
+"""The audit log of a Kubernetes API server on this host (docs/contract/telemetry.md §5.7)."""
 
 from __future__ import annotations
 

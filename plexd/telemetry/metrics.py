@@ -1,4 +1,4 @@
-"""Metrics: four groups, read side by side once an interval (telemetry contract, section 3).
+"""Metrics: four groups, read side by side once an interval (docs/contract/telemetry.md §3).
 
 A group that fails or takes too long yields no points in that cycle and harms no other. Points live in memory only.
 """

@@ -1,4 +1,4 @@
-"""The agent's own log records as a source, where nobody else collects them (telemetry contract, section 4.1)."""
+"""The agent's own log records as a source, where nobody else collects them (docs/contract/telemetry.md §4.1)."""
 
 from __future__ import annotations
 

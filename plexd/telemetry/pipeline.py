@@ -1,4 +1,5 @@
-"""One pipeline: sources collect into a window, batches of it are sent one after the other (telemetry contract, 2).
+"""One pipeline: sources collect into a window, batches of it are sent one after the other (docs/contract/telemetry.md
+§2).
 
 Collection and delivery are separate tasks: a slow request never stops collection before the window is full, and a slow
 source never stops delivery. Whatever the process dies of, a source's position has only moved over entries whose fate
@@ -579,7 +580,7 @@ class Pipeline:
     # status
 
     def status(self) -> dict[str, Any]:
-        """The body of the status routes (section 6)."""
+        """The body of the status routes (docs/contract/telemetry.md §6)."""
         last = format_time(self._last_success_at) if self._last_success_at is not None else None
         return {
             "enabled": True,

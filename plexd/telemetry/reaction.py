@@ -1,4 +1,4 @@
-"""What a pipeline does about a request that failed (telemetry contract, section 2.5). Pure."""
+"""What a pipeline does about a request that failed (docs/contract/telemetry.md §2.5). Pure."""
 
 from __future__ import annotations
 

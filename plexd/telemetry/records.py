@@ -1,4 +1,5 @@
-"""Entries as they travel: the JSON of points, log entries and audit entries, written for speed (telemetry contract, 1).
+"""Entries as they travel: the JSON of points, log entries and audit entries, written for speed
+(docs/contract/telemetry.md §1).
 
 Everything is text of one entry; the pipeline joins entries into arrays.
 """

@@ -1,4 +1,4 @@
-"""Severities of log entries, and which entries an operator wants (telemetry contract, sections 4.3 and 4.6). Pure."""
+"""Severities of log entries, and which entries an operator wants (docs/contract/telemetry.md §4.3 and §4.6). Pure."""
 
 from __future__ import annotations
 

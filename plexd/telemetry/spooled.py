@@ -1,7 +1,7 @@
 """Entries that can't be read again where they came from, kept on disk until they are delivered.
 
 Whoever makes an entry waits until it is on disk, or leaves it to the next group. While the disk refuses, entries stay
-in memory, the oldest giving way, and go on from there (telemetry contract, sections 2.7 and 2.8).
+in memory, the oldest giving way, and go on from there (docs/contract/telemetry.md §2.7 and §2.8).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time stamps and priorities that lines of log files begin with (telemetry contract, section 4.2). Pure."""
+"""Time stamps and priorities that lines of log files begin with (docs/contract/telemetry.md §4.2). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durations in Go's notation (wire contract, section 6.4); inside plexd they are seconds."""
+"""Durations in Go's notation (docs/contract/wire.md §6.4); inside plexd they are seconds."""
 
 from __future__ import annotations
 

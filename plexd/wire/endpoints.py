@@ -1,4 +1,4 @@
-"""The calls to the control plane as one table (wire contract, sections 1.3, 2, 5, 7 and 9).
+"""The calls to the control plane as one table (docs/contract/wire.md §1.3, §2, §5, §7 and §9).
 
 The client is driven by it, and so is the lab's server. Waiting times behind a `Retry` are the client's business.
 """
@@ -68,7 +68,7 @@ class Endpoint:
     extension: bool = False
 
     def path(self, **parameters: str) -> str:
-        """The path below the base URL. WireError when a parameter cannot be sent (section 1.4)."""
+        """The path below the base URL. WireError when a parameter cannot be sent (docs/contract/wire.md §1.4)."""
         segments = {}
         for name, value in parameters.items():
             try:

@@ -1,7 +1,7 @@
 """The signed envelope around every event: taking it apart, the bytes its signature covers, and the order of checks.
 
 The signature covers what Go's encoding/json would write, so the payload is never parsed and written again: its raw
-text is found while scanning the envelope, and only compacted (events contract, sections 3 and 4). Clocks are arguments.
+text is found while scanning the envelope, and only compacted (docs/contract/events.md §3 and §4). Clocks are arguments.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ def _decode_signature(text: str) -> bytes | None:
 
 
 def canonical_bytes(event_type: str, event_id: str, issued_at: str, nonce: str, payload: str) -> bytes:
-    """What the signature covers (section 3.1). `issued_at` is a valid time stamp and `payload` valid JSON text."""
+    """What the signature covers (docs/contract/events.md §3.1). `issued_at` is a valid time stamp and `payload` valid
+    JSON text.
+    """
     return (
         f'{{"event_type":{_quote(event_type)},"event_id":{_quote(event_id)},"issued_at":"{signed_form(issued_at)}",'
         f'"nonce":{_quote(nonce)},"payload":{compact(payload)}}}'
@@ -253,7 +255,9 @@ class Verifier:
             self._nonces.pop(verdict.envelope.nonce, None)
 
     def verify(self, data: str, *, now: float, monotonic: float) -> Verdict:
-        """All checks of section 4 in their order; `now` is Unix time at receipt, both clocks are in seconds."""
+        """All checks of docs/contract/events.md §4 in their order; `now` is Unix time at receipt, both clocks are in
+        seconds.
+        """
         try:
             envelope = parse_envelope(data)
         except WireError as exc:

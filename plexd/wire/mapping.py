@@ -1,7 +1,7 @@
 """From wire types to the values plexd works with: keys decoded, addresses parsed, what cannot be used left out.
 
-Whatever is left out comes back as `Skipped`, for the log. One bad peer never costs another (mesh contract, sections
-4.1 and 4.2); a missing list is no empty list (wire contract, section 6.1).
+Whatever is left out comes back as `Skipped`, for the log. One bad peer never costs another (docs/contract/mesh.md §4.1
+and §4.2); a missing list is no empty list (docs/contract/wire.md §6.1).
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def map_secret_refs(wires: Iterable[models.SecretRef]) -> tuple[dict[str, int], 
 
 
 def bad_key(key: str) -> str:
-    """Why an entry cannot have this key (node contract, section 3); empty when it can."""
+    """Why an entry cannot have this key (docs/contract/node-api.md §3); empty when it can."""
     if not key:
         return "key is empty"
     if len(key.encode()) > _MAX_KEY_BYTES:

@@ -1,4 +1,4 @@
-"""Every type that travels, named as on the wire (wire contract, section 8).
+"""Every type that travels, named as on the wire (docs/contract/wire.md §8).
 
 Types the control plane sends have a default for every member: absent, `null` and zero value are one. Types the agent
 sends have defaults only for what may be left out, so the lab can refuse an incomplete request with the same models.
@@ -84,8 +84,8 @@ class Peer(Model):
 class PolicyRule(Model):
     """A rule is never skipped for a wrong type: a skipped "deny" would allow.
 
-    A member of wrong type becomes one that no rule may have, and the policy code closes up on it (mesh contract,
-    section 6.1).
+    A member of wrong type becomes one that no rule may have, and the policy code closes up on it (docs/contract/mesh.md
+    §6.1).
     """
 
     src: str = ""

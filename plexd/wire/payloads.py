@@ -1,4 +1,4 @@
-"""What the payload of a verified event says, and what a bad one asks for (events contract, section 7).
+"""What the payload of a verified event says, and what a bad one asks for (docs/contract/events.md §7).
 
 An event is taken as a whole or not at all: a fault that costs a state pull one list element costs an event everything,
 and the pull that follows settles it.

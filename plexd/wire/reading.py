@@ -1,4 +1,4 @@
-"""Reading JSON the way the control plane means it (wire contract, section 6.1).
+"""Reading JSON the way the control plane means it (docs/contract/wire.md §6.1).
 
 `load` takes a document apart, `read` makes a model of it. A fault inside a list costs that element, any other fault
 costs the document. What a field of arbitrary JSON holds stays JSON, as text: numbers keep their digits, members their

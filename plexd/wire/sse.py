@@ -1,4 +1,4 @@
-"""Server-sent events: bytes in, events out (events contract, section 2). No I/O, no clock.
+"""Server-sent events: bytes in, events out (docs/contract/events.md §2). No I/O, no clock.
 
 A line ends with CR LF, LF or CR and nothing else; a chunk may end anywhere. What cannot be used comes out as an item
 of its own, so that the reader can log it and the good events around it are not lost.

@@ -1,4 +1,4 @@
-"""Time stamps of the wire: RFC 3339 with up to nine fraction digits (wire contract, section 6.3).
+"""Time stamps of the wire: RFC 3339 with up to nine fraction digits (docs/contract/wire.md §6.3).
 
 Inside plexd a moment is Unix seconds as a float. A time stamp that is only passed on stays text, so that no digit is
 lost.
@@ -65,7 +65,8 @@ def to_utc(text: str) -> str:
 
 
 def signed_form(text: str) -> str:
-    """How a time stamp stands in the bytes that are signed: Go's own text of it, offset kept (events, section 3.1).
+    """How a time stamp stands in the bytes that are signed: Go's own text of it, offset kept (docs/contract/events.md
+    §3.1).
 
     `text` must be one that `parse_nanoseconds` takes.
     """

@@ -51,7 +51,7 @@ def parse_mesh_ip(text: str) -> bytes:
 
 
 def path_segment(text: str) -> str:
-    """Percent-encoded as one segment of a URL path (section 1.4); ValueError for what must not be sent."""
+    """One segment of a URL path, percent-encoded (docs/contract/wire.md §1.4). Raises ValueError for illegal text."""
     if not text or text in {".", ".."} or _CONTROL.search(text):
         raise ValueError("is empty, a relative path or has control characters")
     try:
@@ -64,5 +64,5 @@ def path_segment(text: str) -> str:
 
 
 def is_bearer(text: str) -> bool:
-    """Whether the node key can stand in an Authorization header (section 1.2)."""
+    """Whether the node key can stand in an Authorization header (docs/contract/wire.md §1.2)."""
     return _BEARER.fullmatch(text) is not None

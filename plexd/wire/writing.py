@@ -1,4 +1,4 @@
-"""Writing documents: compact UTF-8 JSON, members in the order of the model (wire contract, section 6.2)."""
+"""Writing documents: compact UTF-8 JSON, members in the order of the model (docs/contract/wire.md §6.2)."""
 
 from __future__ import annotations
 

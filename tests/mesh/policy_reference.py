@@ -1,4 +1,5 @@
-"""What policies mean, written as plainly as the contract states it and as slowly as it likes (section 6).
+"""What policies mean, written as plainly as the contract states it and as slowly as it likes (docs/contract/mesh.md
+§6).
 
 It shares no code with the product: it reads the raw text of the rules with the standard library.
 """
@@ -136,7 +137,9 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Filter:
-    """The switches of section 6.5, and the temporary allows of 6.8: protocol, port, destination, sources (None: all)"""
+    """The switches of docs/contract/mesh.md §6.5, and the temporary allows of 6.8: protocol, port, destination, sources
+    (None: all)
+    """
 
     managed: tuple[str, ...]
     allow_ping: bool = True

@@ -1,4 +1,4 @@
-"""The identity survives crashes, and every kind of damage has its own answer (lifecycle contract, section 2.9)."""
+"""The identity survives crashes, and every kind of damage has its own answer (docs/contract/lifecycle.md §2.9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acceptance checks of the telemetry contract, section 7, that are shown nowhere else; the disk that is full.
+"""Acceptance checks of docs/contract/telemetry.md §7, that are shown nowhere else; the disk that is full.
 
 T2, T5 to T9 and T13 stand with the pipeline, the records, the files and the agent.
 """

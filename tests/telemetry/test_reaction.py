@@ -1,4 +1,4 @@
-"""The table of section 2.5."""
+"""The table of docs/contract/telemetry.md §2.5."""
 
 import pytest
 

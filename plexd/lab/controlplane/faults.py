@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-RESPONSE_LIMIT = 10 * 1024 * 1024  # what an agent reads of an answer (wire contract, section 2)
+RESPONSE_LIMIT = 10 * 1024 * 1024  # what an agent reads of an answer (docs/contract/wire.md §2)
 BOMB_BYTES = 256 * 1024 * 1024
 
 

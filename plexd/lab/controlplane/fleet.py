@@ -1,7 +1,7 @@
 """The control plane's side of the mesh without I/O: who is registered, what each node should be, what it is told.
 
 Every change that concerns other nodes is put on their event streams in the same step, so that a state pull and the
-events agree at any moment. Rejections carry the HTTP status a control plane answers with (wire contract, section 7).
+events agree at any moment. Rejections carry the HTTP status a control plane answers with (docs/contract/wire.md §7).
 
 Two rules the contract leaves to the control plane:
 - A used token is good once more for the same key and host name: a node whose answer was lost gets it again.

@@ -97,7 +97,7 @@ def bearer(headers: Mapping[str, str]) -> str:
 
 
 def check_headers(endpoint: Endpoint, headers: Mapping[str, str]) -> None:
-    """Refusal 400 for a header that is not as section 1.1 of the wire contract wants it. Names are lower-case."""
+    """Refusal 400 for a header that is not as docs/contract/wire.md §1.1 wants it. Names are lower-case."""
     expected = {
         "accept": _ACCEPT.get(endpoint.answer, "application/json"),
         "accept-encoding": "identity" if endpoint.answer in _ACCEPT else "gzip",
@@ -261,7 +261,7 @@ def _check_values(read: Model, value: Mapping[str, Any], place: str) -> None:
             raise Refusal(400, f"{place} {exc}".strip()) from None
 
 
-# --- forms the models leave open: sections 6.5, 6.6 and 8 of the wire contract ----------------------------------------
+# --- forms the models leave open: docs/contract/wire.md §6.5, §6.6 and §8 ----------------------------------------
 
 
 def _register(request: models.RegisterRequest) -> None:
