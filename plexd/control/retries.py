@@ -10,7 +10,7 @@ import tenacity
 
 from plexd.errors import Transient
 from plexd.log import get_logger
-from plexd.runtime.backoff import Backoff, Uniform
+from plexd.runtime.backoff import Backoff, Uniform, requested_delay
 from plexd.wire.endpoints import Endpoint, Retry
 
 log = get_logger("control")
@@ -49,9 +49,7 @@ def retrying(endpoint: Endpoint, uniform: Uniform, retry_for: float | None = Non
         if delay is None:
             return float("inf")
         error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, Transient) and error.retry_after is not None:
-            delay = max(delay, error.retry_after * uniform(1.0, 1.25))
-        return delay
+        return max(delay, requested_delay(error, uniform)) if isinstance(error, Transient) else delay
 
     def stop(state: tenacity.RetryCallState) -> bool:
         if state.upcoming_sleep == float("inf"):

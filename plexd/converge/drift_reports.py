@@ -15,6 +15,7 @@ from plexd.errors import ControlError, Transient
 from plexd.log import get_logger
 from plexd.mesh.drift import Correction
 from plexd.node.state import Node
+from plexd.runtime.backoff import Postponement
 from plexd.runtime.waiting import set_within
 
 log = get_logger("reconcile")
@@ -53,8 +54,7 @@ class DriftReports:
         self._node = node
         self._unsent = unsent
         self._now = now
-        self._uniform = uniform
-        self._none_before = float("-inf")  # monotonic; the control plane asked to wait
+        self._postponement = Postponement(lambda: node.identity.node_id, uniform)
         self._waiting: tuple[Correction, ...] | None = None  # None: not read from the disk yet
         self._new: list[Correction] = []
         self._added = 0  # to those waiting, since the start
@@ -78,22 +78,22 @@ class DriftReports:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if (pause := self._none_before - loop.time()) > 0:
+            if pause := self._postponement.remaining(loop.time()):
                 await set_within(self._cycle_ended, pause)  # corrections of the meantime are only saved
             else:
                 await self._cycle_ended.wait()
             self._cycle_ended.clear()
             waiting = await self.save()
             added_before = self._added
-            if not waiting or not self._node.accepted.is_set() or loop.time() < self._none_before:
+            if not waiting or not self._node.accepted.is_set() or self._postponement.remaining(loop.time()):
                 continue
+            node_id = self._node.identity.node_id
             try:
                 await self._control.report_drift(self._timestamp or self._now(), waiting)
             except ControlError as exc:
                 kept = isinstance(exc, Transient) or exc.status == 401
                 log.warning("drift report failed", error=str(exc), kept=len(waiting) if kept else 0)
-                if isinstance(exc, Transient) and exc.retry_after is not None:
-                    self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
+                self._postponement.postpone(exc, node_id, loop.time())
                 if kept:
                     continue
             added = self._added - added_before  # saved during the request, by a stop: not sent yet
@@ -101,8 +101,7 @@ class DriftReports:
             await self._write(self._waiting)
 
     def _renewed(self) -> None:
-        """Another node was asked to wait."""
-        self._none_before = float("-inf")
+        """The new node was not asked to wait."""
         self._cycle_ended.set()
 
     async def save(self) -> tuple[Correction, ...]:

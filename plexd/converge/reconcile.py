@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from plexd.converge.results import PassResult
-from plexd.errors import ControlError, Forbidden, NotFound, Transient, WireError
+from plexd.errors import ControlError, Forbidden, NotFound, WireError
 from plexd.log import get_logger
 from plexd.mesh.desired import FullState, SigningKeys
 from plexd.mesh.drift import Correction, snapshot_corrections
 from plexd.node.health import Condition, Health
 from plexd.node.state import Node
-from plexd.runtime.backoff import Backoff
+from plexd.runtime.backoff import Backoff, Postponement
 from plexd.runtime.waiting import set_within
 
 log = get_logger("reconcile")
@@ -75,7 +75,7 @@ class Reconcile:
         self._wanted = asyncio.Event()
         self._pass_wanted = asyncio.Event()
         self._pull_wanted = True
-        self._no_pull_before = 0.0  # monotonic; the control plane asked to wait
+        self._postponement = Postponement(lambda: node.identity.node_id, uniform)
         self._retry = Backoff(FIRST_RETRY_SECONDS, max(FIRST_RETRY_SECONDS, interval), uniform)
         self._reported_kind: str | None = None  # of the failure said last, until a pull succeeds
         self._reported_reason = ""
@@ -113,15 +113,14 @@ class Reconcile:
                 if not is_pass or timer_at <= loop.time():  # passes in between must not put the pull off for ever
                     timer_at = loop.time() + self.interval * self._uniform(0.9, 1.1)
             wake_at = timer_at
-            if self._pull_wanted and self._no_pull_before > loop.time():
-                wake_at = min(timer_at, self._no_pull_before)
+            if self._pull_wanted and (postponed := self._postponement.remaining(loop.time())):
+                wake_at = min(timer_at, loop.time() + postponed)
             if not await set_within(self._wanted, max(0.0, wake_at - loop.time())):
                 self._pull_wanted = True  # the timer pulls, requests say themselves
             await asyncio.sleep(max(0.0, started + MIN_SPACING_SECONDS - loop.time()))
 
     def _renewed(self) -> None:
-        """Another node was asked to wait; this one's state is fetched at once."""
-        self._no_pull_before = 0.0
+        """The state of the new node is fetched at once."""
         self.request("new identity")
 
     def _judge_staleness(self, started_at: float) -> None:
@@ -131,7 +130,7 @@ class Reconcile:
 
     async def _cycle(self, *, is_retry: bool) -> bool:
         """One cycle; whether changes failed and a retry is due soon. `is_retry`: they did in the one before."""
-        if not self._pull_wanted or asyncio.get_running_loop().time() < self._no_pull_before:
+        if not self._pull_wanted or self._postponement.remaining(asyncio.get_running_loop().time()):
             return await self._pass(())
         if not self._node.accepted.is_set():
             return await self._pass(())
@@ -198,7 +197,7 @@ class Reconcile:
 
     async def _pull(self) -> tuple[Correction, ...]:
         """Replace the desired snapshot; a failure leaves the last one in force, which the pass then repairs against."""
-        loop = asyncio.get_running_loop()
+        loop, node_id = asyncio.get_running_loop(), self._node.identity.node_id
         try:
             for fetch in range(1, MAX_FETCHES + 1):
                 # taken anew each time: what an event changed meanwhile is no drift
@@ -209,8 +208,8 @@ class Reconcile:
                 if self._node.generation == generation:
                     break
         except (ControlError, WireError) as exc:
-            if isinstance(exc, Transient) and exc.retry_after is not None:
-                self._no_pull_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
+            if isinstance(exc, ControlError):
+                self._postponement.postpone(exc, node_id, loop.time())
             self._node.connection.state_pulled(str(exc))
             self._log_failure(exc)
             return ()

@@ -19,7 +19,7 @@ from plexd.log import get_logger
 from plexd.node.connection_status import Stream
 from plexd.node.health import Condition, Health
 from plexd.node.state import Node
-from plexd.runtime.backoff import FullJitter
+from plexd.runtime.backoff import FullJitter, requested_delay
 from plexd.runtime.waiting import set_within, to_its_end
 from plexd.wire.envelope import NONCE_LIMIT, Envelope, Outcome, Verdict, Verifier
 from plexd.wire.sse import Decoder, Item, Malformed, Oversized, Retry
@@ -204,10 +204,7 @@ class Listener:
             log.log(
                 20 if self._jitter.attempt == 0 else 10, "stream lost", error=str(exc), attempt=self._jitter.attempt + 1
             )
-            delay = self._jitter.next()
-            if isinstance(exc, Transient) and exc.retry_after is not None:
-                delay = max(delay, exc.retry_after * self._uniform(1.0, 1.25))
-            return delay
+            return max(self._jitter.next(), requested_delay(exc, self._uniform))
         finally:
             self.connected.clear()
             self._node.connection.stream_is(Stream.POLLING if self._polling else Stream.CONNECTING)

@@ -10,9 +10,10 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from plexd.errors import ControlError, NotFound, Transient, Unauthenticated, WireError
+from plexd.errors import ControlError, NotFound, Unauthenticated, WireError
 from plexd.log import get_logger
 from plexd.node.state import Node
+from plexd.runtime.backoff import Postponement
 from plexd.runtime.waiting import any_set_within
 from plexd.store.identity import Identity
 
@@ -61,7 +62,7 @@ class Heartbeat:
         self._released = asyncio.Event()  # from the wait below
         self._sending = asyncio.Lock()  # one at a time
         self._due = float("-inf")  # monotonic
-        self._none_before = float("-inf")  # monotonic; the control plane asked to wait
+        self._postponement = Postponement(lambda: node.identity.node_id, uniform)
         self._failures = 0
         self._not_found = 0
         node.on_renewed.append(self._renewed)
@@ -75,7 +76,7 @@ class Heartbeat:
         while True:
             await self._node.settled.wait()
             await any_set_within(_until(self._due), suspected, self._wanted)
-            await any_set_within(_until(self._none_before), suspected, self._released)
+            await any_set_within(self._remaining(), suspected, self._released)
             self._released.clear()
             if not suspected.is_set():
                 async with self._sending:
@@ -83,7 +84,7 @@ class Heartbeat:
 
     async def probe(self) -> bool | None:
         """Send one, whatever the ticks do; whether the node is accepted, None when the answer does not say."""
-        await asyncio.sleep(_until(self._none_before))
+        await asyncio.sleep(self._remaining())
         async with self._sending:
             # a tick that was still under way may have answered the question
             return self._node.settled.is_set() or await self._send()
@@ -114,10 +115,8 @@ class Heartbeat:
         except (ControlError, WireError) as exc:
             self._not_found = 0
             self._failed(exc)
-            is_told_us = self._node.identity.node_id == identity.node_id
-            if isinstance(exc, Transient) and exc.retry_after is not None and is_told_us:
-                now = asyncio.get_running_loop().time()
-                self._none_before = now + exc.retry_after * self._uniform(1.0, 1.25)
+            if isinstance(exc, ControlError):
+                self._postponement.postpone(exc, identity.node_id, asyncio.get_running_loop().time())
             return None
         self._node.connection.heartbeat_sent(True)
         self._failures = self._not_found = 0
@@ -139,6 +138,9 @@ class Heartbeat:
         self._failures += 1
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning("heartbeat failed", error=str(exc), failures=self._failures)
+
+    def _remaining(self) -> float:
+        return self._postponement.remaining(asyncio.get_running_loop().time())
 
     def _renewed(self) -> None:
         """The new node is alive, and says so at once."""

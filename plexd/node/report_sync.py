@@ -27,7 +27,7 @@ from plexd.log import get_logger
 from plexd.mesh.desired import DataEntry
 from plexd.node.reports import Reports
 from plexd.node.state import Node
-from plexd.runtime.backoff import Backoff
+from plexd.runtime.backoff import Backoff, requested_delay
 from plexd.runtime.waiting import set_within
 from plexd.store.reports import Operation
 
@@ -102,8 +102,8 @@ class ReportSync:
             return REFUSED_RETRY_SECONDS
         except (Transient, Unauthenticated, OSError) as exc:
             pause = self._backoff.next()
-            if isinstance(exc, Transient) and exc.retry_after is not None:
-                pause = max(pause, exc.retry_after * self._uniform(1.0, 1.25))
+            if isinstance(exc, Transient):
+                pause = max(pause, requested_delay(exc, self._uniform))
             log.warning("reports not sent", error=str(exc), pending=len(self._reports.pending), next_try_seconds=pause)
             return pause
         self._backoff.reset()

@@ -1,9 +1,11 @@
-"""Delays between tries. Numbers only; whoever waits does the waiting."""
+"""Delays between tries. Numbers only; the callers do the waiting."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+
+from plexd.errors import ControlError, Transient
 
 Uniform = Callable[[float, float], float]
 
@@ -46,3 +48,40 @@ class FullJitter:
 
     def reset(self) -> None:
         self.attempt = 0
+
+
+def requested_delay(error: ControlError, uniform: Uniform) -> float:
+    """The seconds that the control plane asked to wait with `Retry-After`, 0.0 if it did not ask.
+
+    They are spread by up to a quarter more, so that a fleet that was told to wait does not come back at one moment
+    (docs/contract/wire.md §4).
+    """
+    if isinstance(error, Transient) and error.retry_after is not None:
+        return error.retry_after * uniform(1.0, 1.25)
+    return 0.0
+
+
+class Postponement:
+    """A wait that the control plane asked this node for. A wait for a former identity of the node does not count.
+
+    `node_id` gives the id of the node now. Moments are in the loop's time.
+    """
+
+    def __init__(self, node_id: Callable[[], str], uniform: Uniform = random.uniform) -> None:
+        self._node_id = node_id
+        self._uniform = uniform
+        self._until = float("-inf")
+        self._asked = ""  # the id of the node that was asked to wait
+
+    def postpone(self, error: ControlError, asked: str, now: float) -> None:
+        """Keep the wait that `error` asks for, if any. `asked` is the id of the node that had sent the request.
+
+        The answer to a request of the former node may come after the identity has changed.
+        """
+        delay = requested_delay(error, self._uniform)
+        if delay and asked == self._node_id():
+            self._until, self._asked = now + delay, asked
+
+    def remaining(self, now: float) -> float:
+        """The seconds left to wait."""
+        return max(0.0, self._until - now) if self._asked == self._node_id() else 0.0

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from plexd.errors import ControlError
 from plexd.log import get_logger
-from plexd.runtime.backoff import Backoff
+from plexd.runtime.backoff import Backoff, requested_delay
 from plexd.runtime.waiting import set_within
 from plexd.telemetry.bisection import Bisection, EntryOutcome, Settled
 from plexd.telemetry.counters import Counters, Dropped
@@ -472,7 +472,7 @@ class Pipeline:
                 await asyncio.sleep(seconds)
                 return
             delay = self._backoff.next()
-            floor = max(seconds * self._uniform(1.0, 1.25), 0.0)
+            floor = requested_delay(exc, self._uniform) or seconds * self._uniform(1.0, 1.25)
             if answer is NextDelivery.RETRY and not floor:
                 await set_within(self._woken, delay)
             else:

@@ -25,7 +25,7 @@ class NextDelivery(Enum):
 
 
 class Reaction(NamedTuple):
-    """`seconds` to wait at least; for RETRY and IDENTITY never less than the backoff."""
+    """`seconds` to wait at least, unless the answer names another wait; for IDENTITY never less than the backoff."""
 
     answer: NextDelivery
     seconds: float = 0.0
@@ -48,4 +48,4 @@ def react(error: ControlError) -> Reaction:
         case Rejected() | Conflict():
             return Reaction(NextDelivery.DIVIDE)
         case _:
-            return Reaction(NextDelivery.RETRY, error.retry_after or 0.0)
+            return Reaction(NextDelivery.RETRY)

@@ -11,13 +11,13 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Transient, Unresolved, WireError
+from plexd.errors import ControlError, KernelError, NotPermitted, StunError, Unresolved, WireError
 from plexd.log import get_logger
 from plexd.mesh.address import Endpoint, HostPort, parse_endpoint
 from plexd.mesh.events import EndpointOffered
 from plexd.mesh.nat import Finding, NatType, StunAnswer, classify, is_settled, refusal
 from plexd.node.state import Node
-from plexd.runtime.backoff import Backoff
+from plexd.runtime.backoff import Backoff, Postponement
 from plexd.runtime.waiting import set_within, unless_set
 
 log = get_logger("nat")
@@ -159,8 +159,7 @@ class EndpointReport:
         self._retry = Backoff(FIRST_RETRY_SECONDS, refresh_interval, uniform)
         self._undiscovered = self._unreported = 0  # failures in a row
         self._forbidden = False
-        self._none_before = float("-inf")  # monotonic; the control plane asked to wait with reports
-        self._told_to_wait = ""  # the node that was asked; another one does not serve its wait
+        self._postponement = Postponement(lambda: node.identity.node_id, uniform)
 
     def request(self, reason: str) -> None:
         """Discover again at once, because the public endpoint may have changed."""
@@ -222,7 +221,7 @@ class EndpointReport:
     async def _report(self, finding: Finding) -> Sequence[EndpointOffered]:
         loop = asyncio.get_running_loop()
         node_id = self._node.identity.node_id
-        if loop.time() < self._none_before and node_id == self._told_to_wait:
+        if self._postponement.remaining(loop.time()):
             return ()
         try:
             offers = await self._control.report_endpoint(str(finding.public_endpoint), finding.type.value)
@@ -230,9 +229,8 @@ class EndpointReport:
             self._unreported += 1
             if self._unreported == 1 or self._unreported % 10 == 0:
                 log.warning("endpoint report failed", error=str(exc), failures=self._unreported)
-            if isinstance(exc, Transient) and exc.retry_after is not None:
-                self._told_to_wait = node_id
-                self._none_before = loop.time() + exc.retry_after * self._uniform(1.0, 1.25)
+            if isinstance(exc, ControlError):
+                self._postponement.postpone(exc, node_id, loop.time())
             return ()
         self._unreported = 0
         return offers

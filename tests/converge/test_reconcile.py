@@ -247,6 +247,13 @@ async def test_retry_after_postpones_the_next_pull_but_not_the_pass(tmp_path: Pa
     assert control.pulls[1] == pytest.approx(150)
 
 
+async def test_postponed_pulls_of_a_fleet_are_spread(tmp_path: Path) -> None:
+    limited = RateLimited("429", status=429, retry_after=20.0)
+    loop = Loop(tmp_path, Pulled(lambda n: limited if n == 1 else BOTH), uniform=highest)
+    await loop.run(30, at(5, lambda: loop.reconcile.request("test")))
+    assert loop.control.pulls == pytest.approx([0, 25])
+
+
 async def test_request_during_a_retry_after_wait_stays_pending(tmp_path: Path) -> None:
     limited = RateLimited("429", status=429, retry_after=20.0)
     control = Pulled(lambda n: limited if n == 1 else BOTH)
@@ -867,6 +874,42 @@ async def test_drift_is_reported_again_when_the_wait_is_over_that_the_control_pl
     first, second = (timestamp - EPOCH for timestamp in loop.control.reported_at)
     assert 300 <= second - first <= 376
     assert loop.control.reported == [["peer_added peer n_2"], ["peer_added peer n_2", "route_added late"]]
+
+
+async def test_postponed_drift_reports_of_a_fleet_are_spread(tmp_path: Path) -> None:
+    loop = Loop(
+        tmp_path, Pulled(same, report_errors=[RateLimited("429", status=429, retry_after=300.0)]), uniform=highest
+    )
+
+    async def pass_by_pass() -> None:
+        await damage(loop)
+        for _ in range(500):
+            await asyncio.sleep(1)
+            loop.drift.cycle_ended([])
+
+    await loop.run(500, pass_by_pass())
+    first, second = (timestamp - EPOCH for timestamp in loop.control.reported_at)
+    assert second - first == pytest.approx(375, abs=2)
+
+
+async def test_late_answer_to_the_former_node_does_not_make_the_drift_of_the_new_one_wait(tmp_path: Path) -> None:
+    class Overtaken(Pulled):
+        async def report_drift(self, timestamp: float, corrections: Sequence[Correction]) -> None:
+            if not self.reports:
+                loop.node.renew(replace(loop.node.identity, node_id="n_new"), loop.node.desired, 0.0)
+            await super().report_drift(timestamp, corrections)
+
+    limited = RateLimited("429", status=429, retry_after=3600.0)
+    loop = Loop(tmp_path, Overtaken(same, report_errors=[limited]))
+
+    async def pass_by_pass() -> None:
+        await damage(loop)
+        for _ in range(5):
+            await asyncio.sleep(1)
+            loop.drift.cycle_ended([])
+
+    await loop.run(10, pass_by_pass())
+    assert len(loop.control.reported) == 2
 
 
 async def test_new_node_is_asked_for_its_state_whatever_the_old_one_was_to_wait_for(tmp_path: Path) -> None:

@@ -391,6 +391,12 @@ def test_retry_after_is_waited_for(seconds: float) -> None:
     assert watched.delays()[0] >= seconds
 
 
+def test_reconnections_that_were_asked_to_wait_are_spread() -> None:
+    limited = RateLimited("429", status=429, retry_after=200.0)
+    watched = watch(lambda n: limited if n == 1 else [FOREVER], 400, uniform=highest)
+    assert watched.delays()[0] == pytest.approx(250, abs=0.1)
+
+
 def test_long_retry_after_is_polling_time_all_the_same() -> None:
     watched = watch(refusing(Transient("503", status=503, retry_after=3600.0)), 3500)
     assert len(watched.streams.attempts) == 1

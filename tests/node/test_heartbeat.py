@@ -51,10 +51,11 @@ def test_failures_keep_the_pace_and_are_the_first_and_every_tenth_a_warning(erro
     assert not watched.is_refused
 
 
-def test_retry_after_skips_ticks() -> None:
+@pytest.mark.parametrize(("uniform", "waited"), [(lowest, 100), (highest, 125)])
+def test_retry_after_is_spread_and_skips_ticks(uniform: Callable[[float, float], float], waited: float) -> None:
     limited = RateLimited("429", status=429, retry_after=100.0)
-    watched = beats(200, lambda n: limited if n == 1 else Hints(), uniform=lowest)
-    assert watched.times[:2] == [0, 100]
+    watched = beats(200, lambda n: limited if n == 1 else Hints(), uniform=uniform)
+    assert watched.times[:2] == [0, waited]
 
 
 async def test_request_sends_one_at_once_and_the_interval_counts_from_there() -> None:

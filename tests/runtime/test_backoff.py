@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plexd.runtime.backoff import Backoff, FullJitter, Uniform
+from plexd.errors import ControlError, RateLimited, Transient, Unauthenticated
+from plexd.runtime.backoff import Backoff, FullJitter, Postponement, Uniform, requested_delay
 
 
 def lowest(low: float, high: float) -> float:
@@ -88,3 +89,33 @@ def test_a_fleet_does_not_come_back_in_one_burst() -> None:
     chance = random.Random(7)
     delays = [FullJitter(1.0, 60.0, chance.uniform).next() for _ in range(1000)]
     assert max(sum(low <= delay < low + 0.2 for delay in delays) for low in (n / 5 for n in range(10))) < 150
+
+
+@pytest.mark.parametrize(("uniform", "delay"), [(lowest, 40), (middle, 45), (highest, 50)])
+def test_requested_delay_is_never_shorter_and_up_to_a_quarter_longer(uniform: Uniform, delay: float) -> None:
+    assert requested_delay(RateLimited("429", status=429, retry_after=40.0), uniform) == delay
+
+
+@pytest.mark.parametrize("error", [Transient("503", status=503), Unauthenticated("401", status=401)])
+def test_errors_without_a_request_to_wait_have_no_delay(error: ControlError) -> None:
+    assert requested_delay(error, highest) == 0.0
+
+
+def test_postponement_ends_with_its_time() -> None:
+    postponement = Postponement(lambda: "n_1", lowest)
+    assert postponement.remaining(5.0) == 0.0
+    postponement.postpone(RateLimited("429", status=429, retry_after=40.0), "n_1", 10.0)
+    assert [postponement.remaining(now) for now in (10.0, 49.0, 50.0, 60.0)] == [40.0, 1.0, 0.0, 0.0]
+
+
+def test_postponement_of_the_former_node_does_not_hold_for_the_new_one() -> None:
+    node_id = "n_1"
+    postponement = Postponement(lambda: node_id, lowest)
+    limited = RateLimited("429", status=429, retry_after=40.0)
+    postponement.postpone(limited, "n_1", 10.0)
+    node_id = "n_2"
+    assert postponement.remaining(11.0) == 0.0
+    postponement.postpone(limited, "n_1", 12.0)  # the answer to a request that the former node had sent
+    assert postponement.remaining(13.0) == 0.0
+    postponement.postpone(limited, "n_2", 14.0)
+    assert postponement.remaining(14.0) == 40.0

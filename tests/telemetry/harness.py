@@ -103,14 +103,15 @@ class Stage:
     owed: Sequence[Gap] = ()
     aside: list[bytes] = field(default_factory=list)
     saves: int = 0
+    uniform: Callable[[float, float], float] = lowest
 
     def __post_init__(self) -> None:
         self.accepted = asyncio.Event()
         self.accepted.set()
         self.pipeline = Pipeline(
             "logs", self.limits, LogEncoder(), self.plane.send, self.accepted, self._put_aside,
-            keeps_when_unprovisioned=self.keeps_when_unprovisioned, owed=self.owed, save=self._saved, uniform=lowest,
-            now=unix_time, monotonic=lambda: asyncio.get_running_loop().time(),
+            keeps_when_unprovisioned=self.keeps_when_unprovisioned, owed=self.owed, save=self._saved,
+            uniform=self.uniform, now=unix_time, monotonic=lambda: asyncio.get_running_loop().time(),
         )  # fmt: skip
         self.hand = Hand(self.pipeline)
 

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from plexd.errors import ControlError
 from plexd.telemetry.gaps import Gap, Reason
 from plexd.telemetry.window import Limits
+from tests.node_harness import highest
 from tests.telemetry.harness import LIMITS, Hand, Plane, Stage, body, error
 
 pytestmark = pytest.mark.virtual_time
@@ -111,6 +112,28 @@ async def test_retry_after_is_respected_and_others_go_on() -> None:
         assert other.plane.numbers == list(range(10))
         await asyncio.sleep(2)
         assert slowed.plane.numbers == list(range(10))
+
+
+async def test_postponed_deliveries_of_a_fleet_are_spread() -> None:
+    async with Stage(failing(429, retry_after=120.0), uniform=highest) as slowed:
+        await slowed.hand.put(*range(10))
+        await asyncio.sleep(149)
+        assert len(slowed.plane.batches) == 1
+        await asyncio.sleep(5)
+        assert slowed.plane.numbers == list(range(10))
+
+
+async def test_first_batches_of_a_fleet_are_shifted_by_up_to_a_batch_interval() -> None:
+    """The shift comes on top of the interval, and only for the first batch."""
+    async with Stage(uniform=highest) as stage:
+        await stage.hand.put(1)
+        await asyncio.sleep(1.9 * LIMITS.batch_seconds)
+        assert stage.plane.batches == []
+        await asyncio.sleep(0.2 * LIMITS.batch_seconds)
+        assert len(stage.plane.batches) == 1
+        await stage.hand.put(2)
+        await asyncio.sleep(1.1 * LIMITS.batch_seconds)
+        assert len(stage.plane.batches) == 2
 
 
 async def test_reached_control_plane_ends_a_backoff() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from plexd.control.answer import error_class
-from plexd.telemetry.reaction import NextDelivery, Reaction, react
+from plexd.telemetry.reaction import NextDelivery, react
 
 TABLE = [
     (400, NextDelivery.DIVIDE),
@@ -41,9 +41,3 @@ def test_pauses_have_their_lengths() -> None:
         return react(kind("", status=status)).seconds
 
     assert [seconds(status) for status in (403, 404, 405, 501)] == [300, 300, 900, 900]
-
-
-def test_retry_after_is_a_floor() -> None:
-    kind = error_class(429)
-    assert kind is not None
-    assert react(kind("", status=429, retry_after=120.0)) == Reaction(NextDelivery.RETRY, 120.0)

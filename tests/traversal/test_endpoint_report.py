@@ -370,6 +370,12 @@ async def test_reports_wait_as_long_as_the_control_plane_asks() -> None:
     assert len(stage.look.times) > 6
 
 
+async def test_postponed_reports_of_a_fleet_are_spread() -> None:
+    stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=300.0), ()]), uniform=highest)
+    await stage.run(500)
+    assert stage.plane.times[1] - stage.plane.times[0] >= 375
+
+
 async def test_new_node_does_not_serve_the_wait_of_the_old_one() -> None:
     stage = Stage(Look(ONE), Plane([RateLimited("429", status=429, retry_after=3600.0), ()]))
     other = replace(stage.node.identity, node_id="n_new")
