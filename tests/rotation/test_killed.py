@@ -17,7 +17,7 @@ STEPS = [
     ("plexd.node.control_calls", "ControlCalls.rotate_key"),
     ("plexd.store.identity", "IdentityStore.commit_pending_key"),
     ("plexd.node.state", "Node.rotate"),
-    ("plexd.linux.kernel", "Kernel.apply"),
+    ("plexd.linux.interface", "Interface.apply"),
     ("plexd.linux.wireguard.userspace", "UserspaceDevice.set_device"),
     ("plexd.linux.wireguard.userspace", "UserspaceDevice.renew_sessions"),
     ("plexd.store.snapshot", "SnapshotStore.save"),
@@ -25,23 +25,23 @@ STEPS = [
 # and at the other end, which is told of the new key by an event
 STEPS_OF_THE_PEER = [
     ("plexd.node.state", "Node.fold"),
-    ("plexd.linux.kernel", "Kernel.apply"),
+    ("plexd.linux.interface", "Interface.apply"),
     ("plexd.store.snapshot", "SnapshotStore.save"),
 ]
 AGENT = """
 import importlib, inspect, os, signal, sys
-from plexd.events.effects import Effects
+from plexd.events.dispatch import Dispatch
 
 module, name, moment = sys.argv[1:4]
 armed = False
-handle = Effects.handle
+handle = Dispatch.handle
 
 async def arm_and_handle(self, envelope):
     global armed
     armed = armed or envelope.event_type in {"rotate_keys", "peer_key_rotated"}
     await handle(self, envelope)
 
-Effects.handle = arm_and_handle
+Dispatch.handle = arm_and_handle
 owner, method = name.split(".")
 owner = getattr(importlib.import_module(module), owner)
 work = getattr(owner, method)
