@@ -52,6 +52,15 @@ class Agent:
             lines.append(self.next_line())
         return lines
 
+    @contextlib.contextmanager
+    def halted(self) -> Iterator[None]:
+        """The agent sees only the outcome of what happens meanwhile, however slow the machine is."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(DEADLINE_SECONDS)
@@ -91,8 +100,9 @@ def play(names: Names, backend: str) -> None:
     with running(names, backend) as agent:
         assert shown(names) == sound
         # a link of somebody else in the place of the second interface: it fails at every look
-        run("ip", "link", "delete", names.second)
-        run("ip", "link", "add", names.second, "type", "veth", "peer", "name", f"{names.second}p")
+        with agent.halted():
+            run("ip", "link", "delete", names.second)
+            run("ip", "link", "add", names.second, "type", "veth", "peer", "name", f"{names.second}p")
         agent.until(lambda line: line == f"failed {names.second}")
         run("ip", "link", "set", names.mesh, "mtu", "1300")
         lines = agent.until(lambda line: line == f"interface_repaired {names.mesh}: mtu")
