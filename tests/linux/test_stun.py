@@ -226,7 +226,7 @@ def test_addresses_that_reach_beyond_their_link_are_the_hosts() -> None:
     for address, link in (("192.0.2.1/24", "v0"), ("2001:db8::1/64", "v1"), ("10.100.0.1/32", "plexd0")):
         subprocess.run(["ip", "address", "add", address, "dev", link], check=True)
     subprocess.run(["ip", "address", "add", "169.254.7.7/16", "dev", "v0", "scope", "link"], check=True)
-    found = asyncio.run(host_addresses("plexd0"))
+    found = asyncio.run(host_addresses(["plexd0"]))
     assert {format_ip(packed) for packed in found} == {"192.0.2.1", "2001:db8::1"}
 
 
