@@ -97,6 +97,7 @@ class Telemetry:
     def component(self, node: Node, mesh: Mesh) -> Component:
         """What begins with the registration."""
         self._is_joined = True
+        node.on_renewed.append(self._node_renewed)
         metrics = Exchangeable("metrics", partial(self._build_metrics, node, mesh), Pipeline.run, self._retire)
         logs = Exchangeable("logs", self._build_logs, Pipeline.run, self._retire)
         return Component(
@@ -119,6 +120,10 @@ class Telemetry:
         for pipeline in self._pipelines.values():
             pipeline.wake()
 
+    def _node_renewed(self) -> None:
+        for pipeline in self._pipelines.values():
+            pipeline.node_renewed()
+
     async def finish(self, hurrying: asyncio.Event) -> None:
         """Send what there is as far as that is quick and until `hurrying` is set, and write the positions."""
         if self._audit is not None:
@@ -132,7 +137,7 @@ class Telemetry:
         await asyncio.gather(*(pipeline.finish(FINISH_SECONDS) for pipeline in self._pipelines.values()))
 
     def status(self, name: str) -> Mapping[str, Any] | None:
-        """The body of the status routes, for `metrics`, `logs` or `audit`; None for what `join` will begin."""
+        """The body of the status routes, for `metrics`, `logs` or `audit`; None for what the registration begins."""
         pipeline = self._pipelines.get(name)
         if pipeline is not None:
             return pipeline.status()

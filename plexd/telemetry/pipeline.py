@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from plexd.errors import ControlError
 from plexd.log import get_logger
 from plexd.runtime.backoff import Backoff, requested_delay
-from plexd.runtime.waiting import set_within
+from plexd.runtime.waiting import any_set_within, set_within
 from plexd.telemetry.bisection import Bisection, EntryOutcome, Settled
 from plexd.telemetry.counters import Counters, Dropped
 from plexd.telemetry.delivery_state import DeliveryState, State
@@ -260,6 +260,7 @@ class Pipeline:
         self._due = asyncio.Event()  # the window may hold a batch earlier than was thought
         self._room = asyncio.Event()
         self._woken = asyncio.Event()
+        self._renewed = asyncio.Event()  # the identity of the node was replaced since the last request began
         self._owing = asyncio.Event()
         self._first_shift = uniform(0.0, limits.batch_seconds)
         self._last_success_at: float | None = None
@@ -352,6 +353,10 @@ class Pipeline:
     def wake(self) -> None:
         """The control plane was just reached: a wait for the next try ends."""
         self._woken.set()
+
+    def node_renewed(self) -> None:
+        """The identity of the node was replaced: what the control plane asked of the former node is over."""
+        self._renewed.set()
 
     async def finish(self, seconds: float) -> None:
         """After `run` has ended: send what there is, one try a batch, for at most that long."""
@@ -455,8 +460,9 @@ class Pipeline:
         self._trial = None
 
     async def _try(self, trial: Bisection) -> None:
-        """One request, and the wait that its failure asks for."""
+        """One request, and the wait that its failure asks for; a new identity of the node ends the wait."""
         self._woken.clear()
+        self._renewed.clear()
         try:
             await self._request(trial)
         except ControlError as exc:
@@ -469,14 +475,14 @@ class Pipeline:
             if answer is NextDelivery.UNPROVISIONED and not self._keeps_when_unprovisioned:
                 self._empty(trial)
             if paused:
-                await asyncio.sleep(seconds)
+                await set_within(self._renewed, seconds)
                 return
             delay = self._backoff.next()
             floor = requested_delay(exc, self._uniform) or seconds * self._uniform(1.0, 1.25)
             if answer is NextDelivery.RETRY and not floor:
-                await set_within(self._woken, delay)
+                await any_set_within(delay, self._woken, self._renewed)
             else:
-                await asyncio.sleep(max(delay, floor))
+                await set_within(self._renewed, max(delay, floor))
 
     async def _try_once(self, trial: Bisection) -> bool:
         """One request without a wait; whether another one makes sense."""

@@ -114,6 +114,29 @@ async def test_retry_after_is_respected_and_others_go_on() -> None:
         assert slowed.plane.numbers == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("status", "retry_after"), [(429, 3600.0), (503, 3600.0), (403, None), (404, None), (405, None)]
+)
+async def test_new_node_does_not_serve_a_wait_of_the_former_node(status: int, retry_after: float | None) -> None:
+    async with Stage(failing(status, retry_after=retry_after)) as stage:
+        await stage.hand.put(*range(10))
+        await asyncio.sleep(100)
+        assert len(stage.plane.batches) == 1
+        stage.pipeline.node_renewed()
+        await asyncio.sleep(0.1)
+        assert stage.plane.numbers == list(range(10))
+
+
+async def test_late_answer_to_the_former_node_is_no_wait_for_the_new_one() -> None:
+    async with Stage(failing(429, retry_after=3600.0)) as stage:
+        stage.plane.seconds = 5.0
+        await stage.hand.put(*range(10))
+        await asyncio.sleep(1)
+        stage.pipeline.node_renewed()
+        await asyncio.sleep(10)
+        assert stage.plane.numbers == list(range(10))
+
+
 async def test_postponed_deliveries_of_a_fleet_are_spread() -> None:
     async with Stage(failing(429, retry_after=120.0), uniform=highest) as slowed:
         await slowed.hand.put(*range(10))
