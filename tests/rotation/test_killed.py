@@ -31,17 +31,28 @@ STEPS_OF_THE_PEER = [
 AGENT = """
 import importlib, inspect, os, signal, sys
 from plexd.events.dispatch import Dispatch
+from plexd.store.identity import IdentityStore
 
 module, name, moment = sys.argv[1:4]
 armed = False
-handle = Dispatch.handle
+handle, make_pending_key = Dispatch.handle, IdentityStore.make_pending_key
+# the agent has other things to apply and save, which are no step of a rotation that has not begun
+begins = "rotate_keys" if name == "IdentityStore.make_pending_key" else "key made"
 
-async def arm_and_handle(self, envelope):
+def note(what):
     global armed
-    armed = armed or envelope.event_type in {"rotate_keys", "peer_key_rotated"}
+    armed = armed or what in {begins, "peer_key_rotated"}
+
+async def note_and_handle(self, envelope):
+    note(envelope.event_type)
     await handle(self, envelope)
 
-Dispatch.handle = arm_and_handle
+def make_and_note(self):
+    key = make_pending_key(self)
+    note("key made")
+    return key
+
+Dispatch.handle, IdentityStore.make_pending_key = note_and_handle, make_and_note
 owner, method = name.split(".")
 owner = getattr(importlib.import_module(module), owner)
 work = getattr(owner, method)
@@ -70,7 +81,10 @@ sys.exit(main(sys.argv[4:]))
 
 
 def start_mortal(node: NodeProcess, module: str, name: str, moment: str) -> None:
-    """The agent, which kills itself at that moment once it has the event with which the rotation begins for it."""
+    """The agent, which kills itself at that moment once the rotation has begun for it.
+
+    A rotation of its own key has begun when the new key is on disk, that of a peer's key with the event about that key.
+    """
     arguments = ("up", "--config", str(node.directory / "config.yaml"))
     with node.log.open("ab") as log:
         node._process = subprocess.Popen(
