@@ -13,9 +13,8 @@ from structlog.testing import capture_logs
 
 from plexd.converge.assembly import build_mesh
 from plexd.converge.passes import Converger
-from plexd.errors import ControlError, KernelError, NotFound, Unauthenticated
+from plexd.errors import KernelError
 from plexd.events.dispatch import Dispatch
-from plexd.events.rejections import Rejections
 from plexd.events.state import StateEvents
 from plexd.mesh.changes import AddRoute, Change, PutPeer, RemovePeer, RemoveRoute
 from plexd.mesh.desired import Candidates, DataEntry, Desired, EndpointSource, SigningKeys
@@ -411,78 +410,6 @@ async def test_kernel_that_does_not_answer_asks_for_a_pull() -> None:
     assert world.done.pulls.reasons == ["event not applied"]
 
 
-# --- what is refused is answered
-
-
-class Answers:
-    """A control plane that takes refusals; each of `errors` meets one of them."""
-
-    def __init__(self, *errors: ControlError) -> None:
-        self._errors = list(errors)
-        self.executions: list[tuple[str, str]] = []
-        self.sessions: list[tuple[str, str]] = []
-
-    async def reject_execution(self, execution_id: str, reason: str) -> None:
-        if self._errors:
-            raise self._errors.pop(0)
-        self.executions.append((execution_id, reason))
-
-    async def report_session_closed(self, session_id: str, reason: str) -> None:
-        self.sessions.append((session_id, reason))
-
-
-@pytest.mark.virtual_time
-async def test_actions_and_sessions_are_rejected_with_their_reasons() -> None:
-    answers = Answers()
-    rejections = Rejections(answers, make_node())
-    rejections.reject_action("x-1")
-    rejections.reject_session("s-1")
-    task = asyncio.create_task(rejections.run())
-    await asyncio.sleep(1)
-    task.cancel()
-    assert answers.executions == [("x-1", "actions_disabled")]
-    assert answers.sessions == [("s-1", "rejected: disabled")]
-
-
-@pytest.mark.virtual_time
-async def test_rejections_wait_while_the_identity_is_refused() -> None:
-    answers, node = Answers(), make_node()
-    node.refuse()
-    rejections = Rejections(answers, node)
-    rejections.reject_action("x-1")
-    task = asyncio.create_task(rejections.run())
-    await asyncio.sleep(1000)
-    assert answers.executions == []
-    node.accept(node.credential())
-    await asyncio.sleep(1)
-    assert len(answers.executions) == 1
-    task.cancel()
-
-
-@pytest.mark.virtual_time
-async def test_rejection_that_met_a_401_is_delivered_later() -> None:
-    answers = Answers(Unauthenticated("401", status=401))
-    rejections = Rejections(answers, make_node())
-    rejections.reject_action("x-1")
-    rejections.reject_action("x-2")
-    task = asyncio.create_task(rejections.run())
-    await asyncio.sleep(100)
-    task.cancel()
-    assert [execution_id for execution_id, _ in answers.executions] == ["x-1", "x-2"]
-
-
-@pytest.mark.virtual_time
-async def test_rejection_that_cannot_be_delivered_does_not_hold_up_the_next() -> None:
-    answers = Answers(NotFound("404", status=404))
-    rejections = Rejections(answers, make_node())
-    rejections.reject_action("x-1")
-    rejections.reject_action("x-2")
-    task = asyncio.create_task(rejections.run())
-    await asyncio.sleep(100)
-    task.cancel()
-    assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
-
-
 async def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them() -> None:
     world = World()
     await world.come_up()
@@ -498,36 +425,10 @@ async def test_entries_are_on_disk_before_they_count_and_programs_hear_of_them()
     assert [dict(saved.secret_refs) for saved in world.done.saved_entries] == [{}, {"db": 2}]
 
 
-@pytest.mark.virtual_time
-async def test_requests_to_the_former_node_do_not_reach_the_new_one() -> None:
-    answers, node = Answers(), make_node()
-    rejections = Rejections(answers, node)
-    rejections.reject_action("x-1")
-    node.renew(node.identity, node.desired, 0.0)
-    rejections.reject_action("x-2")
-    task = asyncio.create_task(rejections.run())
-    await asyncio.sleep(1)
-    task.cancel()
-    assert [execution_id for execution_id, _ in answers.executions] == ["x-2"]
-
-
-@pytest.mark.virtual_time
-async def test_action_is_answered_while_sessions_wait_for_the_control_plane() -> None:
-    class Slow(Answers):
-        async def report_session_closed(self, session_id: str, reason: str) -> None:
-            await asyncio.Event().wait()
-
-    answers = Slow()
-    rejections = Rejections(answers, make_node())
-    rejections.reject_session("s-1")
-    rejections.reject_action("x-1")
-    task = asyncio.create_task(rejections.run())
-    await asyncio.sleep(1)
-    task.cancel()
-    assert [execution_id for execution_id, _ in answers.executions] == ["x-1"]
-
-
 def test_two_handlers_for_one_type_of_event_are_a_mistake() -> None:
+    async def handler(_event: object, _envelope: object) -> None:
+        pass
+
     world = World()
     with pytest.raises(ValueError, match="two handlers for ActionRequested"):
-        world.dispatch.add(Rejections(Answers(), world.node).component().events)
+        world.dispatch.add({ActionRequested: handler})
