@@ -35,7 +35,7 @@ from plexd.node.persist import Persist
 from plexd.node.state import Node
 from plexd.node.status import Membership, Overview
 from plexd.runtime.clocks import Clocks
-from plexd.runtime.component import Component
+from plexd.runtime.component import Component, contribute
 from plexd.runtime.garbage import Garbage
 from plexd.runtime.supervisor import Groups, Service, Supervisor
 from plexd.runtime.watchdog import Watchdog
@@ -183,12 +183,12 @@ def compose(context: Context, deliveries: Deliveries, node: Node, kernel: Kernel
         telemetry.component(node, mesh.view),
     )
     for component in components:
-        configuration.live.update(component.live)
+        contribute(configuration.live, component.live)
         dispatch.add(component.events)
         listener.on_connected += component.stream_connected
-        context.overview.members.update(component.status)
-        calls.heartbeat.update(component.heartbeat)
-        calls.capabilities.update(component.capabilities)
+        contribute(context.overview.members, component.status)
+        contribute(calls.heartbeat, component.heartbeat)
+        contribute(calls.capabilities, component.capabilities)
 
     vital: list[Service] = [heartbeat, persist, drift]
     if (watchdog_seconds := systemd.watchdog_interval()) is not None:

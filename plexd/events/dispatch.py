@@ -8,7 +8,7 @@ from typing import Any
 
 from plexd.errors import WireError
 from plexd.log import get_logger
-from plexd.runtime.component import EventHandler
+from plexd.runtime.component import EventHandler, contribute
 from plexd.wire.envelope import Envelope
 from plexd.wire.mapping import OwnNode
 from plexd.wire.payloads import EventEffect, parse_event, reaction_to_bad
@@ -29,9 +29,7 @@ class Dispatch:
 
     def add(self, handlers: Mapping[type[Any], EventHandler]) -> None:
         """Raises ValueError when a type of event has a handler already."""
-        if twice := self._handlers.keys() & handlers.keys():
-            raise ValueError(f"two handlers for {', '.join(sorted(kind.__name__ for kind in twice))}")
-        self._handlers |= handlers
+        contribute(self._handlers, handlers)
 
     async def handle(self, envelope: Envelope) -> None:
         """Act on one verified event; handling the same event twice equals handling it once."""

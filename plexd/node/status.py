@@ -36,7 +36,7 @@ LOOK_SECONDS = 5.0  # for so long readiness relies on a look at the interface
 Document = dict[str, Any]
 
 # members of the status document as long as no component adds its own
-MEMBERS: Mapping[str, Callable[[], object]] = {
+MEMBERS: dict[str, Callable[[], object]] = {
     "nat": lambda: None,
     "actions": lambda: {"enabled": False, "running": 0, "max_concurrent": 0, "results_pending": 0},
     "hooks": lambda: {"enabled": False, "total": 0, "not_ok": 0},
@@ -109,7 +109,7 @@ class Overview:
         self.reports: Reports | None = None
         self.telemetry: Pipelines | None = None
         self.config = config
-        self.members = dict(MEMBERS)
+        self.members: dict[str, Callable[[], object]] = {}
         self._health = health
         self._now = now
         self._monotonic = monotonic
@@ -145,7 +145,7 @@ class Overview:
                 "conditions": self._conditions(),
                 "mesh": await self._mesh(),
                 "counts": self._counts(),
-                **{name: make() for name, make in self.members.items()},
+                **{name: make() for name, make in (MEMBERS | self.members).items()},
             }
         )
 
@@ -168,7 +168,7 @@ class Overview:
         node, observed = self.membership.node, sight.observed
         candidates = node.desired.candidates.get(view.id, Candidates())
         about = {
-            "nat": self.members["nat"](),
+            "nat": self.members.get("nat", MEMBERS["nat"])(),
             "mtu": observed.link.mtu if observed is not None and observed.link is not None else None,
             "policy": await self._deciding(self.membership, view),
             "state_fetched_at": _time(node.fetched_at or None),

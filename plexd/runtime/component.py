@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from plexd.runtime.supervisor import Service
 
@@ -27,6 +27,8 @@ class Envelope(Protocol):
 
 
 EventHandler = Callable[[Any, Envelope], Awaitable[None]]
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +51,10 @@ class Component:
     status: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     heartbeat: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     capabilities: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+
+
+def contribute(table: dict[KeyT, ValueT], entries: Mapping[KeyT, ValueT]) -> None:
+    """Add what a component gives to a table of the composition. Raises ValueError for a key that is taken."""
+    if taken := table.keys() & entries.keys():
+        raise ValueError(f"given twice: {', '.join(sorted(map(str, taken)))}")
+    table.update(entries)

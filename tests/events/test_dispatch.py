@@ -430,5 +430,5 @@ def test_two_handlers_for_one_type_of_event_are_a_mistake() -> None:
         pass
 
     world = World()
-    with pytest.raises(ValueError, match="two handlers for ActionRequested"):
+    with pytest.raises(ValueError, match=r"given twice: <class 'plexd\.mesh\.events\.ActionRequested'>"):
         world.dispatch.add({ActionRequested: handler})
